@@ -1,0 +1,1 @@
+//! Serves the disk at home: the p2pfs host.

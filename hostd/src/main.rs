@@ -1,0 +1,3 @@
+//! Serves the disk at home: the p2pfs host.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Mounts the disk at home: the p2pfs client.

@@ -1,0 +1,3 @@
+//! Mounts the disk at home: the p2pfs client.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Introduces clients to hosts: the p2pfs rendezvous server.

@@ -1,0 +1,3 @@
+//! Introduces clients to hosts: the p2pfs rendezvous server.
+
+fn main() {}

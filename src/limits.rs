@@ -1,0 +1,71 @@
+//! Every bound on what comes from outside, with its reason.
+
+use std::time::Duration;
+
+/// File data in one call or entry, bytes: the largest request that the kernel makes (1 MiB).
+pub const BODY_BYTES_MAX: usize = 1 << 20;
+/// A header of a file frame, bytes: a directory page is the largest.
+pub const HEADER_BYTES_MAX: usize = 256 << 10;
+/// A control message between a daemon and the server, bytes.
+pub const CONTROL_BYTES_MAX: usize = 16 << 10;
+/// A name in a directory, bytes (`NAME_MAX`).
+pub const NAME_BYTES_MAX: usize = 255;
+/// A symlink's target, bytes (`PATH_MAX` without its NUL).
+pub const TARGET_BYTES_MAX: usize = 4095;
+/// Entries in one directory page: at about 200 bytes each, well inside a header.
+pub const DIR_PAGE_ENTRIES_MAX: usize = 1024;
+/// An extended attribute's value, bytes (`XATTR_SIZE_MAX`).
+pub const XATTR_BYTES_MAX: usize = 64 << 10;
+/// Nodes forgotten in one call.
+pub const FORGET_NODES_MAX: usize = 4096;
+/// A share's, host's or key's name, bytes.
+pub const LABEL_BYTES_MAX: usize = 64;
+/// Shares of one host.
+pub const SHARES_MAX: usize = 64;
+/// Calls of one session under way at once; equals the streams that the host allows.
+pub const CALLS_IN_FLIGHT_MAX: usize = 512;
+/// Redo-log entries of one session that are not yet applied.
+pub const LOG_ENTRIES_UNAPPLIED_MAX: usize = 1024;
+/// Write data of one session that is not yet applied, bytes: twice what 1 Gbit/s holds in 100 ms.
+pub const LOG_BYTES_UNAPPLIED_MAX: usize = 32 << 20;
+/// Data kept for a redo until it is stable on the host, bytes; the log asks the host to sync at half.
+pub const LOG_BYTES_UNSTABLE_MAX: usize = 256 << 20;
+/// Predecessors that an entry may name.
+pub const LOG_AFTER_MAX: usize = 4;
+/// Open files of one session.
+pub const HANDLES_MAX: usize = 65_536;
+/// Sessions of one host.
+pub const SESSIONS_MAX: usize = 256;
+/// Keys that a host records.
+pub const KEYS_MAX: usize = 1024;
+/// Addresses that a peer may name as candidates.
+pub const CANDIDATES_MAX: usize = 16;
+/// A probe, bytes: never longer than this, so that probing is no amplifier.
+pub const PROBE_BYTES_MAX: usize = 64;
+/// Sealed routing information, bytes.
+pub const SEALED_BYTES_MAX: usize = 2048;
+/// Hosts and clients that a server holds.
+pub const SERVER_PEERS_MAX: usize = 65_536;
+/// Blinded MACs that one host may register: one for each recorded key.
+pub const INDICES_MAX: usize = KEYS_MAX;
+
+/// Between probes to the same candidate while punching.
+pub const PROBE_INTERVAL: Duration = Duration::from_millis(50);
+/// How long a round of punching lasts before it pauses.
+pub const PUNCH_ROUND: Duration = Duration::from_secs(3);
+/// How often an established path is probed, to keep the NAT's mapping (R6) and to notice its death.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// Between STUN requests and registrations while a session is in use (R2, R20).
+pub const RENDEZVOUS_INTERVAL: Duration = Duration::from_secs(5);
+/// Between STUN requests and registrations of an idle host.
+pub const RENDEZVOUS_IDLE_INTERVAL: Duration = Duration::from_secs(20);
+/// A STUN transaction's first retransmission (RFC 8489, 6.2.1, with a shorter RTO for a nearby server).
+pub const STUN_RTO: Duration = Duration::from_millis(250);
+/// QUIC's idle timeout; the session notices a lost peer earlier, by its own calls.
+pub const CONNECTION_IDLE: Duration = Duration::from_secs(30);
+/// How long a QUIC handshake may take before it is tried again.
+pub const HANDSHAKE: Duration = Duration::from_secs(5);
+/// How long a host keeps a session without a connection.
+pub const SESSION_LINGER: Duration = Duration::from_secs(120);
+/// The largest UDP payload that a path is asked to carry, bytes.
+pub const MTU_MAX: u16 = 1400;

@@ -1,0 +1,57 @@
+//! What a client's file system talks to: calls, and a log of numbered changes.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use crate::id::Seq;
+use crate::wire::call::{Call, Reply};
+use crate::wire::errno::Errno;
+use crate::wire::log::{Mutation, Outcome};
+
+/// A future that can be kept anywhere.
+pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// A share on a host, as seen over a session.
+///
+/// No method waits: what takes time is in the futures. Dropping a call's future cancels the call.
+pub trait Remote: Send + Sync {
+    /// Asks; the body is empty but for [`Reply::Data`].
+    ///
+    /// Fails with what the host says, or `ETIMEDOUT` after the grace, or `ENOTCONN` when the session
+    /// has ended.
+    fn call(&self, call: Call) -> BoxFuture<Result<(Reply, Bytes), Errno>>;
+
+    /// Numbers a change and ships it. `after`: entries (at most 4) that must be applied before it.
+    fn submit(&self, mutation: Mutation, body: Bytes, after: Vec<Seq>) -> Submitted;
+
+    /// Resolves when the log has room for `bytes` more, so that writers wait for a slow link.
+    fn room(&self, bytes: usize) -> BoxFuture<()>;
+}
+
+/// A change that has its number.
+pub struct Submitted {
+    /// The number.
+    pub seq: Seq,
+    /// Resolves when the host has carried the change out, or refused it; the sender is dropped when
+    /// the session has ended.
+    pub applied: oneshot::Receiver<Result<Outcome, Errno>>,
+}
+
+impl Submitted {
+    /// Waits for *applied*; the end of the session is `ENOTCONN`.
+    pub async fn wait(self) -> Result<Outcome, Errno> {
+        self.applied.await.unwrap_or(Err(Errno::ENOTCONN))
+    }
+}
+
+impl fmt::Debug for Submitted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Submitted")
+            .field("seq", &self.seq)
+            .finish_non_exhaustive()
+    }
+}

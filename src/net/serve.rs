@@ -1,0 +1,58 @@
+//! What a host puts behind its sessions.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::identity::PeerId;
+use crate::wire::call::{Call, Reply};
+use crate::wire::errno::Errno;
+use crate::wire::log::{Mutation, Outcome};
+use crate::wire::session::{Denial, Identify};
+
+/// The owner's rules: who may use what.
+pub trait Policy: Send + Sync {
+    /// Decides on request 21 of a key that has been proved (step 122). Called on every connection and
+    /// every resume; quick, and never waits for the network.
+    fn authorise(
+        &self,
+        peer: PeerId,
+        from: SocketAddr,
+        request: &Identify,
+    ) -> Result<Authorised, Denial>;
+}
+
+/// What an approved session gets.
+#[derive(Clone)]
+pub struct Authorised {
+    /// The share's name.
+    pub share: String,
+    /// Whether changes are refused (the session refuses them with EROFS).
+    pub read_only: bool,
+    /// The session's own view of the share: its open files, its nodes.
+    pub export: Arc<dyn Export>,
+}
+
+impl std::fmt::Debug for Authorised {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Authorised")
+            .field("share", &self.share)
+            .finish_non_exhaustive()
+    }
+}
+
+/// One session's view of a share. All methods may block: they are called on threads for that.
+///
+/// Order is the session's business: a `Sync`, `SyncAll` or `Release` arrives when the entries that it
+/// names are applied, and an entry when those it comes after are. Everything else runs in parallel.
+pub trait Export: Send + Sync {
+    /// Answers a call; the body is empty but for [`Reply::Data`].
+    fn call(&self, call: Call) -> Result<(Reply, Bytes), Errno>;
+
+    /// Carries out a change; `body` is the data of a write or the value of an attribute.
+    fn apply(&self, mutation: Mutation, body: Bytes) -> Result<Outcome, Errno>;
+
+    /// Makes all that was applied stable (`syncfs` of the share).
+    fn sync_all(&self) -> Result<(), Errno>;
+}

@@ -1,0 +1,1 @@
+//! Sticks, and the key directories that stand in for them.

@@ -1,0 +1,258 @@
+//! Calls and replies: reading, and what changes nothing on the host's disk.
+//!
+//! Every call may be sent twice without harm (opens carry the handle's number, chosen by the client),
+//! so a call that was under way when a connection died is sent again on the next one.
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{HandleId, NodeId, Seq};
+use crate::wire::name::{Name, Target};
+
+/// What a client asks. **Append only: the order is the format.**
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum Call {
+    /// The entry `name` of `parent`. -> [`Reply::Entry`]
+    Lookup {
+        /// The directory.
+        parent: NodeId,
+        /// The name in it.
+        name: Name,
+    },
+    /// A node's attributes. -> [`Reply::Attr`]
+    GetAttr {
+        /// The node.
+        node: NodeId,
+        /// An open handle of it, which also reaches an unlinked file.
+        handle: Option<HandleId>,
+    },
+    /// A symlink's target. -> [`Reply::Target`]
+    ReadLink {
+        /// The symlink.
+        node: NodeId,
+    },
+    /// A page of a directory, with attributes. -> [`Reply::Dir`]
+    ReadDir {
+        /// The directory.
+        node: NodeId,
+        /// Its handle, from [`Call::Open`].
+        handle: HandleId,
+        /// Where to go on: 0, or [`DirEntry::cookie`] of the last entry read.
+        cookie: u64,
+        /// At most this many entries.
+        entries_max: u32,
+    },
+    /// Opens a file or directory. -> [`Reply::Attr`], fresh: this is the close-to-open check.
+    Open {
+        /// What to open.
+        node: NodeId,
+        /// What the handle will be called.
+        handle: HandleId,
+        /// Which directions.
+        access: Access,
+    },
+    /// File data. -> [`Reply::Data`], with the data as body; shorter only at the end of the file.
+    Read {
+        /// The open file.
+        handle: HandleId,
+        /// From this byte.
+        offset: u64,
+        /// At most this many bytes; at most 1 MiB.
+        len: u32,
+    },
+    /// Space and limits of the share. -> [`Reply::StatFs`]
+    StatFs,
+    /// Waits until the entries up to `upto` are applied, then makes the file (or directory) stable.
+    /// -> [`Reply::Done`]
+    Sync {
+        /// The open file.
+        handle: HandleId,
+        /// `fdatasync`: without times.
+        data_only: bool,
+        /// The last entry that must be in it.
+        upto: Seq,
+    },
+    /// Waits until the entries up to `upto` are applied, then makes the whole share stable.
+    /// -> [`Reply::Done`]
+    SyncAll {
+        /// The last entry that must be in it.
+        upto: Seq,
+    },
+    /// Closes a handle, after the entries up to `upto`. -> [`Reply::Done`]
+    Release {
+        /// The open file.
+        handle: HandleId,
+        /// The last entry that used it.
+        upto: Seq,
+    },
+    /// The client's kernel no longer knows these nodes. -> [`Reply::Done`]
+    Forget {
+        /// At most 4096 of them.
+        nodes: Vec<NodeId>,
+    },
+    /// An extended attribute's value, or with `name` empty the list of names (each followed by NUL).
+    /// -> [`Reply::Data`], the bytes as body.
+    GetXattr {
+        /// The node.
+        node: NodeId,
+        /// The attribute's name with its namespace, or empty.
+        name: XattrName,
+    },
+}
+
+/// What a host answers. **Append only: the order is the format.**
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum Reply {
+    /// Done; nothing to tell.
+    Done,
+    /// A node and its attributes.
+    Entry(Entry),
+    /// Attributes.
+    Attr(Attr),
+    /// A symlink's target.
+    Target(Target),
+    /// A page of a directory.
+    Dir(DirPage),
+    /// The frame's body is the answer.
+    Data,
+    /// Space and limits.
+    StatFs(StatFs),
+}
+
+/// The directions of an open file.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum Access {
+    /// `O_RDONLY`
+    Read,
+    /// `O_WRONLY`
+    Write,
+    /// `O_RDWR`
+    ReadWrite,
+}
+
+/// An extended attribute's name, as bytes: at most 255, no NUL; empty where a list is asked.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct XattrName(#[serde(with = "serde_bytes")] pub Vec<u8>);
+
+/// A node as a directory shows it.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Entry {
+    /// Its name for calls.
+    pub node: NodeId,
+    /// What `stat` shows.
+    pub attr: Attr,
+}
+
+/// What `stat` shows.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Attr {
+    /// Bytes; for a symlink the length of its target.
+    pub size: u64,
+    /// 512-byte blocks on the host's disk.
+    pub blocks: u64,
+    /// Last access.
+    pub atime: Time,
+    /// Last change of the data.
+    pub mtime: Time,
+    /// Last change of the node.
+    pub ctime: Time,
+    /// Birth, where the host's file system keeps it.
+    pub btime: Time,
+    /// Type and permission bits (`st_mode`).
+    pub mode: u32,
+    /// Hard links.
+    pub nlink: u32,
+    /// The owner's number on the host.
+    pub uid: u32,
+    /// The group's number on the host.
+    pub gid: u32,
+    /// Device of a device node (`st_rdev`, Linux's `makedev` encoding).
+    pub rdev: u64,
+    /// The preferred block size.
+    pub blksize: u32,
+}
+
+impl Attr {
+    /// `S_IFMT` of the mode.
+    pub fn kind(&self) -> u32 {
+        self.mode & 0o170_000
+    }
+
+    /// Whether it is a regular file.
+    pub fn is_file(&self) -> bool {
+        self.kind() == 0o100_000
+    }
+
+    /// Whether it is a directory.
+    pub fn is_dir(&self) -> bool {
+        self.kind() == 0o040_000
+    }
+
+    /// Which version of the data this is: equal versions, equal data (close-to-open).
+    pub fn data_version(&self) -> DataVersion {
+        DataVersion {
+            mtime: self.mtime,
+            ctime: self.ctime,
+            size: self.size,
+        }
+    }
+}
+
+/// A version of a file's data, as far as times and size can tell.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub struct DataVersion {
+    mtime: Time,
+    ctime: Time,
+    size: u64,
+}
+
+/// A point in time as `struct timespec` has it; before 1970 `seconds` is negative.
+#[derive(
+    Clone, Copy, Debug, Default, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize,
+)]
+pub struct Time {
+    /// Whole seconds since 1970-01-01 UTC, rounded down.
+    pub seconds: i64,
+    /// 0 to 999,999,999, added to `seconds`.
+    pub nanos: u32,
+}
+
+/// A page of a directory.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct DirPage {
+    /// The entries, `.` and `..` left out.
+    pub entries: Vec<DirEntry>,
+    /// Whether the directory ends here.
+    pub end: bool,
+}
+
+/// An entry of a directory.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct DirEntry {
+    /// Its name.
+    pub name: Name,
+    /// Where the listing goes on behind it; never 0.
+    pub cookie: u64,
+    /// The node.
+    pub entry: Entry,
+}
+
+/// What `statfs` shows.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct StatFs {
+    /// Blocks in all, of `frsize` bytes.
+    pub blocks: u64,
+    /// Free blocks.
+    pub bfree: u64,
+    /// Free blocks for ordinary users.
+    pub bavail: u64,
+    /// Inodes in all.
+    pub files: u64,
+    /// Free inodes.
+    pub ffree: u64,
+    /// Preferred transfer size.
+    pub bsize: u32,
+    /// The unit of the counts of blocks.
+    pub frsize: u32,
+    /// Longest name.
+    pub namelen: u32,
+}

@@ -1,0 +1,1 @@
+//! Probes: small authenticated datagrams that open and test a path.

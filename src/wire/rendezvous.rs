@@ -1,0 +1,1 @@
+//! Registration and matching: what daemons and the server say to each other under TLS.

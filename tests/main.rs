@@ -1,0 +1,1 @@
+//! Tests of whole parts and of real things.
