@@ -2,3 +2,5 @@
 
 pub mod remote;
 pub mod serve;
+
+mod pathmux;
