@@ -4,5 +4,6 @@ pub mod admin;
 pub mod daemon;
 pub mod log;
 pub mod remote;
+pub mod rendezvous;
 pub mod serve;
 pub mod tls;
