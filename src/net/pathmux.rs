@@ -66,8 +66,12 @@ impl Virtual {
     }
 
     pub(crate) fn from_address(address: SocketAddr) -> Option<Self> {
-        let IpAddr::V6(ip) = address.ip() else { return None };
-        let [0xfd70, 0x3270, 0x6673, 0, 0, 0, high, low] = ip.segments() else { return None };
+        let IpAddr::V6(ip) = address.ip() else {
+            return None;
+        };
+        let [0xfd70, 0x3270, 0x6673, 0, 0, 0, high, low] = ip.segments() else {
+            return None;
+        };
         Some(Self(u32::from(high) << 16 | u32::from(low)))
     }
 }
@@ -87,7 +91,13 @@ impl PathMux {
         let socket = UdpSocket::from_std(socket.into())?;
         let state = UdpSocketState::new((&socket).into())?;
         let (control, controls) = mpsc::channel(CONTROL_QUEUE);
-        let mux = Self { socket, state, dual_stack, control, paths: RwLock::default() };
+        let mux = Self {
+            socket,
+            state,
+            dual_stack,
+            control,
+            paths: RwLock::default(),
+        };
         Ok((Arc::new(mux), controls))
     }
 
@@ -114,11 +124,6 @@ impl PathMux {
         let mut paths = write(&self.paths);
         paths.by_address.insert(address, peer);
         paths.active.insert(peer, address);
-    }
-
-    /// The peer has no path: what quinn sends to it is lost, as on a network.
-    pub(crate) fn clear_path(&self, peer: Virtual) {
-        write(&self.paths).active.remove(&peer);
     }
 
     /// The peer is gone.
@@ -184,7 +189,10 @@ impl PathMux {
 
 impl AsyncUdpSocket for PathMux {
     fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-        Box::pin(WritePoller { mux: self, waiting: None })
+        Box::pin(WritePoller {
+            mux: self,
+            waiting: None,
+        })
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
@@ -260,7 +268,9 @@ impl AsyncUdpSocket for PathMux {
 
 impl fmt::Debug for PathMux {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PathMux").field("paths", &self.paths).finish_non_exhaustive()
+        f.debug_struct("PathMux")
+            .field("paths", &self.paths)
+            .finish_non_exhaustive()
     }
 }
 
@@ -290,7 +300,11 @@ impl fmt::Debug for WritePoller {
 }
 
 fn bind_to(address: SocketAddr, dual_stack: bool) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::DGRAM,
+        Some(Protocol::UDP),
+    )?;
     if dual_stack {
         socket.set_only_v6(false)?;
     }
@@ -307,9 +321,11 @@ fn bind_to(address: SocketAddr, dual_stack: bool) -> io::Result<Socket> {
 
 /// The maps are never left half changed, so a panic elsewhere does not spoil them.
 fn read(lock: &RwLock<Paths>) -> std::sync::RwLockReadGuard<'_, Paths> {
-    lock.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+    lock.read()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 fn write(lock: &RwLock<Paths>) -> std::sync::RwLockWriteGuard<'_, Paths> {
-    lock.write().unwrap_or_else(std::sync::PoisonError::into_inner)
+    lock.write()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }

@@ -167,11 +167,6 @@ impl Punch {
         }
     }
 
-    /// A datagram of the connection came over the path: it is alive.
-    pub fn handle_data(&mut self, from: SocketAddr, now: Instant) {
-        self.hear(from, now);
-    }
-
     /// Probes may be due, or a path dead.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.check_active(now);

@@ -12,6 +12,8 @@ use crate::wire::errno::Errno;
 pub struct Log<P, R> {
     last: Seq,
     stable: Seq,
+    /// The next entry to put on the connection.
+    next_to_ship: Seq,
     unapplied: BTreeMap<Seq, Unapplied<P>>,
     unapplied_bytes: usize,
     link: Option<ConnectionId>,
@@ -58,6 +60,7 @@ impl<P: Clone, R> Log<P, R> {
         Self {
             last: Seq::ZERO,
             stable: Seq::ZERO,
+            next_to_ship: Seq::ZERO.next(),
             unapplied: BTreeMap::new(),
             unapplied_bytes: 0,
             link: None,
@@ -67,8 +70,8 @@ impl<P: Clone, R> Log<P, R> {
         }
     }
 
-    /// Numbers an entry of `bytes` bytes of data and ships it if a connection is up. Of `after` only
-    /// what is not applied yet is sent; more than 4 are replaced by "everything before".
+    /// Numbers an entry of `bytes` bytes of data; it is shipped when a connection is up and no more
+    /// than 1,024 numbers are under way. Of `after` (at most 4) only what is not applied is sent.
     pub fn append(&mut self, payload: P, bytes: usize, after: &[Seq]) -> Seq {
         let seq = self.last.next();
         self.last = seq;
@@ -169,6 +172,7 @@ impl<P: Clone, R> Log<P, R> {
             self.unapplied_bytes -= entry.bytes;
             self.outputs.push_back(Output::Applied { seq, result });
             self.outputs.push_back(Output::Progress);
+            self.ship();
         }
         Ok(())
     }
@@ -219,6 +223,29 @@ impl<P: Clone, R> Log<P, R> {
     /// Entries not yet applied, and their data in bytes.
     pub fn unapplied(&self) -> (usize, usize) {
         (self.unapplied.len(), self.unapplied_bytes)
+    }
+
+    fn first_unapplied(&self) -> Seq {
+        self.unapplied
+            .keys()
+            .next()
+            .copied()
+            .unwrap_or_else(|| self.last.next())
+    }
+
+    fn ship(&mut self) {
+        let Some(connection) = self.link else { return };
+        let end = Seq(self.first_unapplied().0 + LOG_ENTRIES_UNAPPLIED_MAX as u64);
+        for (&seq, entry) in self.unapplied.range(self.next_to_ship..end) {
+            let (after, payload) = (entry.after.clone(), entry.payload.clone());
+            self.outputs.push_back(Output::Ship {
+                connection,
+                seq,
+                after,
+                payload,
+            });
+            self.next_to_ship = seq.next();
+        }
     }
 
     fn fail_all(&mut self, errno: Errno) {
