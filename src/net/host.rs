@@ -96,18 +96,10 @@ impl Host {
         let endpoint = Endpoint::start(config.listen, Some(server), Some(config.mac))?;
         let (events_in, events) = mpsc::channel(64);
         let register = |server| {
-            let side = Side::Host {
-                mac: config.mac,
-                keys: config.keys.clone(),
-            };
+            let side = Side::Host { mac: config.mac, keys: config.keys.clone() };
             let secret = config.secret.clone();
             let routing = endpoint.routing();
-            let config = RegistrationConfig {
-                secret,
-                server,
-                side,
-                routing,
-            };
+            let config = RegistrationConfig { secret, server, side, routing };
             Registration::start(config, events_in.clone())
         };
         let registrations = config.servers.iter().cloned().map(register).collect();
@@ -184,13 +176,8 @@ impl Shared {
     fn meet(self: Arc<Self>, introduction: Introduction) {
         let (peer, routing) = (introduction.peer, introduction.routing.clone());
         let (handle, mut events) = self.endpoint.punch(introduction, Role::Host);
-        let introduced = Introduced {
-            peer,
-            handle,
-            routing,
-            path: None,
-            quiet_since: Instant::now(),
-        };
+        let introduced =
+            Introduced { peer, handle, routing, path: None, quiet_since: Instant::now() };
         self.lock().peers.insert(handle.address(), introduced);
         tokio::spawn(async move {
             while let Some(event) = events.recv().await {
@@ -233,12 +220,7 @@ impl Shared {
                 });
                 let old =
                     |one: &Introduced| one.path.is_none() && now > one.quiet_since + SESSION_LINGER;
-                state
-                    .peers
-                    .values()
-                    .filter(|one| old(one))
-                    .map(|one| one.handle)
-                    .collect()
+                state.peers.values().filter(|one| old(one)).map(|one| one.handle).collect()
             };
             for peer in gone {
                 self.endpoint.remove(peer);
@@ -253,16 +235,9 @@ impl Shared {
 
     fn status(&self) -> Value {
         let mut own = self.endpoint.routing().borrow().clone();
-        let statuses: Vec<_> = self
-            .registrations
-            .iter()
-            .map(Registration::status)
-            .collect();
+        let statuses: Vec<_> = self.registrations.iter().map(Registration::status).collect();
         own.tcp_public = statuses.iter().find_map(|status| status.tcp_public);
-        own.tcp_private = statuses
-            .iter()
-            .filter_map(|status| status.tcp_private)
-            .collect();
+        own.tcp_private = statuses.iter().filter_map(|status| status.tcp_private).collect();
         let servers: Vec<Value> = statuses
             .iter()
             .map(|status| {
@@ -279,10 +254,7 @@ impl Shared {
             .values()
             .map(|session| {
                 let peer = session.remote().and_then(|remote| state.peers.get(&remote));
-                session.status(
-                    peer.and_then(|peer| peer.path),
-                    peer.map(|peer| &peer.routing),
-                )
+                session.status(peer.and_then(|peer| peer.path), peer.map(|peer| &peer.routing))
             })
             .collect();
         let age = statuses.iter().filter_map(|status| status.age).min();
@@ -302,16 +274,12 @@ impl Shared {
 
 impl std::fmt::Debug for Host {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Host")
-            .field("name", &self.shared.name)
-            .finish_non_exhaustive()
+        f.debug_struct("Host").field("name", &self.shared.name).finish_non_exhaustive()
     }
 }
 
 impl std::fmt::Debug for HostConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("HostConfig")
-            .field("name", &self.name)
-            .finish_non_exhaustive()
+        f.debug_struct("HostConfig").field("name", &self.name).finish_non_exhaustive()
     }
 }

@@ -148,15 +148,8 @@ impl Punch {
         }
         match probe.kind {
             ProbeKind::Ping => {
-                let pong = Probe {
-                    kind: ProbeKind::Pong,
-                    role: self.role,
-                    ..probe
-                };
-                self.outputs.push_back(Output::Transmit {
-                    to: from,
-                    bytes: pong.seal(&self.key),
-                });
+                let pong = Probe { kind: ProbeKind::Pong, role: self.role, ..probe };
+                self.outputs.push_back(Output::Transmit { to: from, bytes: pong.seal(&self.key) });
                 self.hear(from, now);
                 // A NAT gave the peer an address that it does not know itself: ask there at once
                 if self.learn(from) {
@@ -173,30 +166,19 @@ impl Punch {
         if self.next_probe > now {
             return;
         }
-        let better: Vec<SocketAddr> = self
-            .candidates
-            .keys()
-            .copied()
-            .filter(|to| self.is_wanted(*to))
-            .collect();
+        let better: Vec<SocketAddr> =
+            self.candidates.keys().copied().filter(|to| self.is_wanted(*to)).collect();
         for to in better {
             self.ping(to, now);
         }
-        let interval = if now < self.round_ends {
-            PROBE_INTERVAL
-        } else {
-            SLOW_INTERVAL
-        };
+        let interval = if now < self.round_ends { PROBE_INTERVAL } else { SLOW_INTERVAL };
         self.next_probe = now + interval;
     }
 
     /// When [`Self::handle_timeout`] wants to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let searching = self
-            .candidates
-            .keys()
-            .any(|to| self.is_wanted(*to))
-            .then_some(self.next_probe);
+        let searching =
+            self.candidates.keys().any(|to| self.is_wanted(*to)).then_some(self.next_probe);
         let keeping = self.active.as_ref().map(|active| match active.asked {
             Some(asked) => active.next_ping.min(asked + SILENCE_MAX),
             None => active.next_ping,
@@ -211,20 +193,14 @@ impl Punch {
 
     /// The path in use, with its round-trip time.
     pub fn path(&self) -> Option<(SocketAddr, Rung, Duration)> {
-        self.active
-            .as_ref()
-            .map(|path| (path.address, Rung::of(path.address), path.rtt))
+        self.active.as_ref().map(|path| (path.address, Rung::of(path.address), path.rtt))
     }
 
     fn handle_pong(&mut self, nonce: u64, from: SocketAddr, now: Instant) {
         let Some(candidate) = self.candidates.get_mut(&from) else {
             return;
         };
-        let Some(at) = candidate
-            .pings
-            .iter()
-            .position(|(asked, _)| *asked == nonce)
-        else {
+        let Some(at) = candidate.pings.iter().position(|(asked, _)| *asked == nonce) else {
             return;
         };
         let rtt = now.saturating_duration_since(candidate.pings[at].1);
@@ -236,18 +212,9 @@ impl Punch {
             Some(active) if Rung::of(active.address) <= rung => {}
             _ => {
                 let next_ping = now + KEEP_ALIVE;
-                self.active = Some(Active {
-                    address: from,
-                    rtt,
-                    heard: now,
-                    next_ping,
-                    asked: None,
-                });
-                self.outputs.push_back(Output::PathUp {
-                    address: from,
-                    rung,
-                    rtt,
-                });
+                self.active =
+                    Some(Active { address: from, rtt, heard: now, next_ping, asked: None });
+                self.outputs.push_back(Output::PathUp { address: from, rung, rtt });
             }
         }
     }
@@ -274,9 +241,7 @@ impl Punch {
 
     /// Only addresses that would be better than the path in use are probed.
     fn is_wanted(&self, address: SocketAddr) -> bool {
-        self.active
-            .as_ref()
-            .is_none_or(|path| Rung::of(address) < Rung::of(path.address))
+        self.active.as_ref().is_none_or(|path| Rung::of(address) < Rung::of(path.address))
     }
 
     fn hear(&mut self, from: SocketAddr, now: Instant) {
@@ -308,15 +273,10 @@ impl Punch {
             candidate.pings.pop_front();
         }
         candidate.pings.push_back((nonce, now));
-        let probe = Probe {
-            kind: ProbeKind::Ping,
-            role: self.role,
-            tag: self.tag,
-            nonce,
-        };
-        self.outputs.push_back(Output::Transmit {
-            to,
-            bytes: probe.seal(&self.key),
-        });
+        let probe = Probe { kind: ProbeKind::Ping, role: self.role, tag: self.tag, nonce };
+        self.outputs.push_back(Output::Transmit { to, bytes: probe.seal(&self.key) });
     }
 }
+
+#[cfg(test)]
+mod tests;
