@@ -107,11 +107,10 @@ fn is_mass_storage(device: &rusb::Device<rusb::Context>) -> bool {
     let Ok(config) = device.active_config_descriptor() else {
         return false;
     };
-    let found = config
+    config
         .interfaces()
         .flat_map(|interface| interface.descriptors())
-        .any(|descriptor| descriptor.class_code() == USB_CLASS_MASS_STORAGE);
-    found
+        .any(|descriptor| descriptor.class_code() == USB_CLASS_MASS_STORAGE)
 }
 
 /// Reads a USB device's folder in sysfs; `None` for any other folder.
