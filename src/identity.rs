@@ -2,6 +2,8 @@
 //!
 //! A public key *is* an identity. Secrets have no `Display`, a redacted `Debug`, and are wiped.
 
+pub mod sealed;
+
 use std::fmt;
 
 use base64::Engine;
