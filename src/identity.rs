@@ -50,6 +50,11 @@ impl PeerId {
         Sha256::digest(self.0).into()
     }
 
+    /// Whether this is a key that only its owner can sign with: a point of small order is not.
+    pub fn is_strong(self) -> bool {
+        VerifyingKey::from_bytes(&self.0).is_ok_and(|key| !key.is_weak())
+    }
+
     /// Whether `signature` is this key's, over `domain` and `message`.
     pub fn verify(self, domain: &str, message: &[u8], signature: &[u8; 64]) -> bool {
         VerifyingKey::from_bytes(&self.0).is_ok_and(|key| {
