@@ -39,7 +39,6 @@ impl Daemon {
             .unwrap();
         let line = shown(&command);
         let mut child = command
-            .env("P2PFS_LOG", "debug,quinn=warn,quinn_proto=warn,rustls=warn")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(File::create(&log).unwrap())
