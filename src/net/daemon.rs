@@ -82,19 +82,24 @@ fn notify(socket: &OsStr, message: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Resolves on SIGTERM or SIGINT.
-pub async fn terminated() {
-    match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
-        (Ok(mut terminate), Ok(mut interrupt)) => {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
+/// Resolves on SIGTERM or SIGINT. The signals are caught from the call on, not from the first poll:
+/// call it before [`ready`], within a tokio runtime.
+pub fn terminated() -> impl Future<Output = ()> + Send {
+    let signals = signal(SignalKind::terminate())
+        .and_then(|terminate| Ok((terminate, signal(SignalKind::interrupt())?)));
+    async {
+        match signals {
+            Ok((mut terminate, mut interrupt)) => {
+                tokio::select! {
+                    _ = terminate.recv() => {}
+                    _ = interrupt.recv() => {}
+                }
             }
-        }
-        (Err(error), _) | (_, Err(error)) => {
-            // the signals keep their default action, which ends the process
-            tracing::warn!(%error, "cannot wait for signals");
-            std::future::pending::<()>().await;
+            Err(error) => {
+                // the signals keep their default action, which ends the process
+                tracing::warn!(%error, "cannot wait for signals");
+                std::future::pending::<()>().await;
+            }
         }
     }
 }
@@ -178,6 +183,21 @@ pub fn load_or_create_secret(dir: &Path) -> Result<SecretKey, Failure> {
 fn parse_seed(text: &str) -> Option<[u8; 32]> {
     let bytes = Zeroizing::new(STANDARD_NO_PAD.decode(text.trim()).ok()?);
     bytes.as_slice().try_into().ok()
+}
+
+/// A command line that was refused, from the text in which its parser says so.
+pub fn usage(rendered: &str, program: &str) -> Failure {
+    let what: Vec<_> = rendered
+        .lines()
+        .take_while(|line| !line.trim().is_empty() && !line.starts_with("Usage:"))
+        .map(str::trim)
+        .collect();
+    let what = what.join(" ");
+    Failure::new(
+        Code::Usage,
+        what.strip_prefix("error: ").unwrap_or(&what),
+        format!("`{program} --help` shows what it takes"),
+    )
 }
 
 /// Turns a program's result into its exit code, and prints what went wrong on stderr.

@@ -9,6 +9,7 @@ use tokio::task::JoinHandle;
 
 use crate::address::ServerAddress;
 use crate::identity::{MacAddress, PairKey, PeerId, SecretKey};
+pub use crate::net::rendezvous::link::{Acceptor, receive, send};
 pub use crate::proto::rendezvous::{Introduction, RecordedKey};
 use crate::wire::rendezvous::Routing;
 

@@ -1,5 +1,6 @@
 //! One connection to a server: TCP, TLS, frames.
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,11 +12,11 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::address::ServerAddress;
-use crate::identity::SecretKey;
+use crate::identity::{PeerId, SecretKey};
 use crate::net::rendezvous::RendezvousError;
 use crate::net::tls::{self, Expected};
 use crate::wire::rendezvous::{frame, frame_length, unframe};
@@ -101,10 +102,49 @@ fn unreachable(error: &io::Error) -> RendezvousError {
     RendezvousError::Unreachable(error.to_string())
 }
 
+/// The server's end: proves the server's key, and wants a daemon's.
+#[derive(Clone)]
+pub struct Acceptor(TlsAcceptor);
+
+impl Acceptor {
+    /// For a server with this key.
+    pub fn new(secret: &SecretKey) -> Self {
+        let config = tls::server_config(secret, Expected::Anyone, RENDEZVOUS_ALPN);
+        Self(TlsAcceptor::from(Arc::new(config)))
+    }
+
+    /// Shakes hands; the caller sets the time for it.
+    ///
+    /// # Errors
+    ///
+    /// Those of TLS: no key, no proof, another protocol.
+    pub async fn accept(
+        &self,
+        tcp: TcpStream,
+    ) -> io::Result<(PeerId, impl AsyncRead + AsyncWrite + Send + Unpin + use<>)> {
+        tcp.set_nodelay(true)?;
+        SockRef::from(&tcp).set_tcp_user_timeout(Some(WRITE_TIMEOUT))?;
+        let stream = self.0.accept(tcp).await?;
+        let certificates = stream.get_ref().1.peer_certificates();
+        let peer = certificates
+            .and_then(tls::peer_of)
+            .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
+        Ok((peer, stream))
+    }
+}
+
+impl fmt::Debug for Acceptor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Acceptor").finish_non_exhaustive()
+    }
+}
+
 /// Reads one message; to be cancelled only with its stream.
-pub(crate) async fn receive<T: DeserializeOwned>(
-    read: &mut (impl AsyncRead + Unpin),
-) -> io::Result<T> {
+///
+/// # Errors
+///
+/// Those of the stream, and [`io::ErrorKind::InvalidData`] for a message that is none or too long.
+pub async fn receive<T: DeserializeOwned>(read: &mut (impl AsyncRead + Unpin)) -> io::Result<T> {
     let mut header = [0; 4];
     read.read_exact(&mut header).await?;
     let length = frame_length(header).map_err(invalid)?;
@@ -114,7 +154,11 @@ pub(crate) async fn receive<T: DeserializeOwned>(
 }
 
 /// Writes one message; to be cancelled only with its stream.
-pub(crate) async fn send<T: Serialize>(
+///
+/// # Errors
+///
+/// Those of the stream, and [`io::ErrorKind::InvalidData`] for a message that is none or too long.
+pub async fn send<T: Serialize>(
     write: &mut (impl AsyncWrite + Unpin),
     message: &T,
 ) -> io::Result<()> {
