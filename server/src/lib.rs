@@ -106,11 +106,7 @@ impl Server {
         tasks.spawn(control::serve(listener, secret.clone(), hub));
 
         let (host, port) = public::address(options.public.as_ref(), listen);
-        let address = ServerAddress {
-            host,
-            port,
-            fingerprint: secret.peer_id().fingerprint(),
-        };
+        let address = ServerAddress { host, port, fingerprint: secret.peer_id().fingerprint() };
         let file = state.join("address");
         daemon::write_private(&file, format!("{address}\n").as_bytes()).map_err(|error| {
             Failure::new(
@@ -122,12 +118,7 @@ impl Server {
         if options.no_relay {
             tracing::debug!("no relay, as told");
         }
-        Ok(Self {
-            address,
-            stun,
-            _control: control,
-            _tasks: tasks,
-        })
+        Ok(Self { address, stun, _control: control, _tasks: tasks })
     }
 
     /// What hosts and clients are given.
@@ -142,19 +133,14 @@ impl Server {
 }
 
 async fn bind_stun(address: SocketAddr, flag: &str) -> Result<UdpSocket, Failure> {
-    UdpSocket::bind(address)
-        .await
-        .map_err(|error| unusable("UDP", address, flag, &error))
+    UdpSocket::bind(address).await.map_err(|error| unusable("UDP", address, flag, &error))
 }
 
 /// What the daemons are told of a STUN socket: where it shares the address that they reach us at,
 /// they know it better than we do, who may be behind a NAT ourselves.
 fn told(stun: SocketAddr, listen: SocketAddr) -> StunAddress {
     let shared = stun.ip().is_unspecified() || stun.ip() == listen.ip();
-    StunAddress {
-        ip: (!shared).then(|| stun.ip()),
-        port: stun.port(),
-    }
+    StunAddress { ip: (!shared).then(|| stun.ip()), port: stun.port() }
 }
 
 fn local(address: io::Result<SocketAddr>) -> Result<SocketAddr, Failure> {

@@ -19,11 +19,7 @@ pub(crate) struct Quota {
 impl Quota {
     /// `burst` at once, then one more after each `every`.
     pub(crate) fn new(burst: u32, every: Duration) -> Self {
-        Self {
-            burst: every * burst,
-            every,
-            full_at: HashMap::new(),
-        }
+        Self { burst: every * burst, every, full_at: HashMap::new() }
     }
 
     /// Takes a token of `address`, if there is one.
