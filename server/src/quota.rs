@@ -14,6 +14,8 @@ pub(crate) struct Quota {
     every: Duration,
     /// When a bucket is full again; a full bucket need not be kept.
     full_at: HashMap<IpAddr, Instant>,
+    /// Forgetting looks at all of them, so it is not done for every forged packet.
+    forget_at: Option<Instant>,
 }
 
 impl Quota {
@@ -23,6 +25,7 @@ impl Quota {
             burst: every * burst,
             every,
             full_at: HashMap::new(),
+            forget_at: None,
         }
     }
 
@@ -30,6 +33,10 @@ impl Quota {
     pub(crate) fn admit(&mut self, address: IpAddr, now: Instant) -> bool {
         let address = subject(address);
         if self.full_at.len() >= ADDRESSES_MAX && !self.full_at.contains_key(&address) {
+            if self.forget_at.is_some_and(|at| at > now) {
+                return false;
+            }
+            self.forget_at = Some(now + self.every);
             self.full_at.retain(|_, full_at| *full_at > now);
             if self.full_at.len() >= ADDRESSES_MAX {
                 return false;

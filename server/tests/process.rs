@@ -14,6 +14,8 @@ use p2pfs::net::rendezvous::{
 };
 use p2pfs::wire::rendezvous::Routing;
 use p2pfs::wire::stun;
+use p2pfs_server::Server;
+use p2pfs_server::cli::RunOptions;
 use tempfile::TempDir;
 use tokio::sync::{mpsc, watch};
 
@@ -247,6 +249,36 @@ async fn a_stun_client_that_is_not_ours_gets_its_mapped_address() {
         stun_client::Attribute::get_xor_mapped_address(&answer),
         Some(port)
     );
+}
+
+#[tokio::test]
+async fn two_addresses_tell_how_a_nat_behaves() {
+    let state = directory();
+    let options = RunOptions {
+        listen: "127.0.0.1:0".parse().unwrap(),
+        stun: "127.0.0.1:0".parse().unwrap(),
+        stun_alt: Some("127.0.0.2:0".parse().unwrap()),
+        public: None,
+        no_relay: true,
+    };
+    let server = Server::start(&options, state.path()).await.unwrap();
+    let [one, two] = server.stun() else {
+        panic!("two addresses");
+    };
+    assert_eq!(two.ip(), std::net::Ipv4Addr::new(127, 0, 0, 2));
+    let mut client = stun_client::Client::new("127.0.0.1:0", None).await.unwrap();
+    // without a NAT in between everything gets through
+    let filtering =
+        stun_client::nat_behavior_discovery::check_nat_filtering_behavior(&mut client, one)
+            .await
+            .unwrap();
+    assert_eq!(
+        filtering.filtering_type,
+        stun_client::nat_behavior_discovery::NATFilteringType::EndpointIndependent
+    );
+    let answer = client.binding_request(one, None).await.unwrap();
+    let other = stun_client::Attribute::get_other_address(&answer);
+    assert_eq!(other, Some(*two));
 }
 
 #[tokio::test]
