@@ -41,11 +41,7 @@ pub fn read_device(key_dir: &Path) -> Result<DeviceId, Failure> {
     let bytes = read_bounded(&path, DEVICE_FILE_BYTES_MAX).map_err(|error| {
         if !key_dir.is_dir() {
             let what = format!("there is no key at {}", key_dir.display());
-            return Failure::new(
-                Code::KeyMissing,
-                what,
-                "plug the key in, or name its folder",
-            );
+            return Failure::new(Code::KeyMissing, what, "plug the key in, or name its folder");
         }
         unreadable(&path, &error)
     })?;
@@ -142,11 +138,7 @@ fn parse_device(text: &str) -> Result<DeviceId, String> {
     let [Some(serial), Some(vendor), Some(product)] = values else {
         return Err("a line is missing".into());
     };
-    Ok(DeviceId {
-        serial,
-        vendor,
-        product,
-    })
+    Ok(DeviceId { serial, vendor, product })
 }
 
 fn make_device(path: &Path) -> io::Result<()> {
@@ -165,10 +157,7 @@ fn read_key_file(path: &Path) -> Result<Vec<u8>, Failure> {
 fn read_bounded(path: &Path, bytes_max: usize) -> io::Result<Vec<u8>> {
     // Not blocking: what pretends to be a key may be a FIFO
     let nonblock = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(nonblock)
-        .open(path)?;
+    let file = OpenOptions::new().read(true).custom_flags(nonblock).open(path)?;
     if !file.metadata()?.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "not a file"));
     }
@@ -189,18 +178,13 @@ fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
     {
         return Err(error);
     }
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&temporary)?;
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(&temporary, path)?;
     File::open(dir)?.sync_all()?;
     // The folder itself may be new
-    dir.parent()
-        .map_or(Ok(()), |above| File::open(above)?.sync_all())
+    dir.parent().map_or(Ok(()), |above| File::open(above)?.sync_all())
 }
 
 fn unreadable(path: &Path, error: &io::Error) -> Failure {
@@ -234,11 +218,9 @@ fn unopened(path: &Path, error: OpenError) -> Failure {
     let what = format!("{}: {error}", path.display());
     match error {
         OpenError::Corrupt => corrupt(path, "it is damaged"),
-        OpenError::Version(_) => Failure::new(
-            Code::KeyCorrupt,
-            what,
-            "install the newer p2pfs on this machine",
-        ),
+        OpenError::Version(_) => {
+            Failure::new(Code::KeyCorrupt, what, "install the newer p2pfs on this machine")
+        }
         OpenError::Copied => Failure::new(
             Code::KeyCopied,
             what,

@@ -122,26 +122,17 @@ impl Export for View {
             Call::Lookup { parent, name } => Reply::Entry(self.lookup(parent, &name)?),
             Call::GetAttr { node, handle } => Reply::Attr(self.attr(node, handle)?),
             Call::ReadLink { node } => Reply::Target(self.read_link(node)?),
-            Call::ReadDir {
-                node,
-                handle,
-                cookie,
-                entries_max,
-            } => Reply::Dir(self.read_dir(node, handle, cookie, entries_max)?),
-            Call::Open {
-                node,
-                handle,
-                access,
-            } => Reply::Attr(self.open(node, handle, access)?),
-            Call::Read {
-                handle,
-                offset,
-                len,
-            } => return Ok((Reply::Data, self.read(handle, offset, len)?)),
+            Call::ReadDir { node, handle, cookie, entries_max } => {
+                Reply::Dir(self.read_dir(node, handle, cookie, entries_max)?)
+            }
+            Call::Open { node, handle, access } => Reply::Attr(self.open(node, handle, access)?),
+            Call::Read { handle, offset, len } => {
+                return Ok((Reply::Data, self.read(handle, offset, len)?));
+            }
             Call::StatFs => Reply::StatFs(self.space()?),
-            Call::Sync {
-                handle, data_only, ..
-            } => self.sync(handle, data_only).map(|()| Reply::Done)?,
+            Call::Sync { handle, data_only, .. } => {
+                self.sync(handle, data_only).map(|()| Reply::Done)?
+            }
             Call::SyncAll { .. } => self.sync_all().map(|()| Reply::Done)?,
             Call::Release { handle, .. } => {
                 self.handles().remove(&handle);
@@ -190,10 +181,7 @@ impl View {
         let mut known = lock(&self.known);
         let new = known.insert(found.id);
         self.nodes().remember(&found, parent, name, new);
-        Ok(Entry {
-            node: found.id,
-            attr: found.attr,
-        })
+        Ok(Entry { node: found.id, attr: found.attr })
     }
 
     fn forget(&self, nodes: &[NodeId]) -> Result<(), Errno> {
@@ -248,13 +236,7 @@ impl Drop for View {
 
 impl OpenFile {
     fn new(node: NodeId, path: Arc<OwnedFd>, file: OwnedFd, access: Access) -> Self {
-        Self {
-            node,
-            path,
-            file,
-            access,
-            listing: Mutex::new(()),
-        }
+        Self { node, path, file, access, listing: Mutex::new(()) }
     }
 }
 

@@ -101,12 +101,7 @@ impl KeyId {
     /// The id of a public key.
     pub fn of(peer: PeerId) -> Self {
         let fingerprint = peer.fingerprint();
-        Self(
-            fingerprint[..8]
-                .iter()
-                .map(|byte| format!("{byte:02x}"))
-                .collect(),
-        )
+        Self(fingerprint[..8].iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
     /// The 16 digits.
@@ -139,13 +134,8 @@ pub fn seal(contents: &KeyContents, device: &DeviceId, salt: [u8; 32]) -> Vec<u8
     secrets[..32].copy_from_slice(contents.secret.seed());
     secrets[32..].copy_from_slice(contents.pair_key.bytes());
     let (cipher, nonce) = cipher(device, &salt);
-    let payload = Payload {
-        msg: &secrets[..],
-        aad: text.as_bytes(),
-    };
-    let sealed = cipher
-        .encrypt(&nonce, payload)
-        .expect("64 bytes are within the cipher's bound");
+    let payload = Payload { msg: &secrets[..], aad: text.as_bytes() };
+    let sealed = cipher.encrypt(&nonce, payload).expect("64 bytes are within the cipher's bound");
     text.push_str(&line(SEALED_LINE, &sealed));
     let checksum = Sha256::digest(text.as_bytes());
     text.push_str(&line(CHECKSUM_LINE, &checksum));
@@ -169,10 +159,7 @@ pub fn read_public(bytes: &[u8]) -> Result<PublicPart, OpenError> {
 pub fn open(bytes: &[u8], device: &DeviceId) -> Result<KeyContents, OpenError> {
     let parts = Parts::read(bytes)?;
     let (cipher, nonce) = cipher(device, &parts.salt);
-    let payload = Payload {
-        msg: &parts.sealed,
-        aad: parts.readable,
-    };
+    let payload = Payload { msg: &parts.sealed, aad: parts.readable };
     let secrets = cipher.decrypt(&nonce, payload);
     let secrets = Zeroizing::new(secrets.map_err(|_| OpenError::Copied)?);
     let (seed, pair_key) = secrets.split_at_checked(32).ok_or(OpenError::Corrupt)?;
@@ -210,11 +197,7 @@ pub fn serial_weakness(serial: &str) -> Option<&'static str> {
     if bytes.len() < 6 {
         return Some("its serial number is very short");
     }
-    let step = |by: i16| {
-        bytes
-            .windows(2)
-            .all(|pair| i16::from(pair[1]) - i16::from(pair[0]) == by)
-    };
+    let step = |by: i16| bytes.windows(2).all(|pair| i16::from(pair[1]) - i16::from(pair[0]) == by);
     if step(0) {
         return Some("its serial number is one character repeated");
     }
@@ -388,15 +371,7 @@ mod tests {
 
     #[test]
     fn weak_serial_numbers_are_told() {
-        for weak in [
-            "",
-            " ",
-            "1234",
-            "000000000000",
-            "0123456789",
-            "1234567890AB",
-            "654321",
-        ] {
+        for weak in ["", " ", "1234", "000000000000", "0123456789", "1234567890AB", "654321"] {
             assert!(serial_weakness(weak).is_some(), "{weak}");
         }
         for strong in ["KEY-0001", "0330622110004158", "AA00000000000489"] {
@@ -405,19 +380,12 @@ mod tests {
     }
 
     fn device(serial: &str) -> DeviceId {
-        DeviceId {
-            serial: serial.into(),
-            vendor: "46f4".into(),
-            product: "0001".into(),
-        }
+        DeviceId { serial: serial.into(), vendor: "46f4".into(), product: "0001".into() }
     }
 
     fn file() -> Vec<u8> {
         let secret = SecretKey::from_seed([1; 32]);
-        let server = format!(
-            "p2pfs://home.example:443#{}",
-            URL_SAFE_NO_PAD.encode([7; 32])
-        );
+        let server = format!("p2pfs://home.example:443#{}", URL_SAFE_NO_PAD.encode([7; 32]));
         let contents = KeyContents {
             id: KeyId::of(secret.peer_id()),
             secret,

@@ -56,10 +56,7 @@ impl Control {
         if UnixStream::connect(&path).await.is_ok() {
             return Err(Failure::new(
                 Code::Internal,
-                format!(
-                    "another daemon is running with the state directory {}",
-                    dir.display()
-                ),
+                format!("another daemon is running with the state directory {}", dir.display()),
                 "stop it first, or choose another directory with --state DIR",
             ));
         }
@@ -188,9 +185,7 @@ mod tests {
 
     async fn ask_in_background(dir: &Path, value: Value) -> Result<Option<Value>, Failure> {
         let dir = dir.to_owned();
-        tokio::task::spawn_blocking(move || request(&dir, &value))
-            .await
-            .unwrap()
+        tokio::task::spawn_blocking(move || request(&dir, &value)).await.unwrap()
     }
 
     async fn echo(dir: &Path) -> Result<Control, Failure> {
@@ -229,11 +224,6 @@ mod tests {
         let _first = echo(dir.path()).await.unwrap();
         let second = echo(dir.path()).await.unwrap_err();
         assert!(second.what.contains("another daemon is running"));
-        assert!(
-            ask_in_background(dir.path(), json!(1))
-                .await
-                .unwrap()
-                .is_some()
-        );
+        assert!(ask_in_background(dir.path(), json!(1)).await.unwrap().is_some());
     }
 }

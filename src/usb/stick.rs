@@ -44,12 +44,8 @@ pub fn list() -> Result<Vec<Stick>, Failure> {
         if !is_mass_storage(&device) {
             continue;
         }
-        let ports: Vec<String> = device
-            .port_numbers()
-            .unwrap_or_default()
-            .iter()
-            .map(u8::to_string)
-            .collect();
+        let ports: Vec<String> =
+            device.port_numbers().unwrap_or_default().iter().map(u8::to_string).collect();
         let name = format!("{}-{}", device.bus_number(), ports.join("."));
         // It may be gone again
         if let Ok(sysfs) = Path::new("/sys/bus/usb/devices").join(&name).canonicalize()
@@ -144,16 +140,9 @@ fn folder_of(sysfs: &Path) -> Option<PathBuf> {
 
 /// mountinfo writes space, tab, newline and backslash as `\ooo`.
 fn unescape(text: &str) -> String {
-    [
-        ("\\040", " "),
-        ("\\011", "\t"),
-        ("\\012", "\n"),
-        ("\\134", "\\"),
-    ]
-    .iter()
-    .fold(text.to_owned(), |text, (code, plain)| {
-        text.replace(code, plain)
-    })
+    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
+        .iter()
+        .fold(text.to_owned(), |text, (code, plain)| text.replace(code, plain))
 }
 
 #[cfg(test)]

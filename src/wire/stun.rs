@@ -107,9 +107,7 @@ pub fn answer(datagram: &[u8], source: SocketAddr) -> Request {
 
 fn parse(datagram: &[u8]) -> Option<Message<'_>> {
     // a fingerprint, where there is one, is checked by the codec
-    is_stun(datagram)
-        .then(|| Message::from_bytes(datagram).ok())
-        .flatten()
+    is_stun(datagram).then(|| Message::from_bytes(datagram).ok()).flatten()
 }
 
 fn transaction_id(transaction: Transaction) -> TransactionId {
@@ -147,10 +145,7 @@ mod tests {
             let request = binding_request(ID);
             let response = answered(&request, source);
             assert!(response.len() <= request.len());
-            assert_eq!(
-                binding_response(&response),
-                Some((ID, Some(source.parse().unwrap())))
-            );
+            assert_eq!(binding_response(&response), Some((ID, Some(source.parse().unwrap()))));
         }
     }
 

@@ -87,11 +87,8 @@ impl FileHandle {
     /// The handle of what `fd` holds; `None` where the file system has none.
     #[expect(unsafe_code, reason = "rustix has no name_to_handle_at")]
     pub(super) fn of(fd: BorrowedFd<'_>) -> Option<Self> {
-        let mut raw = RawHandle {
-            bytes: MAX_HANDLE_SZ as libc::c_uint,
-            kind: 0,
-            handle: [0; MAX_HANDLE_SZ],
-        };
+        let mut raw =
+            RawHandle { bytes: MAX_HANDLE_SZ as libc::c_uint, kind: 0, handle: [0; MAX_HANDLE_SZ] };
         let mut mount = 0;
         // SAFETY: the path is a C string, and `raw` has the layout of `struct file_handle` followed
         // by the `bytes` bytes that it announces.
@@ -105,10 +102,7 @@ impl FileHandle {
             )
         };
         let bytes = raw.handle.get(..raw.bytes as usize)?;
-        (result == 0).then(|| Self {
-            kind: raw.kind,
-            bytes: bytes.into(),
-        })
+        (result == 0).then(|| Self { kind: raw.kind, bytes: bytes.into() })
     }
 
     /// Holds what the handle names; `root` is any open file of the same file system. Takes

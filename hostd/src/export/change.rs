@@ -25,32 +25,17 @@ impl View {
     pub(super) fn change(&self, mutation: Mutation, body: &[u8]) -> Result<Outcome, Errno> {
         let done = |()| Outcome::Done;
         match mutation {
-            Mutation::Create {
-                parent,
-                name,
-                mode,
-                exclusive,
-                handle,
-                access,
-            } => self
-                .create(parent, &name, mode, exclusive, handle, access)
-                .map(Outcome::Entry),
-            Mutation::Mkdir { parent, name, mode } => self.make(parent, &name, |dir, name| {
-                rustix::fs::mkdirat(dir, name, permissions(mode))
-            }),
-            Mutation::Mknod {
-                parent,
-                name,
-                mode,
-                rdev,
-            } => self.make(parent, &name, |dir, name| {
-                rustix::fs::mknodat(dir, name, file_type(mode), permissions(mode), rdev)
-            }),
-            Mutation::Symlink {
-                parent,
-                name,
-                target,
-            } => self.symlink(parent, &name, &target),
+            Mutation::Create { parent, name, mode, exclusive, handle, access } => {
+                self.create(parent, &name, mode, exclusive, handle, access).map(Outcome::Entry)
+            }
+            Mutation::Mkdir { parent, name, mode } => self
+                .make(parent, &name, |dir, name| rustix::fs::mkdirat(dir, name, permissions(mode))),
+            Mutation::Mknod { parent, name, mode, rdev } => {
+                self.make(parent, &name, |dir, name| {
+                    rustix::fs::mknodat(dir, name, file_type(mode), permissions(mode), rdev)
+                })
+            }
+            Mutation::Symlink { parent, name, target } => self.symlink(parent, &name, &target),
             Mutation::Link { node, parent, name } => self.link(node, parent, &name),
             Mutation::Unlink { parent, name } => {
                 self.remove(parent, &name, AtFlags::empty()).map(done)
@@ -58,20 +43,12 @@ impl View {
             Mutation::Rmdir { parent, name } => {
                 self.remove(parent, &name, AtFlags::REMOVEDIR).map(done)
             }
-            Mutation::Rename {
-                parent,
-                name,
-                new_parent,
-                new_name,
-                mode,
-            } => self
-                .rename((parent, &name), (new_parent, &new_name), mode)
-                .map(done),
-            Mutation::SetAttr {
-                node,
-                handle,
-                change,
-            } => self.set_attr(node, handle, &change).map(Outcome::Attr),
+            Mutation::Rename { parent, name, new_parent, new_name, mode } => {
+                self.rename((parent, &name), (new_parent, &new_name), mode).map(done)
+            }
+            Mutation::SetAttr { node, handle, change } => {
+                self.set_attr(node, handle, &change).map(Outcome::Attr)
+            }
             Mutation::Write { handle, offset } => {
                 self.write(handle, offset, body).map(Outcome::Attr)
             }
@@ -79,12 +56,9 @@ impl View {
                 self.set_xattr(node, &name, flags, body).map(done)
             }
             Mutation::RemoveXattr { node, name } => self.remove_xattr(node, &name).map(done),
-            Mutation::Fallocate {
-                handle,
-                offset,
-                len,
-                mode,
-            } => self.allocate(handle, offset, len, mode).map(Outcome::Attr),
+            Mutation::Fallocate { handle, offset, len, mode } => {
+                self.allocate(handle, offset, len, mode).map(Outcome::Attr)
+            }
         }
     }
 
@@ -133,9 +107,7 @@ impl View {
     }
 
     fn symlink(&self, parent: NodeId, name: &Name, target: &Target) -> Result<Outcome, Errno> {
-        self.make(parent, name, |dir, name| {
-            rustix::fs::symlinkat(target.as_bytes(), dir, name)
-        })
+        self.make(parent, name, |dir, name| rustix::fs::symlinkat(target.as_bytes(), dir, name))
     }
 
     fn link(&self, node: NodeId, parent: NodeId, name: &Name) -> Result<Outcome, Errno> {

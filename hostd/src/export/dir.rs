@@ -46,19 +46,12 @@ impl View {
                 if let Ok(fd) = beneath::hold(open.path.as_fd(), &name)
                     && let Ok(entry) = self.tell(&fd, node, &name)
                 {
-                    entries.push(DirEntry {
-                        name,
-                        cookie,
-                        entry,
-                    });
+                    entries.push(DirEntry { name, cookie, entry });
                 }
             }
             // An empty page would leave the reader without a cookie to go on from
             if listed.end || !entries.is_empty() {
-                return Ok(DirPage {
-                    entries,
-                    end: listed.end,
-                });
+                return Ok(DirPage { entries, end: listed.end });
             }
         }
     }

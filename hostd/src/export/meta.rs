@@ -32,11 +32,7 @@ pub(super) fn attr_of(stat: &Statx) -> Attr {
         atime: time(stat.stx_atime),
         mtime: time(stat.stx_mtime),
         ctime: time(stat.stx_ctime),
-        btime: if birth {
-            time(stat.stx_btime)
-        } else {
-            Time::default()
-        },
+        btime: if birth { time(stat.stx_btime) } else { Time::default() },
         mode: u32::from(stat.stx_mode),
         nlink: stat.stx_nlink,
         uid: stat.stx_uid,
@@ -57,11 +53,7 @@ pub(super) fn identity(fsid: u64, stat: &Statx, handle: Option<&FileHandle>) -> 
         hash.write(&stat.stx_btime.tv_nsec.to_le_bytes());
     }
     NodeId {
-        ino: if stat.stx_ino == NodeId::ROOT.ino {
-            REMAPPED_ONE
-        } else {
-            stat.stx_ino
-        },
+        ino: if stat.stx_ino == NodeId::ROOT.ino { REMAPPED_ONE } else { stat.stx_ino },
         generation: hash.0,
     }
 }
@@ -83,10 +75,7 @@ pub(super) fn space(fd: BorrowedFd<'_>) -> io::Result<StatFs> {
 }
 
 fn time(time: StatxTimestamp) -> Time {
-    Time {
-        seconds: time.tv_sec,
-        nanos: time.tv_nsec,
-    }
+    Time { seconds: time.tv_sec, nanos: time.tv_nsec }
 }
 
 /// FNV-1a: the same in every build, since clients keep identities over a host's restart. Nobody

@@ -148,15 +148,10 @@ impl Nodes {
     pub(super) fn remember(&self, found: &Found, parent: NodeId, name: &Name, new: bool) {
         let trail = match &found.handle {
             Some(handle) if self.by_handle => Trail::Handle(handle.clone()),
-            _ => Trail::Place {
-                parent,
-                name: name.clone(),
-            },
+            _ => Trail::Place { parent, name: name.clone() },
         };
         let mut table = self.table();
-        let Table {
-            known, forgotten, ..
-        } = &mut *table;
+        let Table { known, forgotten, .. } = &mut *table;
         if let Some(node) = forgotten.pop(&found.id) {
             known.put(found.id, node);
         }
@@ -186,10 +181,7 @@ impl Nodes {
         if let Ok(found) = found
             && let Some(node) = self.table().get(found.id)
         {
-            node.trail = Trail::Place {
-                parent,
-                name: name.clone(),
-            };
+            node.trail = Trail::Place { parent, name: name.clone() };
         }
     }
 

@@ -34,11 +34,7 @@ impl View {
         let fd = self.nodes().find(node)?;
         let target = rustix::fs::readlinkat(fd, c"", Vec::new()).map_err(|error| {
             // An empty path on what is no symlink says ENOENT
-            errno(if error == io::Errno::NOENT {
-                io::Errno::INVAL
-            } else {
-                error
-            })
+            errno(if error == io::Errno::NOENT { io::Errno::INVAL } else { error })
         })?;
         Target::new(target.into_bytes())
     }

@@ -31,14 +31,8 @@ fn hard_links_are_one_node() {
     each_way(|dir, view| {
         fs::write(dir.join("one"), "").unwrap();
         let one = lookup(view, NodeId::ROOT, "one").unwrap();
-        let two = made(
-            view,
-            Mutation::Link {
-                node: one.node,
-                parent: NodeId::ROOT,
-                name: name("two"),
-            },
-        );
+        let two =
+            made(view, Mutation::Link { node: one.node, parent: NodeId::ROOT, name: name("two") });
         assert_eq!((two.node, two.attr.nlink), (one.node, 2));
         assert_eq!(lookup(view, NodeId::ROOT, "two").unwrap().node, one.node);
     });
@@ -47,23 +41,11 @@ fn hard_links_are_one_node() {
 #[test]
 fn names_are_bytes() {
     each_way(|dir, view| {
-        for odd in [
-            &b"\xff\xfe"[..],
-            b" ",
-            b"-rf",
-            b"a\nb",
-            b"...",
-            b"\\",
-            &[b'x'; 255],
-        ] {
+        for odd in [&b"\xff\xfe"[..], b" ", b"-rf", b"a\nb", b"...", b"\\", &[b'x'; 255]] {
             let name = Name::new(odd).unwrap();
             let entry = made(
                 view,
-                Mutation::Mkdir {
-                    parent: NodeId::ROOT,
-                    name: name.clone(),
-                    mode: 0o755,
-                },
+                Mutation::Mkdir { parent: NodeId::ROOT, name: name.clone(), mode: 0o755 },
             );
             let listed = list(view, NodeId::ROOT, 10);
             let found = listed.iter().find(|entry| entry.name == name).unwrap();
@@ -86,16 +68,10 @@ fn no_name_and_no_symlink_leads_out() {
         for link in ["way_out", "up"] {
             let entry = lookup(view, NodeId::ROOT, link).unwrap();
             assert_eq!(entry.attr.kind(), 0o120_000);
-            assert_eq!(
-                lookup(view, entry.node, "secret").unwrap_err(),
-                Errno::ENOTDIR
-            );
+            assert_eq!(lookup(view, entry.node, "secret").unwrap_err(), Errno::ENOTDIR);
             let error = open(view, entry.node, 1, Access::Read).unwrap_err();
             assert_eq!(error.number(), libc::ENXIO);
-            assert_eq!(
-                create(view, entry.node, "new", 2).unwrap_err(),
-                Errno::ENOTDIR
-            );
+            assert_eq!(create(view, entry.node, "new", 2).unwrap_err(), Errno::ENOTDIR);
         }
         let link = lookup(view, NodeId::ROOT, "up").unwrap().node;
         let Reply::Target(target) = call(view, Call::ReadLink { node: link }).unwrap() else {
@@ -111,10 +87,7 @@ fn what_is_ours_is_hidden_in_the_root_only() {
     each_way(|dir, view| {
         fs::create_dir_all(dir.join(".p2pfs")).unwrap();
         fs::create_dir_all(dir.join("sub/.p2pfs")).unwrap();
-        assert_eq!(
-            lookup(view, NodeId::ROOT, ".p2pfs").unwrap_err(),
-            Errno::ENOENT
-        );
+        assert_eq!(lookup(view, NodeId::ROOT, ".p2pfs").unwrap_err(), Errno::ENOENT);
         assert_eq!(list(view, NodeId::ROOT, 10).len(), 1);
         let sub = lookup(view, NodeId::ROOT, "sub").unwrap().node;
         lookup(view, sub, ".p2pfs").unwrap();
@@ -130,32 +103,16 @@ fn a_renamed_node_stays_the_same_node() {
         let a = lookup(view, NodeId::ROOT, "a").unwrap().node;
         let b = lookup(view, a, "b").unwrap().node;
         let file = lookup(view, b, "file").unwrap().node;
-        rename(
-            view,
-            (a, "b"),
-            (NodeId::ROOT, "moved"),
-            RenameMode::NoReplace,
-        )
-        .unwrap();
+        rename(view, (a, "b"), (NodeId::ROOT, "moved"), RenameMode::NoReplace).unwrap();
         rename(view, (b, "file"), (b, "other"), RenameMode::Replace).unwrap();
         view.share.nodes.drop_descriptors();
         assert_eq!(attr(view, file).unwrap().size, 1);
         assert_eq!(lookup(view, b, "other").unwrap().node, file);
         fs::write(dir.join("in_the_way"), "").unwrap();
-        let refused = rename(
-            view,
-            (b, "other"),
-            (NodeId::ROOT, "in_the_way"),
-            RenameMode::NoReplace,
-        );
+        let refused =
+            rename(view, (b, "other"), (NodeId::ROOT, "in_the_way"), RenameMode::NoReplace);
         assert_eq!(refused.unwrap_err(), Errno::EEXIST);
-        rename(
-            view,
-            (b, "other"),
-            (NodeId::ROOT, "in_the_way"),
-            RenameMode::Exchange,
-        )
-        .unwrap();
+        rename(view, (b, "other"), (NodeId::ROOT, "in_the_way"), RenameMode::Exchange).unwrap();
         view.share.nodes.drop_descriptors();
         assert_eq!(attr(view, file).unwrap().size, 1);
     });
@@ -183,10 +140,7 @@ fn a_forgotten_node_is_found_by_a_new_lookup() {
         call(view, Call::Forget { nodes }).unwrap();
         assert_eq!(lookup(view, NodeId::ROOT, "file").unwrap().node, node);
         attr(view, node).unwrap();
-        let unknown = NodeId {
-            ino: 7,
-            generation: 7,
-        };
+        let unknown = NodeId { ino: 7, generation: 7 };
         assert_eq!(attr(view, unknown).unwrap_err(), Errno::ESTALE);
     });
 }
@@ -196,14 +150,7 @@ fn an_open_file_without_a_name_is_read_and_written() {
     each_way(|dir, view| {
         let node = create(view, NodeId::ROOT, "file", 1).unwrap().node;
         write(view, 1, 0, b"kept").unwrap();
-        apply(
-            view,
-            Mutation::Unlink {
-                parent: NodeId::ROOT,
-                name: name("file"),
-            },
-        )
-        .unwrap();
+        apply(view, Mutation::Unlink { parent: NodeId::ROOT, name: name("file") }).unwrap();
         view.share.nodes.drop_descriptors();
         assert!(!dir.join("file").exists());
         assert_eq!(read(view, 1, 0, 100).unwrap(), "kept");
@@ -260,10 +207,7 @@ fn a_read_ends_at_the_end_of_the_file_only() {
         let node = lookup(view, NodeId::ROOT, "file").unwrap().node;
         open(view, node, 1, Access::Read).unwrap();
         open(view, node, 1, Access::Read).unwrap();
-        assert_eq!(
-            read(view, 1, 0, BODY_BYTES_MAX as u32).unwrap(),
-            data[..BODY_BYTES_MAX]
-        );
+        assert_eq!(read(view, 1, 0, BODY_BYTES_MAX as u32).unwrap(), data[..BODY_BYTES_MAX]);
         let end = BODY_BYTES_MAX as u64;
         assert_eq!(read(view, 1, end, 100).unwrap(), data[BODY_BYTES_MAX..]);
         assert_eq!(read(view, 1, end + 10, 100).unwrap(), "");
@@ -309,10 +253,7 @@ fn attributes_are_set_together() {
     each_way(|dir, view| {
         fs::write(dir.join("file"), "0123456789").unwrap();
         let node = lookup(view, NodeId::ROOT, "file").unwrap().node;
-        let before_1970 = Time {
-            seconds: -86_400,
-            nanos: 999_999_999,
-        };
+        let before_1970 = Time { seconds: -86_400, nanos: 999_999_999 };
         let attr = set_attr(
             view,
             node,
@@ -324,18 +265,12 @@ fn attributes_are_set_together() {
             },
         )
         .unwrap();
-        assert_eq!(
-            (attr.size, attr.mode, attr.mtime),
-            (4, 0o104_751, before_1970)
-        );
+        assert_eq!((attr.size, attr.mode, attr.mtime), (4, 0o104_751, before_1970));
         let stat = fs::metadata(dir.join("file")).unwrap();
         assert_eq!((stat.mtime(), stat.mtime_nsec()), (-86_400, 999_999_999));
         let mut bad = before_1970;
         bad.nanos = 0x3fff_ffff;
-        let change = AttrChange {
-            atime: Some(SetTime::At(bad)),
-            ..AttrChange::default()
-        };
+        let change = AttrChange { atime: Some(SetTime::At(bad)), ..AttrChange::default() };
         assert_eq!(set_attr(view, node, change).unwrap_err(), Errno::EINVAL);
     });
 }
@@ -353,24 +288,12 @@ fn a_symlinks_own_times_are_set() {
                 target: Target::new("file").unwrap(),
             },
         );
-        let at = Time {
-            seconds: 12,
-            nanos: 34,
-        };
-        let change = AttrChange {
-            mtime: Some(SetTime::At(at)),
-            ..AttrChange::default()
-        };
+        let at = Time { seconds: 12, nanos: 34 };
+        let change = AttrChange { mtime: Some(SetTime::At(at)), ..AttrChange::default() };
         assert_eq!(set_attr(view, link.node, change).unwrap().mtime, at);
         assert_eq!(fs::metadata(dir.join("file")).unwrap().mtime(), untouched);
-        let change = AttrChange {
-            mode: Some(0o600),
-            ..AttrChange::default()
-        };
-        assert_eq!(
-            set_attr(view, link.node, change).unwrap_err(),
-            Errno::EOPNOTSUPP
-        );
+        let change = AttrChange { mode: Some(0o600), ..AttrChange::default() };
+        assert_eq!(set_attr(view, link.node, change).unwrap_err(), Errno::EOPNOTSUPP);
     });
 }
 
@@ -379,24 +302,13 @@ fn special_files_are_made_and_never_waited_for() {
     each_way(|dir, view| {
         let fifo = made(
             view,
-            Mutation::Mknod {
-                parent: NodeId::ROOT,
-                name: name("fifo"),
-                mode: 0o010_640,
-                rdev: 0,
-            },
+            Mutation::Mknod { parent: NodeId::ROOT, name: name("fifo"), mode: 0o010_640, rdev: 0 },
         );
         assert_eq!(fifo.attr.mode, 0o010_640);
         assert!(open(view, fifo.node, 1, Access::Read).is_err());
         assert!(create(view, NodeId::ROOT, "fifo", 1).is_err());
-        let change = AttrChange {
-            size: Some(0),
-            ..AttrChange::default()
-        };
-        assert_eq!(
-            set_attr(view, fifo.node, change).unwrap_err(),
-            Errno::EINVAL
-        );
+        let change = AttrChange { size: Some(0), ..AttrChange::default() };
+        assert_eq!(set_attr(view, fifo.node, change).unwrap_err(), Errno::EINVAL);
         assert!(dir.join("fifo").exists());
     });
 }
@@ -409,8 +321,7 @@ fn extended_attributes_answer_as_the_host_does() {
         let xattr = |name: &str| XattrName(name.into());
         let get = |name: &str| {
             let name = xattr(name);
-            view.call(Call::GetXattr { node, name })
-                .map(|(_, body)| body)
+            view.call(Call::GetXattr { node, name }).map(|(_, body)| body)
         };
         assert_eq!(get("user.none").unwrap_err().number(), libc::ENODATA);
         let set = |flags| {
@@ -431,27 +342,13 @@ fn extended_attributes_answer_as_the_host_does() {
 #[test]
 fn everything_else_is_what_the_disk_says() {
     each_way(|dir, view| {
-        let sub = made(
-            view,
-            Mutation::Mkdir {
-                parent: NodeId::ROOT,
-                name: name("sub"),
-                mode: 0o1777,
-            },
-        );
+        let sub =
+            made(view, Mutation::Mkdir { parent: NodeId::ROOT, name: name("sub"), mode: 0o1777 });
         assert_eq!(sub.attr.mode, 0o041_777);
         create(view, sub.node, "file", 1).unwrap();
-        let rmdir = Mutation::Rmdir {
-            parent: NodeId::ROOT,
-            name: name("sub"),
-        };
+        let rmdir = Mutation::Rmdir { parent: NodeId::ROOT, name: name("sub") };
         assert_eq!(apply(view, rmdir).unwrap_err().number(), libc::ENOTEMPTY);
-        let allocate = Mutation::Fallocate {
-            handle: HandleId(1),
-            offset: 0,
-            len: 8192,
-            mode: 0,
-        };
+        let allocate = Mutation::Fallocate { handle: HandleId(1), offset: 0, len: 8192, mode: 0 };
         let Outcome::Attr(attr) = apply(view, allocate).unwrap() else {
             panic!("no attributes");
         };
@@ -517,14 +414,7 @@ fn attr(view: &View, node: NodeId) -> Result<Attr, Errno> {
 
 fn set_attr(view: &View, node: NodeId, change: AttrChange) -> Result<Attr, Errno> {
     let handle = None;
-    match apply(
-        view,
-        Mutation::SetAttr {
-            node,
-            handle,
-            change,
-        },
-    )? {
+    match apply(view, Mutation::SetAttr { node, handle, change })? {
         Outcome::Attr(attr) => Ok(attr),
         other => panic!("{other:?}"),
     }
@@ -532,14 +422,7 @@ fn set_attr(view: &View, node: NodeId, change: AttrChange) -> Result<Attr, Errno
 
 fn open(view: &View, node: NodeId, handle: u64, access: Access) -> Result<Reply, Errno> {
     let handle = HandleId(handle);
-    call(
-        view,
-        Call::Open {
-            node,
-            handle,
-            access,
-        },
-    )
+    call(view, Call::Open { node, handle, access })
 }
 
 fn create(view: &View, parent: NodeId, text: &str, handle: u64) -> Result<Entry, Errno> {
@@ -559,30 +442,20 @@ fn create(view: &View, parent: NodeId, text: &str, handle: u64) -> Result<Entry,
 
 fn read(view: &View, handle: u64, offset: u64, len: u32) -> Result<Bytes, Errno> {
     let handle = HandleId(handle);
-    let (_, body) = view.call(Call::Read {
-        handle,
-        offset,
-        len,
-    })?;
+    let (_, body) = view.call(Call::Read { handle, offset, len })?;
     Ok(body)
 }
 
 fn write(view: &View, handle: u64, offset: u64, data: &[u8]) -> Result<Attr, Errno> {
     let handle = HandleId(handle);
-    match view.apply(
-        Mutation::Write { handle, offset },
-        Bytes::copy_from_slice(data),
-    )? {
+    match view.apply(Mutation::Write { handle, offset }, Bytes::copy_from_slice(data))? {
         Outcome::Attr(attr) => Ok(attr),
         other => panic!("{other:?}"),
     }
 }
 
 fn release(handle: u64) -> Call {
-    Call::Release {
-        handle: HandleId(handle),
-        upto: p2pfs::id::Seq::ZERO,
-    }
+    Call::Release { handle: HandleId(handle), upto: p2pfs::id::Seq::ZERO }
 }
 
 fn rename(
@@ -591,26 +464,12 @@ fn rename(
     (new_parent, to): (NodeId, &str),
     mode: RenameMode,
 ) -> Result<Outcome, Errno> {
-    apply(
-        view,
-        Mutation::Rename {
-            parent,
-            name: name(from),
-            new_parent,
-            new_name: name(to),
-            mode,
-        },
-    )
+    apply(view, Mutation::Rename { parent, name: name(from), new_parent, new_name: name(to), mode })
 }
 
 fn page(view: &View, node: NodeId, cookie: u64, entries_max: u32) -> p2pfs::wire::call::DirPage {
     let handle = HandleId(1);
-    let read = Call::ReadDir {
-        node,
-        handle,
-        cookie,
-        entries_max,
-    };
+    let read = Call::ReadDir { node, handle, cookie, entries_max };
     match call(view, read).unwrap() {
         Reply::Dir(page) => page,
         other => panic!("{other:?}"),
