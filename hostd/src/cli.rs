@@ -141,10 +141,7 @@ fn parse() -> anyhow::Result<Option<Cli>> {
         Ok(cli) => return Ok(Some(cli)),
         Err(error) => error,
     };
-    if matches!(
-        error.kind(),
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
-    ) {
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
         error.print()?;
         return Ok(None);
     }

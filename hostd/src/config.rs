@@ -104,11 +104,7 @@ impl Config {
                     .remove(name)
                     .filter(|share| share.path == path)
                     .and_then(|share| share.root);
-                let share = ShareConfig {
-                    path,
-                    read_only: false,
-                    root,
-                };
+                let share = ShareConfig { path, read_only: false, root };
                 if self.shares.insert(name.clone(), share).is_some() {
                     return Err(usage(format!("share {name} is named twice")));
                 }
@@ -173,10 +169,7 @@ mod tests {
         let mut args = args(&[("a", "/one"), ("b", "/two")]);
         args.read_only = vec!["b".into()];
         config.update(&args).unwrap();
-        let root = RootIdentity {
-            fsid: u64::MAX,
-            inode: 2,
-        };
+        let root = RootIdentity { fsid: u64::MAX, inode: 2 };
         config.shares.get_mut("a").unwrap().root = Some(root);
         config.save(dir.path()).unwrap();
         let mut again = Config::load(dir.path()).unwrap();
@@ -216,10 +209,7 @@ mod tests {
 
     fn args(shares: &[(&str, &str)]) -> ServeArgs {
         ServeArgs {
-            shares: shares
-                .iter()
-                .map(|(name, dir)| ((*name).into(), (*dir).into()))
-                .collect(),
+            shares: shares.iter().map(|(name, dir)| ((*name).into(), (*dir).into())).collect(),
             read_only: Vec::new(),
             servers: Vec::new(),
             listen: None,

@@ -114,11 +114,7 @@ impl Keys {
         if records.len() > KEYS_MAX {
             return Err(bad("too many keys"));
         }
-        Ok(Self {
-            path,
-            records,
-            unsaved: false,
-        })
+        Ok(Self { path, records, unsaved: false })
     }
 
     /// All of them, in the order of pairing.
@@ -133,10 +129,8 @@ impl Keys {
 
     /// What the registration with a server needs of them.
     pub fn recorded(&self) -> Vec<RecordedKey> {
-        let recorded = |record: &Record| RecordedKey {
-            peer: record.peer,
-            pair_key: record.pair_key.clone(),
-        };
+        let recorded =
+            |record: &Record| RecordedKey { peer: record.peer, pair_key: record.pair_key.clone() };
         self.records.iter().map(recorded).collect()
     }
 
@@ -207,10 +201,8 @@ impl Keys {
             return Ok(());
         }
         let write = || {
-            let text = toml::to_string(&FileRef {
-                keys: &self.records,
-            })
-            .map_err(io::Error::other)?;
+            let text =
+                toml::to_string(&FileRef { keys: &self.records }).map_err(io::Error::other)?;
             daemon::write_private(&self.path, text.as_bytes())
         };
         write().map_err(|error| {
@@ -278,11 +270,7 @@ impl Record {
     }
 
     fn check(&self) -> Result<(), Failure> {
-        let device = [
-            &self.device.serial,
-            &self.device.vendor,
-            &self.device.product,
-        ];
+        let device = [&self.device.serial, &self.device.vendor, &self.device.product];
         let names_are_long = self.name.len() > LABEL_BYTES_MAX
             || self.shares.len() > SHARES_MAX
             || self.shares.iter().any(|name| name.len() > LABEL_BYTES_MAX);
@@ -398,10 +386,7 @@ pub(crate) mod tests {
         assert_eq!(one.pair_key.bytes(), record(1).pair_key.bytes());
         assert_eq!((one.last_seen, two.last_seen), (None, Some(77)));
         assert_eq!(one.device, record(1).device);
-        let mode = fs::metadata(dir.path().join(FILE))
-            .unwrap()
-            .permissions()
-            .mode();
+        let mode = fs::metadata(dir.path().join(FILE)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
     }
 

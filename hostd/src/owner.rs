@@ -169,12 +169,8 @@ impl Lock {
     /// The lock file cannot be made.
     pub fn try_take(dir: &Path) -> Result<Option<Self>, Failure> {
         let path = dir.join("lock");
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path);
+        let file =
+            OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
         let unusable = |error: std::io::Error| {
             Failure::new(
                 Code::Internal,
@@ -280,18 +276,12 @@ impl Owner {
             Request::Revoke { id } => {
                 let mut keys = self.keys();
                 let record = keys.set_state(id, State::Revoked)?;
-                Answer {
-                    value: record.to_json(),
-                    ends: Some(record.peer),
-                }
+                Answer { value: record.to_json(), ends: Some(record.peer) }
             }
             Request::Remove { id } => {
                 let record = self.keys().remove(id)?;
                 self.publish();
-                Answer {
-                    value: record.to_json(),
-                    ends: Some(record.peer),
-                }
+                Answer { value: record.to_json(), ends: Some(record.peer) }
             }
             Request::Status => stays(self.status()?),
         };
@@ -388,10 +378,7 @@ mod tests {
         let id = shown["id"].as_str().unwrap().to_owned();
         let authorise = Request::Authorise { id: id.clone() };
         let answer = owner.answer(&authorise).unwrap();
-        assert_eq!(
-            (&answer.value["state"], answer.ends),
-            (&json!("authorised"), None)
-        );
+        assert_eq!((&answer.value["state"], answer.ends), (&json!("authorised"), None));
         // Paired again it keeps its state
         let again = owner.answer(&Request::Record(new_key())).unwrap().value;
         assert_eq!(again["state"], "authorised");
@@ -413,10 +400,7 @@ mod tests {
             Request::Revoke { id: "abcd".into() },
         ] {
             let encoded = serde_json::to_value(&request).unwrap();
-            assert_eq!(
-                format!("{:?}", parse(encoded).unwrap()),
-                format!("{request:?}")
-            );
+            assert_eq!(format!("{:?}", parse(encoded).unwrap()), format!("{request:?}"));
         }
         assert!(parse(json!({ "request": "frobnicate" })).is_err());
     }

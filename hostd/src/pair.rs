@@ -32,18 +32,11 @@ pub fn run(dir: &Path, args: PairArgs) -> Result<(), Failure> {
             "start it again, with the same version as this program",
         )
     })?;
-    let servers = if args.servers.is_empty() {
-        host.servers.clone()
-    } else {
-        args.servers.clone()
-    };
+    let servers = if args.servers.is_empty() { host.servers.clone() } else { args.servers.clone() };
     if servers.is_empty() || servers.len() > KEY_SERVERS_MAX {
         return Err(Failure::new(
             Code::Usage,
-            format!(
-                "a key names 1 to {KEY_SERVERS_MAX} servers, and this one {}",
-                servers.len()
-            ),
+            format!("a key names 1 to {KEY_SERVERS_MAX} servers, and this one {}", servers.len()),
             "name the server as p2pfs-server prints it: --server p2pfs://HOST:PORT#FINGERPRINT",
         ));
     }
@@ -63,10 +56,7 @@ pub fn run(dir: &Path, args: PairArgs) -> Result<(), Failure> {
         servers,
         portable: args.portable,
     };
-    let recorded = owner::ask(
-        dir,
-        &Request::Record(new_key(args, &folder, &device, &contents)),
-    )?;
+    let recorded = owner::ask(dir, &Request::Record(new_key(args, &folder, &device, &contents)))?;
     let written = usb::write_key(&folder, &device, &contents);
     if written.is_err() && new {
         // Nobody has the secret of what was recorded
@@ -121,10 +111,7 @@ fn known_secrets(
     if contents.host != host.peer {
         return Err(Failure::new(
             Code::HostMismatch,
-            format!(
-                "this key is paired with another host, {:?}",
-                contents.host_name
-            ),
+            format!("this key is paired with another host, {:?}", contents.host_name),
             "use another stick, or remove the p2pfs folder from this one to give it to this host",
         ));
     }
@@ -170,10 +157,7 @@ mod tests {
         assert_eq!(keys[0]["name"], "K");
         let host = owner::ask(&state, &Request::Host).unwrap();
         let host: HostFacts = serde_json::from_value(host).unwrap();
-        assert_eq!(
-            (opened.contents.host, opened.contents.host_mac),
-            (host.peer, host.mac)
-        );
+        assert_eq!((opened.contents.host, opened.contents.host_mac), (host.peer, host.mac));
         assert_eq!(host.servers, opened.contents.servers);
     }
 

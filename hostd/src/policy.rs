@@ -58,18 +58,13 @@ impl Shares {
                     None
                 }
                 Err(failure) => {
-                    return Err(Failure {
-                        code: Code::Usage,
-                        ..failure
-                    });
+                    return Err(Failure { code: Code::Usage, ..failure });
                 }
             };
             let config = config.clone();
             shares.insert(name.clone(), Served { config, share });
         }
-        Ok(Self {
-            shares: Mutex::new(shares),
-        })
+        Ok(Self { shares: Mutex::new(shares) })
     }
 
     /// As `status --json` shows them.
@@ -88,11 +83,7 @@ impl Shares {
 
     fn names(&self, key: &Record) -> Vec<String> {
         let shares = self.lock();
-        shares
-            .keys()
-            .filter(|name| key.may_use(name))
-            .cloned()
-            .collect()
+        shares.keys().filter(|name| key.may_use(name)).cloned().collect()
     }
 
     /// The share and whether it is read-only. One that is offline is tried again.
@@ -158,15 +149,12 @@ impl Policy for House {
         let share = self.choose(&key, request.share.as_deref())?;
         let unknown = || Denial::ShareUnknown(self.shares.names(&key));
         let (opened, read_only) =
-            self.shares
-                .find(&share)
-                .ok_or_else(unknown)?
-                .map_err(|failure| {
-                    eprintln!("{}", failure.report());
-                    let mut others = self.shares.names(&key);
-                    others.retain(|name| *name != share);
-                    Denial::ShareUnknown(others)
-                })?;
+            self.shares.find(&share).ok_or_else(unknown)?.map_err(|failure| {
+                eprintln!("{}", failure.report());
+                let mut others = self.shares.names(&key);
+                others.retain(|name| *name != share);
+                Denial::ShareUnknown(others)
+            })?;
         Ok(Authorised {
             share,
             read_only: read_only || key.access == Access::ReadOnly,
@@ -182,23 +170,14 @@ fn open(name: &str, config: &ShareConfig) -> Result<Arc<Share>, Failure> {
         let error = std::io::Error::from(error);
         Failure::new(
             Code::Internal,
-            format!(
-                "share {name} is offline: cannot open {}: {error}",
-                dir.display()
-            ),
+            format!("share {name} is offline: cannot open {}: {error}", dir.display()),
             "check that its disk is mounted and that this user may read it",
         )
     })?;
-    if config
-        .root
-        .is_some_and(|root| root != share.root_identity())
-    {
+    if config.root.is_some_and(|root| root != share.root_identity()) {
         return Err(Failure::new(
             Code::Internal,
-            format!(
-                "share {name} is offline: {} is another directory than it was",
-                dir.display()
-            ),
+            format!("share {name} is offline: {} is another directory than it was", dir.display()),
             format!(
                 "mount the disk that belongs there; if it is meant to be another one, remove \
                  `root` of shares.{name} from hostd.toml in the state directory"
@@ -286,11 +265,7 @@ mod tests {
     #[test]
     fn a_share_that_never_was_is_wrong_usage() {
         let mut config = Config::default();
-        let share = ShareConfig {
-            path: "/nonexistent".into(),
-            read_only: false,
-            root: None,
-        };
+        let share = ShareConfig { path: "/nonexistent".into(), read_only: false, root: None };
         config.shares.insert("disk".into(), share);
         assert_eq!(Shares::open(&mut config).unwrap_err().code, Code::Usage);
     }
@@ -301,11 +276,7 @@ mod tests {
         for name in names {
             let path = dir.path().join(name);
             fs::create_dir(&path).unwrap();
-            let share = ShareConfig {
-                path,
-                read_only: false,
-                root: None,
-            };
+            let share = ShareConfig { path, read_only: false, root: None };
             config.shares.insert((*name).into(), share);
         }
         let shares = Arc::new(Shares::open(&mut config).unwrap());
@@ -316,11 +287,7 @@ mod tests {
     }
 
     fn set(house: &House, key: &Record, state: State) {
-        house
-            .owner
-            .keys()
-            .set_state(key.id().as_str(), state)
-            .unwrap();
+        house.owner.keys().set_state(key.id().as_str(), state).unwrap();
     }
 
     fn from() -> SocketAddr {

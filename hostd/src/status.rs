@@ -30,11 +30,7 @@ fn text(status: &Value) -> String {
         word(&status["name"]),
         word(&status["id"]),
         word(&status["mac"]),
-        if status["running"] == true {
-            "running"
-        } else {
-            "not running"
-        },
+        if status["running"] == true { "running" } else { "not running" },
         status["keys"],
     )];
     for share in list("shares") {
@@ -45,18 +41,10 @@ fn text(status: &Value) -> String {
         if share["online"] == false {
             notes.push_str(", OFFLINE");
         }
-        lines.push(format!(
-            "share {}: {}{notes}",
-            word(&share["name"]),
-            word(&share["path"])
-        ));
+        lines.push(format!("share {}: {}{notes}", word(&share["name"]), word(&share["path"])));
     }
     for server in list("servers") {
-        let state = if server["connected"] == true {
-            "connected"
-        } else {
-            "not reachable"
-        };
+        let state = if server["connected"] == true { "connected" } else { "not reachable" };
         lines.push(format!("server {}: {state}", word(&server["address"])));
     }
     for session in list("sessions") {

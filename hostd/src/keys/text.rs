@@ -11,20 +11,13 @@ pub(super) fn line(key: &Value) -> String {
         .as_array()
         .map(|names| names.iter().filter_map(Value::as_str).collect())
         .unwrap_or_default();
-    let shares = if shares.is_empty() {
-        "all shares".into()
-    } else {
-        shares.join(",")
-    };
+    let shares = if shares.is_empty() { "all shares".into() } else { shares.join(",") };
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let now = now.map_or(0, |since| since.as_secs());
-    let seen = key["last_seen"].as_u64().map_or("never seen".into(), |at| {
-        format!(
-            "seen {} from {}",
-            ago(now.saturating_sub(at)),
-            text("last_from")
-        )
-    });
+    let seen = key["last_seen"].as_u64().map_or_else(
+        || "never seen".into(),
+        |at| format!("seen {} from {}", ago(now.saturating_sub(at)), text("last_from")),
+    );
     format!(
         "{}  {:12}  {}  {shares}  {:?}  {seen}",
         text("id"),
