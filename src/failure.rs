@@ -42,6 +42,30 @@ pub enum Code {
 }
 
 impl Code {
+    const ALL: [Self; 16] = [
+        Self::KeyMissing,
+        Self::KeyCorrupt,
+        Self::KeyCopied,
+        Self::KeyUnauthorised,
+        Self::KeyRevoked,
+        Self::Passphrase,
+        Self::HostOffline,
+        Self::HostMismatch,
+        Self::ServerUnreachable,
+        Self::ServerChanged,
+        Self::ShareUnknown,
+        Self::ShareDenied,
+        Self::Mountpoint,
+        Self::Fuse,
+        Self::Usage,
+        Self::Internal,
+    ];
+
+    /// Reads [`Self::as_str`]'s form.
+    pub fn from_text(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|code| code.as_str() == text)
+    }
+
     /// The code as printed.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -87,21 +111,12 @@ pub struct Failure {
 impl Failure {
     /// A failure with its next step.
     pub fn new(code: Code, what: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self {
-            code,
-            what: what.into(),
-            hint: hint.into(),
-        }
+        Self { code, what: what.into(), hint: hint.into() }
     }
 
     /// The two lines that a program prints on stderr.
     pub fn report(&self) -> String {
-        format!(
-            "error[{}]: {}\nhint: {}",
-            self.code.as_str(),
-            self.what,
-            self.hint
-        )
+        format!("error[{}]: {}\nhint: {}", self.code.as_str(), self.what, self.hint)
     }
 }
 

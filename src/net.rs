@@ -1,4 +1,16 @@
 //! The I/O shell: the only place in this crate that touches tokio, quinn, sockets and clocks.
 
+pub mod admin;
+pub mod daemon;
+mod endpoint;
+pub mod host;
+mod interfaces;
+pub mod log;
+mod pathmux;
+mod quic;
 pub mod remote;
+pub mod rendezvous;
 pub mod serve;
+pub mod session;
+mod stream;
+pub mod tls;

@@ -18,6 +18,9 @@
 //! * A refused input changes nothing, and is a [`PeerMisbehaved`] where the peer is to blame.
 //! * No machine knows another: drivers connect them.
 
+pub mod rendezvous;
+pub mod stun;
+
 /// The peer broke a rule: its session is closed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum PeerMisbehaved {
@@ -34,3 +37,8 @@ pub enum PeerMisbehaved {
     #[error("a proof that does not verify")]
     Proof,
 }
+
+pub mod calls;
+pub mod punch;
+pub mod redo;
+pub mod session;

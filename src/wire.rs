@@ -22,4 +22,5 @@ pub mod name;
 pub mod probe;
 pub mod rendezvous;
 pub mod session;
+pub mod stun;
 pub mod version;

@@ -1,0 +1,172 @@
+//! One side's registration with one server: kept for ever, made again when it is lost.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use crate::address::ServerAddress;
+use crate::identity::{MacAddress, PairKey, PeerId, SecretKey};
+pub use crate::proto::rendezvous::{Introduction, RecordedKey};
+use crate::wire::rendezvous::Routing;
+
+mod driver;
+mod link;
+
+/// Which side of a pairing registers.
+#[derive(Clone, Debug)]
+pub enum Side {
+    /// A host, for all its recorded keys.
+    Host {
+        /// The host's own hardware address.
+        mac: MacAddress,
+        /// The recorded keys; a change reaches the server at once.
+        keys: watch::Receiver<Vec<RecordedKey>>,
+    },
+    /// A client, for one host.
+    Client {
+        /// What was made at the pairing.
+        pair_key: PairKey,
+        /// The host's hardware address.
+        mac: MacAddress,
+        /// The host's key: nobody else is introduced.
+        host: PeerId,
+    },
+}
+
+/// What a registration needs.
+#[derive(Clone, Debug)]
+pub struct RegistrationConfig {
+    /// Our own key, proved to the server.
+    pub secret: SecretKey,
+    /// The server.
+    pub server: ServerAddress,
+    /// Who registers.
+    pub side: Side,
+    /// Where we are; the registration adds its own TCP addresses.
+    pub routing: watch::Receiver<Routing>,
+}
+
+/// What happens to a registration.
+#[derive(Clone, Debug)]
+pub enum RendezvousEvent {
+    /// The server knows us.
+    Connected {
+        /// Its UDP STUN addresses.
+        stun: Vec<SocketAddr>,
+        /// Where it sees this registration.
+        tcp_public: SocketAddr,
+    },
+    /// The connection is gone, or could not be made; it is tried again.
+    Lost {
+        /// Why.
+        error: RendezvousError,
+    },
+    /// A match.
+    Introduced(Introduction),
+    /// Nobody answers for that host, for now; a match may still come.
+    NoMatch,
+}
+
+/// Why there is no connection to the server.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum RendezvousError {
+    /// No connection.
+    #[error("the server cannot be reached: {0}")]
+    Unreachable(String),
+    /// Somebody answers with another key.
+    #[error("the server has another key than the one that was pinned")]
+    ServerChanged,
+}
+
+/// How a registration is doing.
+#[derive(Clone, Debug)]
+pub struct RegistrationStatus {
+    /// The server.
+    pub server: ServerAddress,
+    /// Whether there is a connection.
+    pub connected: bool,
+    /// Since the server last confirmed the registration.
+    pub age: Option<Duration>,
+    /// Where the server sees the registration.
+    pub tcp_public: Option<SocketAddr>,
+    /// Our end of its connection; the port may be shared (`SO_REUSEPORT`).
+    pub tcp_private: Option<SocketAddr>,
+    /// The server's UDP STUN addresses.
+    pub stun: Vec<SocketAddr>,
+}
+
+/// A registration that lives until it is dropped.
+#[derive(Debug)]
+pub struct Registration {
+    task: JoinHandle<()>,
+    commands: mpsc::UnboundedSender<Command>,
+    known: Arc<Mutex<Known>>,
+    server: ServerAddress,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Command {
+    SeekAgain,
+    SetInUse(bool),
+}
+
+/// What the status tells.
+#[derive(Debug, Default)]
+struct Known {
+    connected: bool,
+    confirmed: Option<Instant>,
+    tcp_public: Option<SocketAddr>,
+    tcp_private: Option<SocketAddr>,
+    stun: Vec<SocketAddr>,
+}
+
+impl Registration {
+    /// Registers, and goes on doing so; what happens arrives at `events`, which has to be read.
+    pub fn start(config: RegistrationConfig, events: mpsc::Sender<RendezvousEvent>) -> Self {
+        let known = Arc::new(Mutex::new(Known::default()));
+        let server = config.server.clone();
+        // each command is a word of our own process, and is taken at once
+        let (commands, inbox) = mpsc::unbounded_channel();
+        let task = tokio::spawn(driver::run(config, events, inbox, known.clone()));
+        Self { task, commands, known, server }
+    }
+
+    /// How it is doing.
+    pub fn status(&self) -> RegistrationStatus {
+        let known = lock(&self.known);
+        RegistrationStatus {
+            server: self.server.clone(),
+            connected: known.connected,
+            age: known.confirmed.map(|at| at.elapsed()),
+            tcp_public: known.tcp_public,
+            tcp_private: known.tcp_private,
+            stun: known.stun.clone(),
+        }
+    }
+
+    /// As a client: asks for a new match now; a lost server is tried at once too.
+    pub fn seek_again(&self) {
+        // without a task there is nobody to ask
+        let _ = self.commands.send(Command::SeekAgain);
+    }
+
+    /// Whether a session stands: the registration is then repeated every 5 s, else every 20 s. A
+    /// client starts in use, a host idle.
+    pub fn set_in_use(&self, in_use: bool) {
+        let _ = self.commands.send(Command::SetInUse(in_use));
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn lock(known: &Mutex<Known>) -> MutexGuard<'_, Known> {
+    // plain values: whoever panicked left nothing half done
+    known.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,245 @@
+//! STUN (RFC 8489): binding requests and what answers them, nothing else.
+//!
+//! A datagram is ours to look at when its first byte is 0..=3 (RFC 9443); the codec is `stun-types`.
+
+use std::net::SocketAddr;
+
+use stun_types::attribute::{
+    Attribute, AttributeStaticType, AttributeType, Fingerprint, Software, XorMappedAddress,
+};
+use stun_types::message::{
+    BINDING, Message, MessageClass, MessageWrite, MessageWriteExt, MessageWriteVec, TransactionId,
+};
+
+/// A STUN message longer than this is not for us, bytes: the smallest MTU that IPv6 allows.
+pub const STUN_BYTES_MAX: usize = 1280;
+/// A message without attributes, bytes.
+const HEADER_BYTES: usize = 20;
+const MAGIC_COOKIE: [u8; 4] = [0x21, 0x12, 0xa4, 0x42];
+/// Fills our requests up to what the longest answer takes (IPv6, with a fingerprint), 52 bytes.
+const SOFTWARE: &str = "p2pfs, a disk at home";
+
+/// The number of a transaction.
+pub type Transaction = [u8; 12];
+
+/// What a server does with a datagram.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Request {
+    /// A binding request: send this back.
+    Answer(Vec<u8>),
+    /// Anything else: say nothing.
+    Ignored,
+}
+
+/// Whether a datagram may be STUN: by its first byte, its length and the magic cookie.
+pub fn is_stun(datagram: &[u8]) -> bool {
+    (HEADER_BYTES..=STUN_BYTES_MAX).contains(&datagram.len())
+        && datagram[0] < 4
+        && datagram[4..8] == MAGIC_COOKIE
+}
+
+/// A binding request.
+pub fn binding_request(transaction: Transaction) -> Vec<u8> {
+    let mut request = Message::builder(
+        stun_types::message::MessageType::from_class_method(MessageClass::Request, BINDING),
+        transaction_id(transaction),
+        MessageWriteVec::new(),
+    );
+    // neither can fail on a message that has no attribute yet; without them it is a request too
+    if let Ok(software) = Software::new(SOFTWARE) {
+        let _ = request.add_attribute(&software);
+    }
+    let _ = request.add_fingerprint();
+    request.finish()
+}
+
+/// Reads the answer to a binding request: whose, and the mapped address if it was granted one.
+pub fn binding_response(datagram: &[u8]) -> Option<(Transaction, Option<SocketAddr>)> {
+    let message = parse(datagram)?;
+    if !message.has_method(BINDING) || !message.is_response() {
+        return None;
+    }
+    let id = message.transaction_id();
+    let mapped = (message.class() == MessageClass::Success)
+        .then(|| message.attribute::<XorMappedAddress>().ok())
+        .flatten()
+        .map(|mapped| mapped.addr(id))
+        .filter(|mapped| mapped.port() != 0 && !mapped.ip().is_unspecified());
+    let mut transaction = [0; 12];
+    transaction.copy_from_slice(&datagram[8..20]);
+    Some((transaction, mapped))
+}
+
+/// The server's side: answers a binding request from `source`.
+///
+/// A request with an attribute that we would have to understand is answered with error 420, as the
+/// RFC wants it; everything that is not a request is ignored. An answer is at most 32 bytes longer
+/// than its question, and not longer at all than one of ours.
+pub fn answer(datagram: &[u8], source: SocketAddr) -> Request {
+    let Some(message) = parse(datagram) else {
+        return Request::Ignored;
+    };
+    if !message.has_class(MessageClass::Request) || !message.has_method(BINDING) {
+        return Request::Ignored;
+    }
+    let mut unknown: Vec<AttributeType> = message
+        .iter_attributes()
+        .map(|(_, attribute)| attribute.get_type())
+        .filter(|kind| kind.comprehension_required())
+        .collect();
+    unknown.truncate(8);
+    let mut answer = if unknown.is_empty() {
+        let mut answer = Message::builder_success(&message, MessageWriteVec::new());
+        let source = SocketAddr::new(source.ip().to_canonical(), source.port());
+        let mapped = XorMappedAddress::new(source, message.transaction_id());
+        if answer.add_attribute(&mapped).is_err() {
+            return Request::Ignored;
+        }
+        answer
+    } else {
+        Message::unknown_attributes(&message, &unknown, MessageWriteVec::new())
+    };
+    if message.has_attribute(Fingerprint::TYPE) && answer.add_fingerprint().is_err() {
+        return Request::Ignored;
+    }
+    Request::Answer(answer.finish())
+}
+
+fn parse(datagram: &[u8]) -> Option<Message<'_>> {
+    // a fingerprint, where there is one, is checked by the codec
+    is_stun(datagram).then(|| Message::from_bytes(datagram).ok()).flatten()
+}
+
+fn transaction_id(transaction: Transaction) -> TransactionId {
+    let mut number = [0; 16];
+    number[4..].copy_from_slice(&transaction);
+    TransactionId::from(u128::from_be_bytes(number))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use stun_types::attribute::ErrorCode;
+
+    use super::*;
+
+    const ID: Transaction = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12];
+
+    fn bare() -> Vec<u8> {
+        let mut request = vec![0, 1, 0, 0];
+        request.extend(MAGIC_COOKIE);
+        request.extend(ID);
+        request
+    }
+
+    fn answered(request: &[u8], source: &str) -> Vec<u8> {
+        match answer(request, source.parse().unwrap()) {
+            Request::Answer(bytes) => bytes,
+            Request::Ignored => panic!("no answer"),
+        }
+    }
+
+    #[test]
+    fn both_families_are_mapped_and_our_answers_are_no_longer_than_our_questions() {
+        for source in ["203.0.113.7:4000", "[2001:db8::7]:4000"] {
+            let request = binding_request(ID);
+            let response = answered(&request, source);
+            assert!(response.len() <= request.len());
+            assert_eq!(binding_response(&response), Some((ID, Some(source.parse().unwrap()))));
+        }
+    }
+
+    #[test]
+    fn a_bare_request_of_a_stranger_is_answered_as_the_rfc_has_it() {
+        // RFC 8489, 14.2: 203.0.113.7:4000 under the magic cookie
+        let response = answered(&bare(), "203.0.113.7:4000");
+        let mut expected = vec![1, 1, 0, 12];
+        expected.extend(MAGIC_COOKIE);
+        expected.extend(ID);
+        expected.extend([0, 0x20, 0, 8, 0, 1, 0x0f ^ 0x21, 0xa0 ^ 0x12]);
+        expected.extend([203 ^ 0x21, 0x12, 113 ^ 0xa4, 7 ^ 0x42]);
+        assert_eq!(response, expected);
+    }
+
+    #[test]
+    fn a_mapped_ipv4_address_is_told_as_ipv4() {
+        let response = answered(&bare(), "[::ffff:203.0.113.7]:4000");
+        assert_eq!(
+            binding_response(&response),
+            Some((ID, Some("203.0.113.7:4000".parse().unwrap())))
+        );
+    }
+
+    #[test]
+    fn what_must_be_understood_and_is_not_gets_error_420() {
+        let mut request = bare();
+        request[3] = 8;
+        request.extend([0, 3, 0, 4, 0, 0, 0, 2]); // CHANGE-REQUEST
+        let response = answered(&request, "203.0.113.7:4000");
+        assert_eq!(binding_response(&response), Some((ID, None)));
+        let error = Message::from_bytes(&response).unwrap();
+        assert_eq!(error.attribute::<ErrorCode>().unwrap().code(), 420);
+    }
+
+    #[test]
+    fn everything_else_gets_no_answer() {
+        let source = "203.0.113.7:4000".parse().unwrap();
+        let mut wrong_cookie = bare();
+        wrong_cookie[4] = 0;
+        let mut wrong_length = bare();
+        wrong_length[3] = 4;
+        let mut indication = bare();
+        indication[1] = 0x11;
+        let mut other_method = bare();
+        other_method[1] = 3;
+        let mut forged = binding_request(ID);
+        *forged.last_mut().unwrap() ^= 1;
+        let response = answered(&bare(), "203.0.113.7:4000");
+        for datagram in [
+            &[][..],
+            &[0; 19],
+            &[0xff; 1400],
+            &wrong_cookie,
+            &wrong_length,
+            &indication,
+            &other_method,
+            &forged,
+            &response,
+        ] {
+            assert_eq!(answer(datagram, source), Request::Ignored);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_datagram_makes_either_side_panic(
+            kind in 0_u8..4,
+            low in any::<u8>(),
+            body in prop::collection::vec(any::<u8>(), 0..200),
+        ) {
+            let mut datagram = vec![kind, low];
+            datagram.extend(u16::try_from(body.len()).unwrap().to_be_bytes());
+            datagram.extend(MAGIC_COOKIE);
+            datagram.extend(ID);
+            datagram.extend(&body);
+            let source = "203.0.113.7:4000".parse().unwrap();
+            if let Request::Answer(bytes) = answer(&datagram, source) {
+                prop_assert!(bytes.len() <= datagram.len() + 32);
+            }
+            binding_response(&datagram);
+        }
+
+        #[test]
+        fn no_damaged_message_makes_either_side_panic(at in 0_usize..50, to in any::<u8>()) {
+            let source = "203.0.113.7:4000".parse().unwrap();
+            let mut request = binding_request(ID);
+            let at = at % request.len();
+            request[at] = to;
+            answer(&request, source);
+            let mut response = answered(&bare(), "203.0.113.7:4000");
+            let at = at % response.len();
+            response[at] = to;
+            binding_response(&response);
+        }
+    }
+}
