@@ -123,10 +123,7 @@ impl Fs {
     pub async fn lookup(&self, parent: u64, name: Name) -> Result<Found, Errno> {
         let directory = self.inodes.get(parent)?;
         let asked = self.tick();
-        let call = Call::Lookup {
-            parent: directory.node,
-            name,
-        };
+        let call = Call::Lookup { parent: directory.node, name };
         match self.remote.call(call).await?.0 {
             Reply::Entry(entry) => Ok(self.found(entry, parent, asked)),
             _ => Err(Errno::EPROTO),
@@ -138,10 +135,7 @@ impl Fs {
         let inode = self.node(ino, handle)?;
         inode.applied(inode.last()).await;
         let asked = self.tick();
-        let call = Call::GetAttr {
-            node: inode.node,
-            handle,
-        };
+        let call = Call::GetAttr { node: inode.node, handle };
         match self.remote.call(call).await?.0 {
             Reply::Attr(attr) => Ok(self.seen(&inode, attr, asked)),
             _ => Err(Errno::EPROTO),
@@ -157,11 +151,7 @@ impl Fs {
     ) -> Result<Found, Errno> {
         let inode = self.node(ino, handle)?;
         let effect = change.size.map_or(Effect::None, Effect::Truncate);
-        let mutation = Mutation::SetAttr {
-            node: inode.node,
-            handle,
-            change,
-        };
+        let mutation = Mutation::SetAttr { node: inode.node, handle, change };
         match self.change(&inode, effect, mutation, Bytes::new()).await? {
             Outcome::Attr(attr) => Ok(self.seen(&inode, attr, self.tick())),
             _ => Err(Errno::EPROTO),
@@ -186,9 +176,7 @@ impl Fs {
     ) -> Result<Found, Errno> {
         let directory = self.inodes.get(parent)?;
         let asked = self.tick();
-        let outcome = self
-            .name_change(&[&directory], mutation(directory.node))
-            .await?;
+        let outcome = self.name_change(&[&directory], mutation(directory.node)).await?;
         match outcome {
             Outcome::Entry(entry) => Ok(self.found(entry, parent, asked)),
             _ => Err(Errno::EPROTO),
@@ -198,15 +186,9 @@ impl Fs {
     /// Another name for a node; counts a reference of the kernel.
     pub async fn link(self: &Arc<Self>, ino: u64, parent: u64, name: Name) -> Result<Found, Errno> {
         let (inode, directory) = (self.inodes.get(ino)?, self.inodes.get(parent)?);
-        let mutation = Mutation::Link {
-            node: inode.node,
-            parent: directory.node,
-            name,
-        };
+        let mutation = Mutation::Link { node: inode.node, parent: directory.node, name };
         directory.rename_tick(self.next_tick());
-        let outcome = self
-            .change(&inode, Effect::None, mutation, Bytes::new())
-            .await;
+        let outcome = self.change(&inode, Effect::None, mutation, Bytes::new()).await;
         directory.rename_tick(self.next_tick());
         match outcome? {
             Outcome::Entry(entry) => Ok(self.found(entry, parent, self.tick())),
@@ -254,11 +236,7 @@ impl Fs {
         let handle = self.handles.number()?;
         let told = inode.told();
         let asked = self.tick();
-        let call = Call::Open {
-            node: inode.node,
-            handle,
-            access: mode.access,
-        };
+        let call = Call::Open { node: inode.node, handle, access: mode.access };
         let Reply::Attr(attr) = self.remote.call(call).await?.0 else {
             return Err(Errno::EPROTO);
         };
@@ -268,10 +246,7 @@ impl Fs {
             self.kernel.drop_attributes(ino);
         }
         self.insert_handle(handle, inode, mode.append);
-        Ok(Opened {
-            handle,
-            keep_pages: check.keep_pages,
-        })
+        Ok(Opened { handle, keep_pages: check.keep_pages })
     }
 
     /// Makes a file if it is not there, and opens it; counts a reference of the kernel.
@@ -303,10 +278,7 @@ impl Fs {
         self.insert_handle(handle, inode, how.append);
         if how.truncate && found.attr.size > 0 {
             // somebody else made it since the kernel looked
-            let change = AttrChange {
-                size: Some(0),
-                ..AttrChange::default()
-            };
+            let change = AttrChange { size: Some(0), ..AttrChange::default() };
             found = self.setattr(entry.node.ino, Some(handle), change).await?;
         }
         let keep_pages = check.keep_pages;
@@ -478,11 +450,7 @@ impl Fs {
         if seen.changed {
             self.drop_blocks(inode);
         }
-        Found {
-            node: inode.node,
-            attr,
-            settled: !seen.moving,
-        }
+        Found { node: inode.node, attr, settled: !seen.moving }
     }
 }
 

@@ -66,21 +66,15 @@ pub fn serve(
     let mut config = fuser::Config::default();
     config.n_threads = Some(THREADS);
     config.acl = SessionACL::All;
-    let adaptor = Adaptor {
-        fs,
-        runtime,
-        presentation,
-    };
+    let adaptor = Adaptor { fs, runtime, presentation };
     // who may use the mount is the kernel's decision (`allow_other`), so all requests are answered
     let session = Session::from_fd(adaptor, device, SessionACL::All, config)?;
     link.connect(session.notifier());
     let (ended, end) = oneshot::channel();
-    std::thread::Builder::new()
-        .name("fuse".to_owned())
-        .spawn(move || {
-            // nobody listens if the process is ending by itself
-            let _ = ended.send(session.run());
-        })?;
+    std::thread::Builder::new().name("fuse".to_owned()).spawn(move || {
+        // nobody listens if the process is ending by itself
+        let _ = ended.send(session.run());
+    })?;
     Ok(end)
 }
 
@@ -100,8 +94,7 @@ impl Adaptor {
         T: Send,
     {
         let work = work(Arc::clone(&self.fs));
-        self.runtime
-            .spawn(async move { reply(work.await.map_err(error)) });
+        self.runtime.spawn(async move { reply(work.await.map_err(error)) });
     }
 
     /// Answers with an entry.
@@ -158,11 +151,7 @@ fn ttl(found: &Found) -> Duration {
 }
 
 fn opened(opened: Opened) -> (FileHandle, FopenFlags) {
-    let flags = if opened.keep_pages {
-        FopenFlags::FOPEN_KEEP_CACHE
-    } else {
-        FopenFlags::empty()
-    };
+    let flags = if opened.keep_pages { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
     (FileHandle(opened.handle.0), flags)
 }
 
@@ -178,16 +167,11 @@ impl Filesystem for Adaptor {
             InitFlags::FUSE_CACHE_SYMLINKS,
         ] {
             if let Err(missing) = config.add_capabilities(wanted) {
-                tracing::debug!(
-                    ?missing,
-                    "the kernel's FUSE lacks something that is optional"
-                );
+                tracing::debug!(?missing, "the kernel's FUSE lacks something that is optional");
             }
         }
         let refused = |nearest| io::Error::other(format!("the kernel allows {nearest}"));
-        config
-            .set_max_write(BODY_BYTES_MAX as u32)
-            .map_err(refused)?;
+        config.set_max_write(BODY_BYTES_MAX as u32).map_err(refused)?;
         let refused = |nearest| io::Error::other(format!("the kernel allows {nearest}"));
         config.set_max_background(BACKGROUND_MAX).map_err(refused)?;
         Ok(())
@@ -240,10 +224,7 @@ impl Filesystem for Adaptor {
             mtime: mtime.map(set_time),
         };
         let handle = handle.map(|handle| HandleId(handle.0));
-        self.answer_attr(
-            |fs| async move { fs.setattr(ino.0, handle, change).await },
-            reply,
-        );
+        self.answer_attr(|fs| async move { fs.setattr(ino.0, handle, change).await }, reply);
     }
 
     fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
@@ -270,12 +251,7 @@ impl Filesystem for Adaptor {
         let make = |fs: Arc<Fs>| async move {
             let name = entry?;
             let (mode, rdev) = (mode & !umask, u64::from(rdev));
-            let mutation = |parent| Mutation::Mknod {
-                parent,
-                name,
-                mode,
-                rdev,
-            };
+            let mutation = |parent| Mutation::Mknod { parent, name, mode, rdev };
             fs.make(parent.0, mutation).await
         };
         self.answer_entry(make, reply);
@@ -294,8 +270,7 @@ impl Filesystem for Adaptor {
         let make = |fs: Arc<Fs>| async move {
             let name = entry?;
             let mode = mode & 0o7777 & !umask;
-            fs.make(parent.0, |parent| Mutation::Mkdir { parent, name, mode })
-                .await
+            fs.make(parent.0, |parent| Mutation::Mkdir { parent, name, mode }).await
         };
         self.answer_entry(make, reply);
     }
@@ -322,11 +297,7 @@ impl Filesystem for Adaptor {
         let target = Target::new(target.as_os_str().as_bytes());
         let make = |fs: Arc<Fs>| async move {
             let (name, target) = (entry?, target?);
-            let mutation = |parent| Mutation::Symlink {
-                parent,
-                name,
-                target,
-            };
+            let mutation = |parent| Mutation::Symlink { parent, name, target };
             fs.make(parent.0, mutation).await
         };
         self.answer_entry(make, reply);
@@ -353,8 +324,7 @@ impl Filesystem for Adaptor {
         };
         let (from, to) = (name(entry), name(new_entry));
         let rename = |fs: Arc<Fs>| async move {
-            fs.rename((parent.0, from?), (new_parent.0, to?), mode)
-                .await
+            fs.rename((parent.0, from?), (new_parent.0, to?), mode).await
         };
         self.answer_empty(rename, reply);
     }
@@ -368,10 +338,7 @@ impl Filesystem for Adaptor {
         reply: ReplyEntry,
     ) {
         let entry = name(new_entry);
-        self.answer_entry(
-            |fs| async move { fs.link(ino.0, new_parent.0, entry?).await },
-            reply,
-        );
+        self.answer_entry(|fs| async move { fs.link(ino.0, new_parent.0, entry?).await }, reply);
     }
 
     fn open(&self, _request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -423,10 +390,7 @@ impl Filesystem for Adaptor {
         let data = Bytes::copy_from_slice(data);
         let synchronous = flags.0 & libc::O_DSYNC != 0;
         self.answer(
-            move |fs| async move {
-                fs.write(HandleId(handle.0), offset, data, synchronous)
-                    .await
-            },
+            move |fs| async move { fs.write(HandleId(handle.0), offset, data, synchronous).await },
             move |result| match result {
                 Ok(written) => reply.written(written),
                 Err(errno) => reply.error(errno),
@@ -442,10 +406,7 @@ impl Filesystem for Adaptor {
         _owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        self.answer_empty(
-            |fs| async move { fs.flush(HandleId(handle.0)).await },
-            reply,
-        );
+        self.answer_empty(|fs| async move { fs.flush(HandleId(handle.0)).await }, reply);
     }
 
     fn release(
@@ -471,10 +432,7 @@ impl Filesystem for Adaptor {
         data_only: bool,
         reply: ReplyEmpty,
     ) {
-        self.answer_empty(
-            |fs| async move { fs.sync(HandleId(handle.0), data_only).await },
-            reply,
-        );
+        self.answer_empty(|fs| async move { fs.sync(HandleId(handle.0), data_only).await }, reply);
     }
 
     fn opendir(&self, request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -496,10 +454,7 @@ impl Filesystem for Adaptor {
                     Ok(portion) => portion,
                     Err(errno) => return reply.error(errno),
                 };
-                let dots = [
-                    (portion.ino, COOKIE_DOT, "."),
-                    (portion.parent, COOKIE_DOT_DOT, ".."),
-                ];
+                let dots = [(portion.ino, COOKIE_DOT, "."), (portion.parent, COOKIE_DOT_DOT, "..")];
                 for (ino, cookie, dot) in dots.into_iter().skip(portion.dots_from.into()) {
                     if reply.add(INodeNo(ino), cookie, fuser::FileType::Directory, dot) {
                         return reply.ok();
@@ -534,10 +489,7 @@ impl Filesystem for Adaptor {
                     Ok(portion) => portion,
                     Err(errno) => return reply.error(errno),
                 };
-                let dots = [
-                    (portion.ino, COOKIE_DOT, "."),
-                    (portion.parent, COOKIE_DOT_DOT, ".."),
-                ];
+                let dots = [(portion.ino, COOKIE_DOT, "."), (portion.parent, COOKIE_DOT_DOT, "..")];
                 for (ino, cookie, dot) in dots.into_iter().skip(portion.dots_from.into()) {
                     // the kernel takes only the number and the type of these two
                     let attr = convert::directory(ino);
@@ -631,11 +583,7 @@ impl Filesystem for Adaptor {
             return reply.error(error(errno));
         }
         let attribute = attribute.as_bytes().to_vec();
-        self.answer_xattr(
-            |fs| async move { fs.getxattr(ino.0, attribute).await },
-            size,
-            reply,
-        );
+        self.answer_xattr(|fs| async move { fs.getxattr(ino.0, attribute).await }, size, reply);
     }
 
     fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
@@ -644,10 +592,7 @@ impl Filesystem for Adaptor {
 
     fn removexattr(&self, _request: &Request, ino: INodeNo, attribute: &OsStr, reply: ReplyEmpty) {
         let attribute = attribute.as_bytes().to_vec();
-        self.answer_empty(
-            |fs| async move { fs.removexattr(ino.0, attribute).await },
-            reply,
-        );
+        self.answer_empty(|fs| async move { fs.removexattr(ino.0, attribute).await }, reply);
     }
 
     fn access(&self, _request: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {

@@ -171,10 +171,7 @@ impl BlockCache {
                 index += 1;
                 continue;
             }
-            let joined = state
-                .under_way
-                .get(&key)
-                .filter(|fetch| fetch.epoch == epoch);
+            let joined = state.under_way.get(&key).filter(|fetch| fetch.epoch == epoch);
             let (fetch, until, hit) = match joined.map(Arc::clone) {
                 Some(fetch) => {
                     let until = fetch.blocks.end.min(blocks.end);
@@ -188,9 +185,7 @@ impl BlockCache {
                         result: watch::Sender::new(None),
                     });
                     for index in index..until {
-                        state
-                            .under_way
-                            .insert((inode.node, index), Arc::clone(&fetch));
+                        state.under_way.insert((inode.node, index), Arc::clone(&fetch));
                     }
                     fetches.push(Arc::clone(&fetch));
                     (fetch, until, false)
@@ -212,11 +207,7 @@ impl BlockCache {
         let mut state = lock(&self.state);
         for index in fetch.blocks.clone() {
             let key = (inode.node, index);
-            if state
-                .under_way
-                .get(&key)
-                .is_some_and(|other| Arc::ptr_eq(other, fetch))
-            {
+            if state.under_way.get(&key).is_some_and(|other| Arc::ptr_eq(other, fetch)) {
                 state.under_way.remove(&key);
             }
         }
@@ -288,11 +279,7 @@ impl State {
         if start >= end {
             return;
         }
-        let keys: Vec<Key> = self
-            .order
-            .range((node, start)..(node, end))
-            .copied()
-            .collect();
+        let keys: Vec<Key> = self.order.range((node, start)..(node, end)).copied().collect();
         for key in keys {
             self.order.remove(&key);
             if let Some(block) = self.blocks.pop(&key) {

@@ -27,17 +27,9 @@ impl ReadAhead {
         let end = offset.saturating_add(len);
         let expected = offset <= self.next.saturating_add(len.min(SLACK))
             && end.saturating_add(SLACK) >= self.next;
-        let goes_on = if self.window == 0 {
-            offset == self.next
-        } else {
-            expected
-        };
+        let goes_on = if self.window == 0 { offset == self.next } else { expected };
         if !goes_on {
-            *self = Self {
-                next: end,
-                fetched: end,
-                window: 0,
-            };
+            *self = Self { next: end, fetched: end, window: 0 };
             return None;
         }
         self.next = self.next.max(end);

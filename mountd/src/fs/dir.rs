@@ -76,10 +76,8 @@ impl Fs {
         };
         let mut listing = handle.listing.lock().await;
         // a rewound directory is a fresh one; names that we changed since are not in the page
-        let kept = listing
-            .0
-            .clone()
-            .filter(|page| cookie != 0 && page.asked >= handle.inode.names());
+        let kept =
+            listing.0.clone().filter(|page| cookie != 0 && page.asked >= handle.inode.names());
         let kept = kept.and_then(|page| page.position(host_cookie).map(|start| (page, start)));
         let (page, start) = match kept {
             Some((page, start)) if start < page.entries.len() || page.end => (page, start),

@@ -203,11 +203,7 @@ impl Inode {
 
     fn is_applied(&self, upto: Seq) -> bool {
         let state = lock(&self.state);
-        state
-            .pending
-            .keys()
-            .next()
-            .is_none_or(|first| *first > upto)
+        state.pending.keys().next().is_none_or(|first| *first > upto)
     }
 
     /// The first error that nobody was told yet; it is told once.
@@ -225,10 +221,7 @@ impl Inode {
     /// changes on top of them.
     pub(crate) fn observe(&self, attr: &mut Attr, asked: u64) -> Seen {
         let mut state = lock(&self.state);
-        let mut seen = Seen {
-            moving: !state.pending.is_empty(),
-            changed: false,
-        };
+        let mut seen = Seen { moving: !state.pending.is_empty(), changed: false };
         if state.settled > asked {
             // the answer may be older than what our own change brought back
             seen.moving = true;
@@ -253,10 +246,7 @@ impl Inode {
         let mut state = lock(&self.state);
         let keep_pages = state.paged.is_some() && state.paged == state.cached;
         state.paged = state.cached;
-        OpenCheck {
-            keep_pages,
-            drop_attributes: before != state.told,
-        }
+        OpenCheck { keep_pages, drop_attributes: before != state.told }
     }
 
     /// Which version the kernel was last told of.
@@ -319,32 +309,23 @@ struct Slot {
 
 impl InodeTable {
     pub(crate) fn new() -> Self {
-        let root = Slot {
-            inode: Arc::new(Inode::new(NodeId::ROOT)),
-            lookups: 1,
-        };
-        Self {
-            slots: Mutex::new(HashMap::from([(NodeId::ROOT.ino, root)])),
-        }
+        let root = Slot { inode: Arc::new(Inode::new(NodeId::ROOT)), lookups: 1 };
+        Self { slots: Mutex::new(HashMap::from([(NodeId::ROOT.ino, root)])) }
     }
 
     /// The node behind a number that the kernel says.
     pub(crate) fn get(&self, ino: u64) -> Result<Arc<Inode>, Errno> {
         let slots = lock(&self.slots);
-        slots
-            .get(&ino)
-            .map(|slot| Arc::clone(&slot.inode))
-            .ok_or(Errno::ESTALE)
+        slots.get(&ino).map(|slot| Arc::clone(&slot.inode)).ok_or(Errno::ESTALE)
     }
 
     /// The node, with one more reference of the kernel. Also gives back the node that had the number
     /// before.
     pub(crate) fn refer(&self, node: NodeId) -> (Arc<Inode>, Option<NodeId>) {
         let mut slots = lock(&self.slots);
-        let slot = slots.entry(node.ino).or_insert_with(|| Slot {
-            inode: Arc::new(Inode::new(node)),
-            lookups: 0,
-        });
+        let slot = slots
+            .entry(node.ino)
+            .or_insert_with(|| Slot { inode: Arc::new(Inode::new(node)), lookups: 0 });
         slot.lookups += 1;
         let mut replaced = None;
         if slot.inode.node != node && node.ino != NodeId::ROOT.ino {
@@ -388,14 +369,8 @@ pub(crate) struct Moving;
 mod tests {
     use super::*;
 
-    const OLD: NodeId = NodeId {
-        ino: 7,
-        generation: 1,
-    };
-    const NEW: NodeId = NodeId {
-        ino: 7,
-        generation: 2,
-    };
+    const OLD: NodeId = NodeId { ino: 7, generation: 1 };
+    const NEW: NodeId = NodeId { ino: 7, generation: 2 };
 
     #[test]
     fn references_are_counted_over_generations_of_one_number() {

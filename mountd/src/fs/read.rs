@@ -75,11 +75,7 @@ impl Fs {
 }
 
 async fn read_past_cache(fs: &Fs, open: &Handle, offset: u64, len: u32) -> Result<Bytes, Errno> {
-    let call = Call::Read {
-        handle: open.id,
-        offset,
-        len,
-    };
+    let call = Call::Read { handle: open.id, offset, len };
     match fs.remote.call(call).await? {
         (Reply::Data, data) if data.len() <= len as usize => Ok(data),
         _ => Err(Errno::EPROTO),

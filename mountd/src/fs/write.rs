@@ -110,11 +110,7 @@ impl Fs {
     pub async fn sync(&self, handle: HandleId, data_only: bool) -> Result<(), Errno> {
         let open = self.handles.get(handle)?;
         let upto = open.inode.last();
-        let call = Call::Sync {
-            handle,
-            data_only,
-            upto,
-        };
+        let call = Call::Sync { handle, data_only, upto };
         let synced = self.remote.call(call).await;
         open.inode.applied(upto).await;
         open.inode.take_error()?;
@@ -135,14 +131,7 @@ impl Fs {
         } else {
             Effect::Extend(0)
         };
-        let mutation = Mutation::Fallocate {
-            handle,
-            offset,
-            len,
-            mode,
-        };
-        self.change(&open.inode, effect, mutation, Bytes::new())
-            .await
-            .map(drop)
+        let mutation = Mutation::Fallocate { handle, offset, len, mode };
+        self.change(&open.inode, effect, mutation, Bytes::new()).await.map(drop)
     }
 }

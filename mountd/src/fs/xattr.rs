@@ -64,11 +64,7 @@ impl Fs {
             return Err(Errno::from_number(E2BIG));
         }
         let inode = self.inodes.get(ino)?;
-        let mutation = Mutation::SetXattr {
-            node: inode.node,
-            name: XattrName(name),
-            flags,
-        };
+        let mutation = Mutation::SetXattr { node: inode.node, name: XattrName(name), flags };
         let outcome = self.change(&inode, Effect::None, mutation, value).await;
         outcome.map(drop)
     }
@@ -79,13 +75,8 @@ impl Fs {
             return Err(error);
         }
         let inode = self.inodes.get(ino)?;
-        let mutation = Mutation::RemoveXattr {
-            node: inode.node,
-            name: XattrName(name),
-        };
-        let outcome = self
-            .change(&inode, Effect::None, mutation, Bytes::new())
-            .await;
+        let mutation = Mutation::RemoveXattr { node: inode.node, name: XattrName(name) };
+        let outcome = self.change(&inode, Effect::None, mutation, Bytes::new()).await;
         outcome.map(drop)
     }
 

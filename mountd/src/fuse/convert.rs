@@ -120,9 +120,7 @@ fn system_time(time: Time) -> SystemTime {
     } else {
         UNIX_EPOCH.checked_sub(seconds)
     };
-    whole
-        .and_then(|whole| whole.checked_add(nanos))
-        .unwrap_or(UNIX_EPOCH)
+    whole.and_then(|whole| whole.checked_add(nanos)).unwrap_or(UNIX_EPOCH)
 }
 
 pub(super) fn set_time(time: TimeOrNow) -> SetTime {
@@ -136,10 +134,7 @@ pub(super) fn set_time(time: TimeOrNow) -> SetTime {
 /// added.
 fn given_time(time: SystemTime) -> Time {
     match time.duration_since(UNIX_EPOCH) {
-        Ok(since) => Time {
-            seconds: since.as_secs().cast_signed(),
-            nanos: since.subsec_nanos(),
-        },
+        Ok(since) => Time { seconds: since.as_secs().cast_signed(), nanos: since.subsec_nanos() },
         Err(before) => {
             let before = before.duration();
             Time {
@@ -156,10 +151,7 @@ mod tests {
 
     #[test]
     fn a_time_before_1970_keeps_its_nanoseconds() {
-        let wanted = Time {
-            seconds: -3,
-            nanos: 250_000_000,
-        };
+        let wanted = Time { seconds: -3, nanos: 250_000_000 };
         // what fuser makes of tv_sec -3, tv_nsec 250,000,000
         let mangled = UNIX_EPOCH - Duration::new(3, 250_000_000);
         assert_eq!(given_time(mangled), wanted);
@@ -169,10 +161,7 @@ mod tests {
 
     #[test]
     fn only_a_change_of_the_shown_owner_reaches_the_host() {
-        let shown = Presentation {
-            uid: Some(1000),
-            ..Presentation::default()
-        };
+        let shown = Presentation { uid: Some(1000), ..Presentation::default() };
         assert_eq!(shown.uid_to_host(Some(1000)), None);
         assert_eq!(shown.uid_to_host(Some(5)), Some(5));
         assert_eq!(shown.gid_to_host(Some(1000)), Some(1000));

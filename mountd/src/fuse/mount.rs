@@ -159,11 +159,7 @@ pub fn mount(
         let hint = "look at the kernel's log: dmesg | tail";
         return Err(Failure::new(Code::Fuse, what, hint));
     };
-    let mounted = Mounted {
-        mountpoint: mountpoint.to_owned(),
-        device: info.device,
-        as_root,
-    };
+    let mounted = Mounted { mountpoint: mountpoint.to_owned(), device: info.device, as_root };
     mounted.raise_read_ahead();
     Ok((device, mounted))
 }
@@ -329,9 +325,7 @@ impl Mounted {
         if output.status.success() || !self.is_there() {
             return Ok(());
         }
-        Err(io::Error::other(
-            String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-        ))
+        Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
     }
 
     /// Best effort: only root may, and mountd reads ahead by itself.
@@ -353,10 +347,7 @@ mod tests {
         let info = parse_line(line).unwrap();
         assert_eq!(info.device, "0:55");
         assert_eq!(info.mountpoint, Path::new("/mnt/a b"));
-        assert_eq!(
-            (info.kind.as_str(), info.source.to_str()),
-            (TYPE, Some(r"/key\x:docs"))
-        );
+        assert_eq!((info.kind.as_str(), info.source.to_str()), (TYPE, Some(r"/key\x:docs")));
     }
 
     #[test]

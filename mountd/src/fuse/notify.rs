@@ -22,10 +22,7 @@ impl KernelLink {
     pub fn new() -> io::Result<Arc<Self>> {
         let (pages, queue) = mpsc::channel();
         let notifier = Arc::new(OnceLock::new());
-        let link = Self {
-            notifier: Arc::clone(&notifier),
-            pages,
-        };
+        let link = Self { notifier: Arc::clone(&notifier), pages };
         std::thread::Builder::new()
             .name("notify".to_owned())
             .spawn(move || drop_pages(&queue, &notifier))?;
