@@ -45,10 +45,7 @@ impl Control {
     /// # Errors
     ///
     /// [`Code::Internal`] if a living daemon has the socket already, or it cannot be made.
-    #[expect(
-        clippy::unused_async,
-        reason = "it starts a task, so it needs a runtime around it"
-    )]
+    #[expect(clippy::unused_async, reason = "it starts a task, so it needs a runtime around it")]
     pub async fn listen<F>(dir: &Path, handle: F) -> Result<Self, Failure>
     where
         F: Fn(Value) -> BoxFuture<Result<Value, Failure>> + Send + Sync + 'static,
@@ -83,11 +80,7 @@ impl Control {
         let listener = UnixListener::bind(&path).map_err(unusable)?;
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).map_err(unusable)?;
         let task = tokio::spawn(serve(listener, Arc::new(handle)));
-        Ok(Self {
-            path,
-            _lock: lock,
-            task,
-        })
+        Ok(Self { path, _lock: lock, task })
     }
 }
 
