@@ -36,8 +36,8 @@ struct Daemon {
 ///
 /// # Errors
 ///
-/// Another daemon serves from `dir`, a share cannot be served, or a socket cannot be opened. A share
-/// whose disk is missing and servers that do not answer are no errors.
+/// Another daemon serves from `dir`, a share cannot be served, or a socket cannot be opened. A
+/// share whose disk is missing and servers that do not answer are no errors.
 pub fn run(dir: &Path, args: ServeArgs) -> Result<(), Failure> {
     let lock = Lock::take(dir)?;
     machine::raise_open_files();
