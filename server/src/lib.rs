@@ -20,12 +20,12 @@ use p2pfs::failure::{Code, Failure};
 use p2pfs::net::admin::Control;
 use p2pfs::net::{daemon, log};
 use p2pfs::wire::rendezvous::StunAddress;
-use tokio::net::{TcpListener, UdpSocket};
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use crate::cli::{Command, RunOptions};
 use crate::control::Hub;
-use crate::udp::StunCounter;
+use crate::udp::{StunCounter, StunSockets};
 
 mod admin;
 pub mod cli;
@@ -82,35 +82,22 @@ impl Server {
     /// [`Failure`] if a port is in use or not allowed, or the state directory is unusable.
     pub async fn start(options: &RunOptions, state: &Path) -> Result<Self, Failure> {
         let secret = daemon::load_or_create_secret(state)?;
-        let listener = TcpListener::bind(options.listen)
+        let (listener, listen) = listen(options.listen)
             .await
             .map_err(|error| unusable("TCP", options.listen, "--listen", &error))?;
-        let listen = local(listener.local_addr())?;
-        let mut sockets = vec![bind_stun(options.stun, "--stun").await?];
-        if let Some(alternative) = options.stun_alt {
-            sockets.push(bind_stun(alternative, "--stun-alt").await?);
-        }
-        let mut stun = Vec::new();
-        for socket in &sockets {
-            stun.push(local(socket.local_addr())?);
-        }
+        let sockets = StunSockets::bind(options.stun, options.stun_alt).await?;
+        let stun = sockets.addresses();
         let told = stun.iter().map(|stun| told(*stun, listen)).collect();
 
         let mut tasks = JoinSet::new();
         let hub = Hub::start(told, &mut tasks);
         let counter = Arc::new(StunCounter::default());
         let control = admin::listen(state, hub.clone(), counter.clone()).await?;
-        for socket in sockets {
-            tasks.spawn(udp::serve(socket, counter.clone()));
-        }
+        sockets.serve(&counter, &mut tasks);
         tasks.spawn(control::serve(listener, secret.clone(), hub));
 
         let (host, port) = public::address(options.public.as_ref(), listen);
-        let address = ServerAddress {
-            host,
-            port,
-            fingerprint: secret.peer_id().fingerprint(),
-        };
+        let address = ServerAddress { host, port, fingerprint: secret.peer_id().fingerprint() };
         let file = state.join("address");
         daemon::write_private(&file, format!("{address}\n").as_bytes()).map_err(|error| {
             Failure::new(
@@ -122,12 +109,7 @@ impl Server {
         if options.no_relay {
             tracing::debug!("no relay, as told");
         }
-        Ok(Self {
-            address,
-            stun,
-            _control: control,
-            _tasks: tasks,
-        })
+        Ok(Self { address, stun, _control: control, _tasks: tasks })
     }
 
     /// What hosts and clients are given.
@@ -141,30 +123,17 @@ impl Server {
     }
 }
 
-async fn bind_stun(address: SocketAddr, flag: &str) -> Result<UdpSocket, Failure> {
-    UdpSocket::bind(address)
-        .await
-        .map_err(|error| unusable("UDP", address, flag, &error))
+async fn listen(address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
+    let listener = TcpListener::bind(address).await?;
+    let local = listener.local_addr()?;
+    Ok((listener, local))
 }
 
 /// What the daemons are told of a STUN socket: where it shares the address that they reach us at,
 /// they know it better than we do, who may be behind a NAT ourselves.
 fn told(stun: SocketAddr, listen: SocketAddr) -> StunAddress {
     let shared = stun.ip().is_unspecified() || stun.ip() == listen.ip();
-    StunAddress {
-        ip: (!shared).then(|| stun.ip()),
-        port: stun.port(),
-    }
-}
-
-fn local(address: io::Result<SocketAddr>) -> Result<SocketAddr, Failure> {
-    address.map_err(|error| {
-        Failure::new(
-            Code::Internal,
-            format!("a socket without an address: {error}"),
-            "run it again with P2PFS_LOG=debug to see more",
-        )
-    })
+    StunAddress { ip: (!shared).then(|| stun.ip()), port: stun.port() }
 }
 
 fn unusable(kind: &str, address: SocketAddr, flag: &str, error: &io::Error) -> Failure {

@@ -14,22 +14,24 @@ pub(crate) struct Quota {
     every: Duration,
     /// When a bucket is full again; a full bucket need not be kept.
     full_at: HashMap<IpAddr, Instant>,
+    /// Forgetting looks at all of them, so it is not done for every forged packet.
+    forget_at: Option<Instant>,
 }
 
 impl Quota {
     /// `burst` at once, then one more after each `every`.
     pub(crate) fn new(burst: u32, every: Duration) -> Self {
-        Self {
-            burst: every * burst,
-            every,
-            full_at: HashMap::new(),
-        }
+        Self { burst: every * burst, every, full_at: HashMap::new(), forget_at: None }
     }
 
     /// Takes a token of `address`, if there is one.
     pub(crate) fn admit(&mut self, address: IpAddr, now: Instant) -> bool {
         let address = subject(address);
         if self.full_at.len() >= ADDRESSES_MAX && !self.full_at.contains_key(&address) {
+            if self.forget_at.is_some_and(|at| at > now) {
+                return false;
+            }
+            self.forget_at = Some(now + self.every);
             self.full_at.retain(|_, full_at| *full_at > now);
             if self.full_at.len() >= ADDRESSES_MAX {
                 return false;

@@ -125,6 +125,12 @@ impl Endpoint {
         (peer, events_out)
     }
 
+    /// Ends everything at once, without a farewell.
+    pub(crate) fn stop(&self) {
+        self.driver.abort();
+        self.quic.close(0_u32.into(), b"");
+    }
+
     /// Forgets a peer: its datagrams are a stranger's from now on.
     pub(crate) fn remove(&self, peer: Virtual) {
         let _ = self.commands.send(Command::Remove(peer));
@@ -133,7 +139,7 @@ impl Endpoint {
 
 impl Drop for Endpoint {
     fn drop(&mut self) {
-        self.driver.abort();
+        self.stop();
     }
 }
 
@@ -265,6 +271,7 @@ impl Match {
         while let Some(output) = self.punch.poll_output() {
             match output {
                 punch::Output::Transmit { to, bytes } => mux.send_control(to, &bytes),
+                punch::Output::Proved { address } => mux.accept(self.peer, address),
                 punch::Output::PathUp { address, rung, rtt } => {
                     tracing::debug!(%address, rung = rung.as_str(), ?rtt, "path up");
                     self.ever_up = true;

@@ -65,7 +65,7 @@ struct Shared {
     run: HostRun,
     policy: Arc<dyn Policy>,
     endpoint: Endpoint,
-    registrations: Vec<Registration>,
+    registrations: Mutex<Vec<Registration>>,
     state: Mutex<HostState>,
 }
 
@@ -109,7 +109,7 @@ impl Host {
             run: HostRun(u64::from_be_bytes(daemon::random())),
             policy: config.policy,
             endpoint,
-            registrations,
+            registrations: Mutex::new(registrations),
             state: Mutex::default(),
         });
         let tasks = vec![
@@ -152,6 +152,9 @@ impl Drop for Host {
         for task in &self.tasks {
             task.abort();
         }
+        // Connections and matches hold on to what is shared: without socket and server they end
+        self.shared.registrations().clear();
+        self.shared.endpoint.stop();
     }
 }
 
@@ -160,8 +163,9 @@ impl Shared {
         while let Some(event) = events.recv().await {
             match event {
                 RendezvousEvent::Connected { .. } => {
-                    let all = self.registrations.iter().flat_map(|one| one.status().stun);
-                    self.endpoint.set_stun_servers(all.collect());
+                    let all: Vec<SocketAddr> =
+                        self.registrations().iter().flat_map(|one| one.status().stun).collect();
+                    self.endpoint.set_stun_servers(all);
                 }
                 RendezvousEvent::Lost { error } => tracing::warn!(%error, "not registered"),
                 RendezvousEvent::Introduced(introduction) => {
@@ -227,7 +231,7 @@ impl Shared {
                 self.lock().peers.remove(&peer.address());
             }
             self.endpoint.set_in_use(in_use);
-            for registration in &self.registrations {
+            for registration in self.registrations().iter() {
                 registration.set_in_use(in_use);
             }
         }
@@ -235,7 +239,7 @@ impl Shared {
 
     fn status(&self) -> Value {
         let mut own = self.endpoint.routing().borrow().clone();
-        let statuses: Vec<_> = self.registrations.iter().map(Registration::status).collect();
+        let statuses: Vec<_> = self.registrations().iter().map(Registration::status).collect();
         own.tcp_public = statuses.iter().find_map(|status| status.tcp_public);
         own.tcp_private = statuses.iter().filter_map(|status| status.tcp_private).collect();
         let servers: Vec<Value> = statuses
@@ -264,6 +268,10 @@ impl Shared {
             "rendezvous": { "age_s": age.map(|age| age.as_secs_f64()) },
             "sessions": sessions,
         })
+    }
+
+    fn registrations(&self) -> MutexGuard<'_, Vec<Registration>> {
+        self.registrations.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Maps are changed in whole steps, so a panic elsewhere does not spoil them.

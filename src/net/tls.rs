@@ -298,10 +298,7 @@ mod tests {
     #[tokio::test]
     async fn another_key_is_refused_by_either_side_and_told_apart() {
         let other = secret(3).peer_id();
-        for expected in [
-            Expected::Peer(other),
-            Expected::Fingerprint(other.fingerprint()),
-        ] {
+        for expected in [Expected::Peer(other), Expected::Fingerprint(other.fingerprint())] {
             let (seen_server, seen_client) = shake(
                 client_config(&secret(1), expected, ALPN),
                 server_config(&secret(2), Expected::Anyone, ALPN),
@@ -358,10 +355,8 @@ mod tests {
 
     #[test]
     fn a_key_that_anybody_could_sign_with_is_no_key() {
-        let verifier = Verifier {
-            expected: Expected::Anyone,
-            provider: Arc::new(ring::default_provider()),
-        };
+        let verifier =
+            Verifier { expected: Expected::Anyone, provider: Arc::new(ring::default_provider()) };
         let mut neutral = SPKI_PREFIX.to_vec();
         neutral.push(1);
         neutral.extend([0; 31]);

@@ -184,12 +184,20 @@ impl Supervisor {
                     if let Some((_, connection)) = self.connection.take() {
                         link::close(&connection, CloseReason::Replaced);
                     }
+                    self.give_up_attempt();
                 }
                 self.set_path(Some(path));
             }
             PathEvent::Up(path) if self.peer == Some(peer) => self.set_path(Some(path)),
             PathEvent::Down if self.peer == Some(peer) => self.set_path(None),
             PathEvent::Up(_) | PathEvent::Down => {}
+        }
+    }
+
+    /// A handshake with a peer that was replaced leads nowhere.
+    fn give_up_attempt(&mut self) {
+        if let State::Connecting(id) | State::Identifying(id) = *self.machine.state() {
+            self.machine.handle_lost(id, CloseReason::Replaced, Instant::now());
         }
     }
 

@@ -1,275 +1,21 @@
-//! Both sides and the matcher on one clock: connections are made, carry messages after a delay, and
-//! are lost, as a seed says.
+//! Scenarios of both sides and the matcher, with connections that come and go.
 
-use std::collections::VecDeque;
-use std::net::SocketAddr;
+mod world;
+
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
-use super::client::{ClientConfig, ClientSide};
 use super::host::HostSide;
 use super::matcher::{Link, Matcher, MatcherOutput, REGISTRATION_LIFE};
-use super::{Introduction, Output, RecordedKey};
-use crate::identity::{BlindedMac, MacAddress, PairKey, PeerId, SecretKey, hmac};
+use super::{Output, RecordedKey};
+use crate::identity::{BlindedMac, hmac};
 use crate::limits::INDICES_MAX;
 use crate::proto::PeerMisbehaved;
 use crate::wire::rendezvous::{
     FromServer, INDICES_PER_MESSAGE, MatchId, Role, Routing, Sealed, ToServer,
 };
-
-const MAC: MacAddress = MacAddress([2, 0, 0, 0, 0, 1]);
-const DELAY: Duration = Duration::from_millis(10);
-
-fn peer(name: u8) -> PeerId {
-    SecretKey::from_seed([name; 32]).peer_id()
-}
-
-fn pair_key() -> PairKey {
-    PairKey::from_bytes([9; 32])
-}
-
-fn address(host: u8, port: u16) -> SocketAddr {
-    ([203, 0, 113, host], port).into()
-}
-
-fn routing(name: u8) -> Routing {
-    Routing {
-        udp_private: vec![([192, 168, 1, name], 4000).into()],
-        udp_public: Some(address(name, 4000)),
-        ..Routing::default()
-    }
-}
-
-enum Machine {
-    Host(HostSide),
-    Client(ClientSide),
-}
-
-struct Daemon {
-    name: u8,
-    machine: Machine,
-    link: Option<Link>,
-    outbox: VecDeque<(Instant, ToServer)>,
-    inbox: VecDeque<(Instant, FromServer)>,
-    introduced: Vec<Introduction>,
-    no_match: usize,
-    confirmed: usize,
-}
-
-struct World {
-    now: Instant,
-    matcher: Matcher,
-    links: u64,
-    daemons: Vec<Daemon>,
-}
-
-impl World {
-    fn new() -> Self {
-        Self {
-            now: Instant::now(),
-            matcher: Matcher::new(Vec::new(), [1; 32]),
-            links: 0,
-            daemons: Vec::new(),
-        }
-    }
-
-    fn add(&mut self, name: u8, machine: Machine) -> usize {
-        self.daemons.push(Daemon {
-            name,
-            machine,
-            link: None,
-            outbox: VecDeque::new(),
-            inbox: VecDeque::new(),
-            introduced: Vec::new(),
-            no_match: 0,
-            confirmed: 0,
-        });
-        self.daemons.len() - 1
-    }
-
-    /// A host that has recorded `client` under the pair key.
-    fn host(&mut self, name: u8, client: u8) -> usize {
-        let mut host = HostSide::new(MAC, [name; 32]);
-        let key = RecordedKey {
-            peer: peer(client),
-            pair_key: pair_key(),
-        };
-        host.set_keys(&[key], self.now);
-        host.set_routing(routing(name), self.now);
-        self.add(name, Machine::Host(host))
-    }
-
-    /// A client that looks for `host`.
-    fn client(&mut self, name: u8, host: u8) -> usize {
-        let config = ClientConfig {
-            peer: peer(name),
-            pair_key: pair_key(),
-            mac: MAC,
-            host: peer(host),
-        };
-        let mut client = ClientSide::new(config, [name; 32], self.now);
-        client.set_routing(routing(name), self.now);
-        self.add(name, Machine::Client(client))
-    }
-
-    fn connect(&mut self, daemon: usize) {
-        self.links += 1;
-        let link = Link(self.links);
-        let daemon = &mut self.daemons[daemon];
-        let observed = address(daemon.name, 50_000);
-        self.matcher
-            .handle_connected(link, peer(daemon.name), observed, self.now)
-            .unwrap();
-        daemon.link = Some(link);
-        match &mut daemon.machine {
-            Machine::Host(host) => host.handle_connected(self.now),
-            Machine::Client(client) => client.handle_connected(self.now),
-        }
-        self.settle();
-    }
-
-    fn disconnect(&mut self, daemon: usize) {
-        if let Some(link) = self.lose(daemon) {
-            self.matcher.handle_disconnected(link, self.now);
-        }
-        self.settle();
-    }
-
-    /// The daemon notices, the server does not.
-    fn lose(&mut self, daemon: usize) -> Option<Link> {
-        let daemon = &mut self.daemons[daemon];
-        daemon.outbox.clear();
-        daemon.inbox.clear();
-        match &mut daemon.machine {
-            Machine::Host(host) => host.handle_disconnected(),
-            Machine::Client(client) => client.handle_disconnected(),
-        }
-        daemon.link.take()
-    }
-
-    fn restart_server(&mut self) {
-        for daemon in 0..self.daemons.len() {
-            self.lose(daemon);
-        }
-        self.matcher = Matcher::new(Vec::new(), [2; 32]);
-    }
-
-    /// Lets time pass.
-    fn run(&mut self, time: Duration) {
-        let end = self.now + time;
-        while let Some(next) = self.next().filter(|next| *next <= end) {
-            assert!(next >= self.now, "time runs backwards");
-            self.now = next;
-            self.step();
-        }
-        self.now = end;
-    }
-
-    fn next(&self) -> Option<Instant> {
-        let daemons = self.daemons.iter().flat_map(|daemon| {
-            let timeout = match &daemon.machine {
-                Machine::Host(host) => host.poll_timeout(),
-                Machine::Client(client) => client.poll_timeout(),
-            };
-            let sent = daemon.outbox.front().map(|(at, _)| *at);
-            let arriving = daemon.inbox.front().map(|(at, _)| *at);
-            [timeout, sent, arriving]
-        });
-        daemons.flatten().chain(self.matcher.poll_timeout()).min()
-    }
-
-    fn step(&mut self) {
-        let now = self.now;
-        self.matcher.handle_timeout(now);
-        for daemon in &mut self.daemons {
-            match &mut daemon.machine {
-                Machine::Host(host) => host.handle_timeout(now),
-                Machine::Client(client) => client.handle_timeout(now),
-            }
-            while daemon.inbox.front().is_some_and(|(at, _)| *at <= now) {
-                let (_, message) = daemon.inbox.pop_front().unwrap();
-                match &mut daemon.machine {
-                    Machine::Host(host) => host.handle_message(message, now).unwrap(),
-                    Machine::Client(client) => client.handle_message(message, now).unwrap(),
-                }
-            }
-            while daemon.outbox.front().is_some_and(|(at, _)| *at <= now) {
-                let (_, message) = daemon.outbox.pop_front().unwrap();
-                let link = daemon.link.unwrap();
-                self.matcher.handle_message(link, message, now).unwrap();
-            }
-        }
-        self.settle();
-    }
-
-    /// Puts what the machines want onto the wires.
-    fn settle(&mut self) {
-        let arrival = self.now + DELAY;
-        while let Some(output) = self.matcher.poll_output() {
-            match output {
-                MatcherOutput::Send(to, message) => {
-                    assert!(message.is_bounded());
-                    if let Some(daemon) = self.daemons.iter_mut().find(|it| it.link == Some(to)) {
-                        daemon.inbox.push_back((arrival, message));
-                    }
-                }
-                MatcherOutput::Close(link) => {
-                    assert!(
-                        !self.daemons.iter().any(|daemon| daemon.link == Some(link)),
-                        "a daemon that keeps its registration up is closed"
-                    );
-                }
-            }
-        }
-        for daemon in &mut self.daemons {
-            loop {
-                let output = match &mut daemon.machine {
-                    Machine::Host(host) => host.poll_output(),
-                    Machine::Client(client) => client.poll_output(),
-                };
-                match output {
-                    None => break,
-                    Some(Output::Send(message)) => {
-                        assert!(daemon.link.is_some() && message.is_bounded());
-                        daemon.outbox.push_back((arrival, message));
-                    }
-                    Some(Output::Introduced(it)) => daemon.introduced.push(it),
-                    Some(Output::NoMatch) => daemon.no_match += 1,
-                    Some(Output::Confirmed) => daemon.confirmed += 1,
-                    Some(Output::Silent) => panic!("the server answers"),
-                }
-            }
-        }
-    }
-
-    fn seek_again(&mut self, client: usize) {
-        let Machine::Client(machine) = &mut self.daemons[client].machine else {
-            panic!("not a client");
-        };
-        machine.seek_again(self.now);
-        self.settle();
-    }
-
-    /// The last match of both: the same, with the same key and each other's addresses.
-    fn assert_introduced(&self, host: usize, client: usize) {
-        let (host, client) = (&self.daemons[host], &self.daemons[client]);
-        let at_host = host.introduced.last().expect("the host knows of a match");
-        let at_client = client
-            .introduced
-            .last()
-            .expect("the client knows of a match");
-        assert_eq!(at_host.match_id, at_client.match_id);
-        assert_eq!(at_host.probe_key, at_client.probe_key);
-        for (seen, of) in [(at_host, client), (at_client, host)] {
-            assert_eq!(seen.peer, peer(of.name));
-            assert_eq!(seen.routing.udp_private, routing(of.name).udp_private);
-            assert_eq!(seen.routing.udp_public, routing(of.name).udp_public);
-            assert_eq!(seen.routing.tcp_public, Some(address(of.name, 50_000)));
-            assert_eq!(seen.routing.mac, Some(MAC));
-        }
-    }
-}
+use world::{DELAY, MAC, Machine, World, address, pair_key, peer, routing};
 
 const HOST: u8 = 1;
 const CLIENT: u8 = 2;
@@ -284,11 +30,7 @@ fn host_first_or_client_first_both_are_introduced_within_four_flights() {
     for host_first in [true, false] {
         let mut world = World::new();
         let (host, client) = (world.host(HOST, CLIENT), world.client(CLIENT, HOST));
-        let order = if host_first {
-            [host, client]
-        } else {
-            [client, host]
-        };
+        let order = if host_first { [host, client] } else { [client, host] };
         world.connect(order[0]);
         world.run(soon());
         world.connect(order[1]);
@@ -431,10 +173,7 @@ fn keys_that_come_and_go_reach_the_server_at_once() {
         world.settle();
         world.run(soon());
     };
-    let key = |name| RecordedKey {
-        peer: peer(name),
-        pair_key: pair_key(),
-    };
+    let key = |name| RecordedKey { peer: peer(name), pair_key: pair_key() };
     world.connect(host);
     world.connect(client);
     world.run(soon());
@@ -464,10 +203,7 @@ fn a_side_without_a_mapping_waits_for_it_but_not_long() {
             machine.set_routing(routing, now);
             world.settle();
         };
-        let unmapped = Routing {
-            udp_public: None,
-            ..routing(CLIENT)
-        };
+        let unmapped = Routing { udp_public: None, ..routing(CLIENT) };
         set(&mut world, unmapped);
         world.connect(client);
         world.run(mapped_after);
@@ -491,9 +227,7 @@ impl Server {
     fn with(role: Role) -> Self {
         let now = Instant::now();
         let mut matcher = Matcher::new(Vec::new(), [1; 32]);
-        matcher
-            .handle_connected(Link(1), peer(HOST), address(1, 1), now)
-            .unwrap();
+        matcher.handle_connected(Link(1), peer(HOST), address(1, 1), now).unwrap();
         let mut server = Self { matcher, now };
         server.say(ToServer::Hello { role }).unwrap();
         server
@@ -509,16 +243,11 @@ impl Server {
 }
 
 fn indices(from: usize, count: usize) -> Vec<BlindedMac> {
-    (from..from + count)
-        .map(|n| BlindedMac(u128::try_from(n).unwrap().to_be_bytes()))
-        .collect()
+    (from..from + count).map(|n| BlindedMac(u128::try_from(n).unwrap().to_be_bytes())).collect()
 }
 
 fn sealed(bytes: usize) -> Sealed {
-    Sealed {
-        nonce: [0; 24],
-        bytes: vec![0; bytes],
-    }
+    Sealed { nonce: [0; 24], bytes: vec![0; bytes] }
 }
 
 #[test]
@@ -530,49 +259,28 @@ fn what_breaks_a_bound_or_the_order_is_refused_and_changes_nothing() {
         host.say(ToServer::Register { indices }).unwrap();
     }
     host.answers();
-    let seek = ToServer::Seek {
-        index: BlindedMac([0; 16]),
-        sealed: sealed(9),
-    };
+    let seek = ToServer::Seek { index: BlindedMac([0; 16]), sealed: sealed(9) };
     for (message, why) in [
+        (ToServer::Register { indices: indices(INDICES_MAX, 1) }, PeerMisbehaved::TooMany),
         (
-            ToServer::Register {
-                indices: indices(INDICES_MAX, 1),
-            },
+            ToServer::Withdraw { indices: indices(0, INDICES_PER_MESSAGE + 1) },
             PeerMisbehaved::TooMany,
         ),
         (
-            ToServer::Withdraw {
-                indices: indices(0, INDICES_PER_MESSAGE + 1),
-            },
-            PeerMisbehaved::TooMany,
-        ),
-        (
-            ToServer::Accept {
-                match_id: MatchId([0; 16]),
-                sealed: sealed(9999),
-            },
+            ToServer::Accept { match_id: MatchId([0; 16]), sealed: sealed(9999) },
             PeerMisbehaved::TooMany,
         ),
         (seek.clone(), PeerMisbehaved::Sequence),
-        (
-            ToServer::Hello { role: Role::Host },
-            PeerMisbehaved::Sequence,
-        ),
+        (ToServer::Hello { role: Role::Host }, PeerMisbehaved::Sequence),
     ] {
         assert_eq!(host.say(message), Err(why));
         assert_eq!(host.answers(), []);
     }
     // the same ones again are no more than before
-    host.say(ToServer::Register {
-        indices: indices(0, 9),
-    })
-    .unwrap();
+    host.say(ToServer::Register { indices: indices(0, 9) }).unwrap();
 
     let mut client = Server::with(Role::Client);
-    let register = ToServer::Register {
-        indices: indices(0, 1),
-    };
+    let register = ToServer::Register { indices: indices(0, 1) };
     assert_eq!(client.say(register), Err(PeerMisbehaved::Sequence));
     client.say(seek).unwrap();
 }
@@ -581,22 +289,14 @@ fn what_breaks_a_bound_or_the_order_is_refused_and_changes_nothing() {
 fn who_talks_too_much_is_sent_away_and_who_says_nothing_too() {
     let mut client = Server::with(Role::Client);
     let mut said = 0;
-    while client
-        .say(ToServer::Refresh {
-            number: 1,
-            udp_public: None,
-        })
-        .is_ok()
-    {
+    while client.say(ToServer::Refresh { number: 1, udp_public: None }).is_ok() {
         said += 1;
     }
     assert!((60..70).contains(&said), "{said}");
 
     let mut silent = Matcher::new(Vec::new(), [1; 32]);
     let start = Instant::now();
-    silent
-        .handle_connected(Link(1), peer(HOST), address(1, 1), start)
-        .unwrap();
+    silent.handle_connected(Link(1), peer(HOST), address(1, 1), start).unwrap();
     while let Some(at) = silent.poll_timeout() {
         assert!(at <= start + Duration::from_secs(15));
         silent.handle_timeout(at);
@@ -627,10 +327,7 @@ fn a_server_that_says_what_it_cannot_say_is_left() {
     let mut host = HostSide::new(MAC, [1; 32]);
     host.handle_connected(now);
     for wrong in [FromServer::NoMatch, FromServer::Confirmed { number: 7 }] {
-        assert_eq!(
-            host.handle_message(wrong, now),
-            Err(PeerMisbehaved::Unasked)
-        );
+        assert_eq!(host.handle_message(wrong, now), Err(PeerMisbehaved::Unasked));
     }
 }
 
