@@ -2,8 +2,15 @@
 
 pub mod admin;
 pub mod daemon;
+mod endpoint;
+pub mod host;
+mod interfaces;
 pub mod log;
+mod pathmux;
+mod quic;
 pub mod remote;
 pub mod rendezvous;
 pub mod serve;
+pub mod session;
+mod stream;
 pub mod tls;

@@ -37,3 +37,8 @@ pub enum PeerMisbehaved {
     #[error("a proof that does not verify")]
     Proof,
 }
+
+pub mod calls;
+pub mod punch;
+pub mod redo;
+pub mod session;

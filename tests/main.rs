@@ -1,1 +1,28 @@
-//! Tests of whole parts and of real things.
+//! Tests of whole parts and of real things: the programs as a user runs them.
+//!
+//! The programs are started only through their command line. What cannot run on a machine says
+//! SKIPPED and why; with `CI=true` that is a failure.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test whose set-up fails has nothing better to do than to panic"
+)]
+
+/// `--help`, wrong usage, exit codes: what needs no daemon.
+mod cli;
+/// Three programs with three state directories on loopback, and a kernel mount.
+mod loopback;
+/// Host, client and server behind NATs, in network namespaces.
+mod netns;
+/// What a host remembers: keys and shares over restarts, revocation, `-o wait`.
+mod owner;
+/// Each way to be refused: its code, its hint, and nothing left behind.
+mod refused;
+/// Client and host in this process: sessions over real sockets.
+mod session;
+/// A tree of real-looking files through the mount and back.
+mod tree;
+/// Golden bytes of every settled message.
+mod wire_golden;
+/// What the tests above start, run and clean up.
+mod world;

@@ -1,1 +1,3 @@
 //! Serves the disk at home: the p2pfs host.
+
+pub mod export;

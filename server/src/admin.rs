@@ -67,10 +67,7 @@ pub(crate) fn status(state: &Path, as_json: bool) -> Result<String, Failure> {
     let answer = admin::request(state, &json!({ "command": "status" }))?.ok_or_else(|| {
         Failure::new(
             Code::Internal,
-            format!(
-                "no server is running with the state directory {}",
-                state.display()
-            ),
+            format!("no server is running with the state directory {}", state.display()),
             "start it with `p2pfs-server run`, or say which one with --state DIR",
         )
     })?;

@@ -69,30 +69,21 @@ impl FromStr for PublicName {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         const BAD: &str = "it looks like HOST, HOST:PORT or [IPV6]:PORT";
-        let bare = |host: &str| Self {
-            host: host.to_owned(),
-            port: None,
-        };
+        let bare = |host: &str| Self { host: host.to_owned(), port: None };
         if text.parse::<Ipv6Addr>().is_ok() {
             return Ok(bare(text));
         }
         let (host, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
             Some((host, rest)) => {
                 host.parse::<Ipv6Addr>().map_err(|_| BAD)?;
-                (
-                    host,
-                    rest.strip_prefix(':')
-                        .or_else(|| rest.is_empty().then_some("")),
-                )
+                (host, rest.strip_prefix(':').or_else(|| rest.is_empty().then_some("")))
             }
             None => match text.split_once(':') {
                 Some((host, port)) => (host, Some(port)),
                 None => (text, Some("")),
             },
         };
-        let name = host
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || "-._:".contains(c));
+        let name = host.chars().all(|c| c.is_ascii_alphanumeric() || "-._:".contains(c));
         if host.is_empty() || !name {
             return Err(BAD);
         }
@@ -116,10 +107,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Option<Cli
     match Cli::try_parse_from(arguments) {
         Ok(cli) => Ok(Some(cli)),
         Err(error)
-            if matches!(
-                error.kind(),
-                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
-            ) =>
+            if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) =>
         {
             print!("{}", error.render());
             Ok(None)
@@ -140,20 +128,13 @@ mod tests {
 
     #[test]
     fn a_public_name_has_a_port_or_not() {
-        let name = |host: &str, port| {
-            Ok(PublicName {
-                host: host.to_owned(),
-                port,
-            })
-        };
+        let name = |host: &str, port| Ok(PublicName { host: host.to_owned(), port });
         assert_eq!("home.example".parse(), name("home.example", None));
         assert_eq!("home.example:7".parse(), name("home.example", Some(7)));
         assert_eq!("2001:db8::1".parse(), name("2001:db8::1", None));
         assert_eq!("[2001:db8::1]".parse(), name("2001:db8::1", None));
         assert_eq!("[2001:db8::1]:7".parse(), name("2001:db8::1", Some(7)));
-        for bad in [
-            "", ":7", "a:", "a:b", "a:0", "a:70000", "[a]:7", "a#b", "[::1]x", "[::1]:",
-        ] {
+        for bad in ["", ":7", "a:", "a:b", "a:0", "a:70000", "[a]:7", "a#b", "[::1]x", "[::1]:"] {
             assert!(bad.parse::<PublicName>().is_err(), "{bad}");
         }
     }
@@ -168,10 +149,7 @@ mod tests {
         ] {
             let failure = parsed(line).unwrap_err();
             assert_eq!(failure.code, Code::Usage);
-            assert!(
-                !failure.what.is_empty() && !failure.what.contains('\n'),
-                "{failure:?}"
-            );
+            assert!(!failure.what.is_empty() && !failure.what.contains('\n'), "{failure:?}");
             assert!(!failure.what.starts_with("error"), "{failure:?}");
         }
     }

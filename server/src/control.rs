@@ -35,12 +35,7 @@ const OUTBOX: usize = 256;
 pub(crate) struct Hub(mpsc::Sender<Input>);
 
 enum Input {
-    Connected {
-        link: Link,
-        key: PeerId,
-        observed: SocketAddr,
-        outbox: mpsc::Sender<FromServer>,
-    },
+    Connected { link: Link, key: PeerId, observed: SocketAddr, outbox: mpsc::Sender<FromServer> },
     Message(Link, ToServer),
     Disconnected(Link),
     Stats(oneshot::Sender<MatcherStats>),
@@ -78,10 +73,7 @@ async fn match_all(mut matcher: Matcher, mut inbox: mpsc::Receiver<Input>) {
         while let Some(output) = matcher.poll_output() {
             match output {
                 MatcherOutput::Send(to, message) => {
-                    if outboxes
-                        .get(&to)
-                        .is_some_and(|outbox| outbox.try_send(message).is_err())
-                    {
+                    if outboxes.get(&to).is_some_and(|outbox| outbox.try_send(message).is_err()) {
                         tracing::debug!(link = to.0, "too slow, or gone");
                         outboxes.remove(&to);
                         matcher.handle_disconnected(to, Instant::now());
@@ -102,17 +94,14 @@ fn handle(
 ) {
     let now = Instant::now();
     match input {
-        Input::Connected {
-            link,
-            key,
-            observed,
-            outbox,
-        } => match matcher.handle_connected(link, key, observed, now) {
-            Ok(()) => {
-                outboxes.insert(link, outbox);
+        Input::Connected { link, key, observed, outbox } => {
+            match matcher.handle_connected(link, key, observed, now) {
+                Ok(()) => {
+                    outboxes.insert(link, outbox);
+                }
+                Err(error) => tracing::warn!(%error, "a connection is refused"),
             }
-            Err(error) => tracing::warn!(%error, "a connection is refused"),
-        },
+        }
         Input::Message(link, message) => {
             if let Err(error) = matcher.handle_message(link, message, now) {
                 tracing::debug!(link = link.0, %error, "closed");
@@ -190,12 +179,7 @@ where
 {
     let (mut read, mut write) = tokio::io::split(stream);
     let (outbox, mut outgoing) = mpsc::channel::<FromServer>(OUTBOX);
-    let connected = Input::Connected {
-        link,
-        key,
-        observed,
-        outbox,
-    };
+    let connected = Input::Connected { link, key, observed, outbox };
     if hub.0.send(connected).await.is_err() {
         return;
     }

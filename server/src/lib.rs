@@ -97,11 +97,7 @@ impl Server {
         tasks.spawn(control::serve(listener, secret.clone(), hub));
 
         let (host, port) = public::address(options.public.as_ref(), listen);
-        let address = ServerAddress {
-            host,
-            port,
-            fingerprint: secret.peer_id().fingerprint(),
-        };
+        let address = ServerAddress { host, port, fingerprint: secret.peer_id().fingerprint() };
         let file = state.join("address");
         daemon::write_private(&file, format!("{address}\n").as_bytes()).map_err(|error| {
             Failure::new(
@@ -113,12 +109,7 @@ impl Server {
         if options.no_relay {
             tracing::debug!("no relay, as told");
         }
-        Ok(Self {
-            address,
-            stun,
-            _control: control,
-            _tasks: tasks,
-        })
+        Ok(Self { address, stun, _control: control, _tasks: tasks })
     }
 
     /// What hosts and clients are given.
@@ -142,10 +133,7 @@ async fn listen(address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
 /// they know it better than we do, who may be behind a NAT ourselves.
 fn told(stun: SocketAddr, listen: SocketAddr) -> StunAddress {
     let shared = stun.ip().is_unspecified() || stun.ip() == listen.ip();
-    StunAddress {
-        ip: (!shared).then(|| stun.ip()),
-        port: stun.port(),
-    }
+    StunAddress { ip: (!shared).then(|| stun.ip()), port: stun.port() }
 }
 
 fn unusable(kind: &str, address: SocketAddr, flag: &str, error: &io::Error) -> Failure {

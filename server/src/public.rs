@@ -8,10 +8,7 @@ use crate::cli::PublicName;
 /// machine's own address.
 pub(crate) fn address(public: Option<&PublicName>, listen: SocketAddr) -> (String, u16) {
     match public {
-        Some(name) => (
-            name.host.clone(),
-            name.port.unwrap_or_else(|| listen.port()),
-        ),
+        Some(name) => (name.host.clone(), name.port.unwrap_or_else(|| listen.port())),
         None if listen.ip().is_unspecified() => (own_address().to_string(), listen.port()),
         None => (listen.ip().to_string(), listen.port()),
     }
@@ -57,15 +54,9 @@ mod tests {
         let listen = "203.0.113.5:4430".parse().unwrap();
         assert_eq!(address(None, listen), ("203.0.113.5".to_owned(), 4430));
         let named = "home.example".parse().unwrap();
-        assert_eq!(
-            address(Some(&named), listen),
-            ("home.example".to_owned(), 4430)
-        );
+        assert_eq!(address(Some(&named), listen), ("home.example".to_owned(), 4430));
         let named = "home.example:443".parse().unwrap();
-        assert_eq!(
-            address(Some(&named), listen),
-            ("home.example".to_owned(), 443)
-        );
+        assert_eq!(address(Some(&named), listen), ("home.example".to_owned(), 443));
         assert_ne!(address(None, "0.0.0.0:1".parse().unwrap()).0, "0.0.0.0");
     }
 

@@ -127,7 +127,5 @@ async fn bind(address: SocketAddr, flag: &str) -> Result<(UdpSocket, SocketAddr)
         let local = socket.local_addr()?;
         Ok((socket, local))
     };
-    bound
-        .await
-        .map_err(|error: io::Error| crate::unusable("UDP", address, flag, &error))
+    bound.await.map_err(|error: io::Error| crate::unusable("UDP", address, flag, &error))
 }

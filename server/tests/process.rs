@@ -37,17 +37,10 @@ impl Process {
             .expect("the program starts");
         let stdout = child.stdout.take().expect("its stdout is a pipe");
         let mut line = String::new();
-        BufReader::new(stdout)
-            .read_line(&mut line)
-            .expect("it says something");
-        let address = line
-            .trim_end()
-            .strip_prefix("ready server ")
-            .and_then(|address| address.parse().ok());
-        Self {
-            child,
-            address: address.unwrap_or_else(|| panic!("not a ready line: {line:?}")),
-        }
+        BufReader::new(stdout).read_line(&mut line).expect("it says something");
+        let address =
+            line.trim_end().strip_prefix("ready server ").and_then(|address| address.parse().ok());
+        Self { child, address: address.unwrap_or_else(|| panic!("not a ready line: {line:?}")) }
     }
 
     fn terminate(&mut self) -> Option<i32> {
@@ -76,10 +69,7 @@ fn program(state: &Path) -> Command {
 }
 
 fn output(state: &Path, arguments: &[&str]) -> Output {
-    program(state)
-        .args(arguments)
-        .output()
-        .expect("the program starts")
+    program(state).args(arguments).output().expect("the program starts")
 }
 
 fn directory() -> TempDir {
@@ -142,9 +132,7 @@ impl Peer {
                 }
             }
         };
-        tokio::time::timeout(PATIENCE, waiting)
-            .await
-            .expect("it happens in time")
+        tokio::time::timeout(PATIENCE, waiting).await.expect("it happens in time")
     }
 
     async fn introduced(&mut self) -> Introduction {
@@ -174,24 +162,16 @@ async fn host_and_client_are_introduced_and_found_again_after_a_restart() {
     let state = directory();
     let mut server = Process::start(state.path(), "127.0.0.1:0");
     let mut client = Peer::client(&server.address);
-    client
-        .wait(|event| matches!(event, RendezvousEvent::NoMatch).then_some(()))
-        .await;
+    client.wait(|event| matches!(event, RendezvousEvent::NoMatch).then_some(())).await;
     let mut host = Peer::host(&server.address);
     let (at_host, at_client) = (host.introduced().await, client.introduced().await);
     assert_eq!(at_host.match_id, at_client.match_id);
     assert_eq!(at_host.probe_key, at_client.probe_key);
-    assert_eq!(
-        at_client.routing.udp_private,
-        ["192.168.1.1:4000".parse().unwrap()]
-    );
+    assert_eq!(at_client.routing.udp_private, ["192.168.1.1:4000".parse().unwrap()]);
     let status = host.registration.status();
     assert!(status.connected);
     assert_eq!(at_client.routing.tcp_public, status.tcp_public);
-    assert_eq!(
-        at_client.routing.tcp_private,
-        status.tcp_private.into_iter().collect::<Vec<_>>()
-    );
+    assert_eq!(at_client.routing.tcp_private, status.tcp_private.into_iter().collect::<Vec<_>>());
 
     let status = output(state.path(), &["status", "--json"]);
     let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
@@ -207,10 +187,7 @@ async fn host_and_client_are_introduced_and_found_again_after_a_restart() {
     host.connected().await;
     client.connected().await;
     client.registration.seek_again();
-    assert_eq!(
-        host.introduced().await.match_id,
-        client.introduced().await.match_id
-    );
+    assert_eq!(host.introduced().await.match_id, client.introduced().await.match_id);
 }
 
 #[tokio::test]
@@ -238,17 +215,11 @@ async fn a_stun_client_that_is_not_ours_gets_its_mapped_address() {
     let state = directory();
     let server = Process::start(state.path(), "127.0.0.1:0");
     let stun = Peer::host(&server.address).connected().await[0];
-    let port = UdpSocket::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
+    let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let mut client = stun_client::Client::new(port, None).await.unwrap();
     let answer = client.binding_request(stun, None).await.unwrap();
     assert_eq!(answer.get_class(), stun_client::Class::SuccessResponse);
-    assert_eq!(
-        stun_client::Attribute::get_xor_mapped_address(&answer),
-        Some(port)
-    );
+    assert_eq!(stun_client::Attribute::get_xor_mapped_address(&answer), Some(port));
 }
 
 #[tokio::test]
@@ -286,9 +257,8 @@ async fn garbage_neither_kills_the_server_nor_gets_more_than_it_brought() {
     let state = directory();
     let mut server = Process::start(state.path(), "127.0.0.1:0");
     let stun = Peer::host(&server.address).connected().await[0];
-    let garbage: Vec<Vec<u8>> = (0..200_usize)
-        .map(|n| (0..n * 7).map(|m| (n * 31 + m * m) as u8).collect())
-        .collect();
+    let garbage: Vec<Vec<u8>> =
+        (0..200_usize).map(|n| (0..n * 7).map(|m| (n * 31 + m * m) as u8).collect()).collect();
 
     let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
     for datagram in &garbage {
@@ -344,23 +314,11 @@ fn the_address_is_kept_and_told() {
 #[test]
 fn what_cannot_work_is_told_with_a_next_step() {
     let state = directory();
-    let run = |listen: &str| {
-        output(
-            state.path(),
-            &["run", "--listen", listen, "--stun", "127.0.0.1:0"],
-        )
-    };
-    failed(
-        &output(state.path(), &["status"]),
-        1,
-        "error[internal]: no server is running",
-    );
+    let run =
+        |listen: &str| output(state.path(), &["run", "--listen", listen, "--stun", "127.0.0.1:0"]);
+    failed(&output(state.path(), &["status"]), 1, "error[internal]: no server is running");
     let server = Process::start(state.path(), "127.0.0.1:0");
-    failed(
-        &run("127.0.0.1:0"),
-        1,
-        "error[internal]: another daemon is running",
-    );
+    failed(&run("127.0.0.1:0"), 1, "error[internal]: another daemon is running");
     let other = directory();
     let in_use = program(other.path())
         .args(["run", "--listen", &server.tcp().to_string()])

@@ -45,10 +45,7 @@ impl Control {
     /// # Errors
     ///
     /// [`Code::Internal`] if a living daemon has the socket already, or it cannot be made.
-    #[expect(
-        clippy::unused_async,
-        reason = "it starts a task, so it needs a runtime around it"
-    )]
+    #[expect(clippy::unused_async, reason = "it starts a task, so it needs a runtime around it")]
     pub async fn listen<F>(dir: &Path, handle: F) -> Result<Self, Failure>
     where
         F: Fn(Value) -> BoxFuture<Result<Value, Failure>> + Send + Sync + 'static,
@@ -72,10 +69,7 @@ impl Control {
             TryLockError::Error(error) => unusable(error),
             TryLockError::WouldBlock => Failure::new(
                 Code::Internal,
-                format!(
-                    "another daemon is running with the state directory {}",
-                    dir.display()
-                ),
+                format!("another daemon is running with the state directory {}", dir.display()),
                 "stop it first, or choose another directory with --state DIR",
             ),
         })?;
@@ -86,11 +80,7 @@ impl Control {
         let listener = UnixListener::bind(&path).map_err(unusable)?;
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).map_err(unusable)?;
         let task = tokio::spawn(serve(listener, Arc::new(handle)));
-        Ok(Self {
-            path,
-            _lock: lock,
-            task,
-        })
+        Ok(Self { path, _lock: lock, task })
     }
 }
 
@@ -208,9 +198,7 @@ mod tests {
 
     async fn ask_in_background(dir: &Path, value: Value) -> Result<Option<Value>, Failure> {
         let dir = dir.to_owned();
-        tokio::task::spawn_blocking(move || request(&dir, &value))
-            .await
-            .unwrap()
+        tokio::task::spawn_blocking(move || request(&dir, &value)).await.unwrap()
     }
 
     async fn echo(dir: &Path) -> Result<Control, Failure> {
@@ -249,11 +237,6 @@ mod tests {
         let _first = echo(dir.path()).await.unwrap();
         let second = echo(dir.path()).await.unwrap_err();
         assert!(second.what.contains("another daemon is running"));
-        assert!(
-            ask_in_background(dir.path(), json!(1))
-                .await
-                .unwrap()
-                .is_some()
-        );
+        assert!(ask_in_background(dir.path(), json!(1)).await.unwrap().is_some());
     }
 }

@@ -132,12 +132,7 @@ impl Registration {
         // each command is a word of our own process, and is taken at once
         let (commands, inbox) = mpsc::unbounded_channel();
         let task = tokio::spawn(driver::run(config, events, inbox, known.clone()));
-        Self {
-            task,
-            commands,
-            known,
-            server,
-        }
+        Self { task, commands, known, server }
     }
 
     /// How it is doing.

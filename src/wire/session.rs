@@ -72,3 +72,74 @@ pub enum Denial {
     /// The host has as many sessions as it can hold.
     Busy,
 }
+
+/// What a stream is for: its first byte.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum StreamKind {
+    /// [`Identify`], answered by a [`Verdict`]; the first stream of a connection.
+    Identify,
+    /// One [`crate::wire::call::Call`] and its reply.
+    Call,
+    /// Log entries one way, acknowledgements the other; as long as the connection.
+    Log,
+}
+
+impl StreamKind {
+    /// As sent.
+    pub fn to_byte(self) -> u8 {
+        match self {
+            Self::Identify => 0,
+            Self::Call => 1,
+            Self::Log => 2,
+        }
+    }
+
+    /// As received.
+    pub fn from_byte(byte: u8) -> Option<Self> {
+        match byte {
+            0 => Some(Self::Identify),
+            1 => Some(Self::Call),
+            2 => Some(Self::Log),
+            _ => None,
+        }
+    }
+}
+
+/// Why a side closed a connection: QUIC's application error code.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum CloseReason {
+    /// The session is over; nothing is wrong.
+    Done,
+    /// The host's owner revoked or removed the key: no use in coming back.
+    Revoked,
+    /// This connection was replaced by a newer one of the same session.
+    Replaced,
+    /// The peer broke the protocol.
+    Misbehaved,
+    /// The session could not be opened: the verdict says why.
+    Denied,
+}
+
+impl CloseReason {
+    /// As sent.
+    pub fn to_code(self) -> u32 {
+        match self {
+            Self::Done => 0,
+            Self::Revoked => 1,
+            Self::Replaced => 2,
+            Self::Misbehaved => 3,
+            Self::Denied => 4,
+        }
+    }
+
+    /// As received; an unknown code is [`Self::Done`].
+    pub fn from_code(code: u64) -> Self {
+        match code {
+            1 => Self::Revoked,
+            2 => Self::Replaced,
+            3 => Self::Misbehaved,
+            4 => Self::Denied,
+            _ => Self::Done,
+        }
+    }
+}

@@ -139,9 +139,7 @@ fn canonical(address: SocketAddr) -> SocketAddr {
 
 fn parse(datagram: &[u8]) -> Option<Message<'_>> {
     // a fingerprint, where there is one, is checked by the codec
-    is_stun(datagram)
-        .then(|| Message::from_bytes(datagram).ok())
-        .flatten()
+    is_stun(datagram).then(|| Message::from_bytes(datagram).ok()).flatten()
 }
 
 fn transaction_id(transaction: Transaction) -> TransactionId {
@@ -178,10 +176,7 @@ mod tests {
             let request = binding_request(ID);
             let response = answered(&request, source);
             assert!(response.len() <= request.len());
-            assert_eq!(
-                binding_response(&response),
-                Some((ID, Some(source.parse().unwrap())))
-            );
+            assert_eq!(binding_response(&response), Some((ID, Some(source.parse().unwrap()))));
         }
     }
 
@@ -228,15 +223,9 @@ mod tests {
             request.extend([0, 3, 0, 4, 0, 0, 0, flags]);
             let source = "203.0.113.7:4000".parse().unwrap();
             let answer = answer(&request, source, Some(other)).unwrap();
-            assert_eq!(
-                (answer.change_ip, answer.change_port),
-                (change_ip, change_port)
-            );
+            assert_eq!((answer.change_ip, answer.change_port), (change_ip, change_port));
             assert_eq!(binding_response(&answer.bytes), Some((ID, Some(source))));
-            assert_eq!(
-                answer.bytes[32..],
-                [0x80, 0x2c, 0, 8, 0, 1, 0x0d, 0x97, 203, 0, 113, 6]
-            );
+            assert_eq!(answer.bytes[32..], [0x80, 0x2c, 0, 8, 0, 1, 0x0d, 0x97, 203, 0, 113, 6]);
         }
     }
 

@@ -55,11 +55,7 @@ pub(super) async fn run(
 ) {
     let (machine, keys) = match &config.side {
         Side::Host { mac, keys } => (Machine::Host(HostSide::new(*mac, random())), keys.clone()),
-        Side::Client {
-            pair_key,
-            mac,
-            host,
-        } => {
+        Side::Client { pair_key, mac, host } => {
             let client = ClientConfig {
                 peer: config.secret.peer_id(),
                 pair_key: pair_key.clone(),
@@ -72,14 +68,7 @@ pub(super) async fn run(
             )
         }
     };
-    let mut driver = Driver {
-        config,
-        keys,
-        events,
-        commands,
-        known,
-        machine,
-    };
+    let mut driver = Driver { config, keys, events, commands, known, machine };
     // it ends only when nobody wants it
     let Unwanted = driver.keep_registered().await;
 }
@@ -126,12 +115,7 @@ impl Driver {
     }
 
     async fn use_link(&mut self, link: Link) -> End {
-        let Link {
-            server,
-            local,
-            mut read,
-            mut write,
-        } = link;
+        let Link { server, local, mut read, mut write } = link;
         let (arrived, mut inbox) = mpsc::channel(INBOX);
         // dropped, and with it the reader, when this connection ends
         let mut reader = JoinSet::new();
@@ -203,8 +187,7 @@ impl Driver {
             known.tcp_public = Some(tcp_public);
             known.stun.clone_from(&stun);
         }
-        self.tell(RendezvousEvent::Connected { stun, tcp_public })
-            .await
+        self.tell(RendezvousEvent::Connected { stun, tcp_public }).await
     }
 
     /// Does what the machine wants.
@@ -242,10 +225,8 @@ impl Driver {
     /// Our routing and keys as they are now.
     fn take_news(&mut self, local: std::net::SocketAddr) {
         let now = Instant::now();
-        let routing = Routing {
-            tcp_private: vec![local],
-            ..self.config.routing.borrow_and_update().clone()
-        };
+        let routing =
+            Routing { tcp_private: vec![local], ..self.config.routing.borrow_and_update().clone() };
         match &mut self.machine {
             Machine::Client(client) => client.set_routing(routing, now),
             Machine::Host(host) => {

@@ -67,12 +67,7 @@ async fn connect_slowly(
             }
         })?;
     let (read, write) = tokio::io::split(stream);
-    Ok(Link {
-        server,
-        local,
-        read,
-        write,
-    })
+    Ok(Link { server, local, read, write })
 }
 
 async fn dial(address: &ServerAddress) -> io::Result<TcpStream> {

@@ -60,10 +60,7 @@ impl ClientSide {
             index: config.pair_key.blind(config.mac),
             config,
             routing: Routing::default(),
-            seeking: Seeking::Due {
-                at: now,
-                held: false,
-            },
+            seeking: Seeking::Due { at: now, held: false },
             last_seek: None,
             upkeep: Upkeep::new(true),
             draw: Draw::new(seed),
@@ -79,10 +76,7 @@ impl ClientSide {
 
     /// Where we are now.
     pub fn set_routing(&mut self, routing: Routing, now: Instant) {
-        let routing = Routing {
-            mac: Some(self.config.mac),
-            ..routing.bounded()
-        };
+        let routing = Routing { mac: Some(self.config.mac), ..routing.bounded() };
         if routing.udp_public != self.routing.udp_public {
             self.upkeep.hurry(now);
         }
@@ -100,10 +94,8 @@ impl ClientSide {
     pub fn seek_again(&mut self, now: Instant) {
         if !matches!(self.seeking, Seeking::Due { .. }) {
             let rested = self.last_seek.map(|last| last + SEEK_PAUSE);
-            self.seeking = Seeking::Due {
-                at: rested.map_or(now, |rested| rested.max(now)),
-                held: false,
-            };
+            self.seeking =
+                Seeking::Due { at: rested.map_or(now, |rested| rested.max(now)), held: false };
         }
         self.handle_timeout(now);
     }
@@ -112,21 +104,16 @@ impl ClientSide {
     pub fn handle_connected(&mut self, now: Instant) {
         self.upkeep.connected(now);
         if !matches!(self.seeking, Seeking::Content) {
-            self.seeking = Seeking::Due {
-                at: now + MAPPING_PATIENCE,
-                held: true,
-            };
+            self.seeking = Seeking::Due { at: now + MAPPING_PATIENCE, held: true };
         }
-        self.outputs
-            .push_back(Output::Send(ToServer::Hello { role: Role::Client }));
+        self.outputs.push_back(Output::Send(ToServer::Hello { role: Role::Client }));
         self.handle_timeout(now);
     }
 
     /// The connection is gone; what was to be sent over it is dropped.
     pub fn handle_disconnected(&mut self) {
         self.upkeep.disconnected();
-        self.outputs
-            .retain(|output| !matches!(output, Output::Send(_)));
+        self.outputs.retain(|output| !matches!(output, Output::Send(_)));
     }
 
     /// A message of the server.
@@ -146,12 +133,9 @@ impl ClientSide {
                 self.outputs.push_back(Output::Confirmed);
             }
             FromServer::NoMatch => self.outputs.push_back(Output::NoMatch),
-            FromServer::Introduced {
-                match_id,
-                host,
-                public,
-                sealed,
-            } => self.introduce(match_id, host, public, &sealed, now),
+            FromServer::Introduced { match_id, host, public, sealed } => {
+                self.introduce(match_id, host, public, &sealed, now)
+            }
             FromServer::Taken { .. } | FromServer::Sought { .. } => {
                 return Err(PeerMisbehaved::Unasked);
             }
@@ -164,10 +148,9 @@ impl ClientSide {
     pub fn handle_timeout(&mut self, now: Instant) {
         while let Some(due) = self.upkeep.due(now) {
             self.outputs.push_back(match due {
-                Due::Refresh(number) => Output::Send(ToServer::Refresh {
-                    number,
-                    udp_public: self.routing.udp_public,
-                }),
+                Due::Refresh(number) => {
+                    Output::Send(ToServer::Refresh { number, udp_public: self.routing.udp_public })
+                }
                 Due::Silent => Output::Silent,
             });
         }
@@ -198,10 +181,9 @@ impl ClientSide {
         let nonce = self.draw.bytes();
         let seal = Seal::Client(self.config.peer);
         match seal.seal(&self.config.pair_key, nonce, &self.routing) {
-            Ok(sealed) => self.outputs.push_back(Output::Send(ToServer::Seek {
-                index: self.index,
-                sealed,
-            })),
+            Ok(sealed) => {
+                self.outputs.push_back(Output::Send(ToServer::Seek { index: self.index, sealed }))
+            }
             // bounded routing always fits
             Err(error) => tracing::error!(%error, "cannot seal our routing information"),
         }
@@ -223,10 +205,7 @@ impl ClientSide {
         };
         if host != self.config.host {
             tracing::warn!(?host, "another machine answers for the host on this server");
-            self.seeking = Seeking::Due {
-                at: now + SQUATTED_PAUSE,
-                held: false,
-            };
+            self.seeking = Seeking::Due { at: now + SQUATTED_PAUSE, held: false };
             self.outputs.push_back(Output::NoMatch);
             return;
         }
@@ -241,11 +220,7 @@ impl ClientSide {
         let introduction = Introduction {
             match_id,
             peer: host,
-            routing: Routing {
-                tcp_public: public.tcp,
-                udp_public: public.udp,
-                ..theirs
-            },
+            routing: Routing { tcp_public: public.tcp, udp_public: public.udp, ..theirs },
             probe_key: probe_key(pair_key, match_id, &nonce, &sealed.nonce),
         };
         self.seeking = Seeking::Content;

@@ -69,14 +69,11 @@ impl HostSide {
                 (Some(old), Some(new)) => old.peer == new.peer,
                 (_, new) => new.is_some(),
             });
-            let gone: Vec<_> = old
-                .into_keys()
-                .filter(|index| !self.keys.contains_key(index))
-                .collect();
+            let gone: Vec<_> =
+                old.into_keys().filter(|index| !self.keys.contains_key(index)).collect();
             for indices in gone.chunks(INDICES_PER_MESSAGE) {
-                self.outputs.push_back(Output::Send(ToServer::Withdraw {
-                    indices: indices.to_vec(),
-                }));
+                self.outputs
+                    .push_back(Output::Send(ToServer::Withdraw { indices: indices.to_vec() }));
             }
             self.register();
         }
@@ -85,10 +82,7 @@ impl HostSide {
 
     /// Where we are now.
     pub fn set_routing(&mut self, routing: Routing, now: Instant) {
-        let routing = Routing {
-            mac: Some(self.mac),
-            ..routing.bounded()
-        };
+        let routing = Routing { mac: Some(self.mac), ..routing.bounded() };
         if routing.udp_public != self.routing.udp_public {
             self.upkeep.hurry(now);
         }
@@ -99,11 +93,8 @@ impl HostSide {
     /// There is a connection to the server.
     pub fn handle_connected(&mut self, now: Instant) {
         self.upkeep.connected(now);
-        self.registration = Registration::Held {
-            until: now + MAPPING_PATIENCE,
-        };
-        self.outputs
-            .push_back(Output::Send(ToServer::Hello { role: Role::Host }));
+        self.registration = Registration::Held { until: now + MAPPING_PATIENCE };
+        self.outputs.push_back(Output::Send(ToServer::Hello { role: Role::Host }));
         self.handle_timeout(now);
     }
 
@@ -111,8 +102,7 @@ impl HostSide {
     pub fn handle_disconnected(&mut self) {
         self.upkeep.disconnected();
         self.registration = Registration::None;
-        self.outputs
-            .retain(|output| !matches!(output, Output::Send(_)));
+        self.outputs.retain(|output| !matches!(output, Output::Send(_)));
     }
 
     /// A message of the server.
@@ -138,13 +128,9 @@ impl HostSide {
                      both cannot be served by this server"
                 );
             }
-            FromServer::Sought {
-                match_id,
-                index,
-                client,
-                public,
-                sealed,
-            } => self.answer(match_id, index, client, public, &sealed),
+            FromServer::Sought { match_id, index, client, public, sealed } => {
+                self.answer(match_id, index, client, public, &sealed)
+            }
             FromServer::Introduced { .. } | FromServer::NoMatch => {
                 return Err(PeerMisbehaved::Unasked);
             }
@@ -157,10 +143,9 @@ impl HostSide {
     pub fn handle_timeout(&mut self, now: Instant) {
         while let Some(due) = self.upkeep.due(now) {
             self.outputs.push_back(match due {
-                Due::Refresh(number) => Output::Send(ToServer::Refresh {
-                    number,
-                    udp_public: self.routing.udp_public,
-                }),
+                Due::Refresh(number) => {
+                    Output::Send(ToServer::Refresh { number, udp_public: self.routing.udp_public })
+                }
                 Due::Silent => Output::Silent,
             });
         }
@@ -191,16 +176,9 @@ impl HostSide {
         let Registration::Sent(sent) = &mut self.registration else {
             return;
         };
-        let new: Vec<_> = self
-            .keys
-            .keys()
-            .copied()
-            .filter(|index| sent.insert(*index))
-            .collect();
+        let new: Vec<_> = self.keys.keys().copied().filter(|index| sent.insert(*index)).collect();
         for indices in new.chunks(INDICES_PER_MESSAGE) {
-            self.outputs.push_back(Output::Send(ToServer::Register {
-                indices: indices.to_vec(),
-            }));
+            self.outputs.push_back(Output::Send(ToServer::Register { indices: indices.to_vec() }));
         }
     }
 
@@ -215,8 +193,7 @@ impl HostSide {
         let Some((accept, introduction)) = self.accept(match_id, index, client, public, sealed)
         else {
             tracing::debug!(?index, ?client, "declined: not a recorded key");
-            self.outputs
-                .push_back(Output::Send(ToServer::Decline { match_id }));
+            self.outputs.push_back(Output::Send(ToServer::Decline { match_id }));
             return;
         };
         self.outputs.push_back(Output::Send(accept));
@@ -236,23 +213,15 @@ impl HostSide {
             .open(&key.pair_key, sealed)
             .filter(|theirs| theirs.mac == Some(self.mac))?;
         let nonce = self.draw.bytes();
-        let ours = Seal::Host(match_id, &sealed.nonce)
-            .seal(&key.pair_key, nonce, &self.routing)
-            .ok()?;
+        let ours =
+            Seal::Host(match_id, &sealed.nonce).seal(&key.pair_key, nonce, &self.routing).ok()?;
         let introduction = Introduction {
             match_id,
             peer: client,
-            routing: Routing {
-                tcp_public: public.tcp,
-                udp_public: public.udp,
-                ..theirs
-            },
+            routing: Routing { tcp_public: public.tcp, udp_public: public.udp, ..theirs },
             probe_key: probe_key(&key.pair_key, match_id, &sealed.nonce, &nonce),
         };
-        let accept = ToServer::Accept {
-            match_id,
-            sealed: ours,
-        };
+        let accept = ToServer::Accept { match_id, sealed: ours };
         Some((accept, introduction))
     }
 }

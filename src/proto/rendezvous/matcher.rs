@@ -85,13 +85,8 @@ struct Peer {
 
 #[derive(Debug)]
 enum RoleState {
-    Host {
-        indices: BTreeSet<BlindedMac>,
-        matches: BTreeSet<MatchId>,
-    },
-    Client {
-        seek: Option<Seek>,
-    },
+    Host { indices: BTreeSet<BlindedMac>, matches: BTreeSet<MatchId> },
+    Client { seek: Option<Seek> },
 }
 
 #[derive(Debug)]
@@ -141,17 +136,8 @@ impl Matcher {
         if self.peers.len() >= SERVER_PEERS_MAX {
             return Err(Full);
         }
-        let public = Public {
-            tcp: Some(observed),
-            udp: None,
-        };
-        let peer = Peer {
-            key,
-            public,
-            refreshed: now,
-            whole_at: now,
-            role: None,
-        };
+        let public = Public { tcp: Some(observed), udp: None };
+        let peer = Peer { key, public, refreshed: now, whole_at: now, role: None };
         self.peers.insert(link, peer);
         self.sweep_at.get_or_insert(now + SWEEP);
         Ok(())
@@ -189,11 +175,8 @@ impl Matcher {
         }
         let peer = self.peers.get(&link).ok_or(PeerMisbehaved::Sequence)?;
         // an answer to what we asked costs nothing: others decide how often a host is asked
-        let whole_at = if self.is_answer(link, &message) {
-            peer.whole_at
-        } else {
-            peer.charged(now)?
-        };
+        let whole_at =
+            if self.is_answer(link, &message) { peer.whole_at } else { peer.charged(now)? };
         match message {
             ToServer::Hello { role } => self.hello(link, role)?,
             ToServer::Refresh { number, udp_public } => {
@@ -253,10 +236,7 @@ impl Matcher {
 
     /// How many there are.
     pub fn stats(&self) -> MatcherStats {
-        let mut stats = MatcherStats {
-            matches: self.made,
-            ..MatcherStats::default()
-        };
+        let mut stats = MatcherStats { matches: self.made, ..MatcherStats::default() };
         for peer in self.peers.values() {
             match peer.role {
                 Some(RoleState::Host { .. }) => stats.hosts += 1,
@@ -273,10 +253,7 @@ impl Matcher {
             return Err(PeerMisbehaved::Sequence);
         }
         peer.role = Some(match role {
-            Role::Host => RoleState::Host {
-                indices: BTreeSet::new(),
-                matches: BTreeSet::new(),
-            },
+            Role::Host => RoleState::Host { indices: BTreeSet::new(), matches: BTreeSet::new() },
             Role::Client => RoleState::Client { seek: None },
         });
         if let Some(observed) = peer.public.tcp {
@@ -358,12 +335,7 @@ impl Matcher {
         self.peer(link)?.wanted()?;
         self.drop_seek(link);
         let answer_at = now + NO_MATCH_AFTER;
-        *self.peer(link)?.wanted()? = Some(Seek {
-            index,
-            sealed,
-            asked: None,
-            answer_at,
-        });
+        *self.peer(link)?.wanted()? = Some(Seek { index, sealed, asked: None, answer_at });
         self.waiting.insert((index, link));
         self.unanswered.insert((answer_at, link));
         if let Some(host) = self.registry.find(index) {
@@ -424,12 +396,7 @@ impl Matcher {
         {
             self.drop_seek(made.client);
             self.made += 1;
-            let introduced = FromServer::Introduced {
-                match_id,
-                host,
-                public,
-                sealed,
-            };
+            let introduced = FromServer::Introduced { match_id, host, public, sealed };
             self.send(made.client, introduced);
         }
         Ok(())
@@ -477,9 +444,7 @@ impl Matcher {
         let (ToServer::Accept { match_id, .. } | ToServer::Decline { match_id }) = message else {
             return false;
         };
-        self.matches
-            .get(match_id)
-            .is_some_and(|asked| asked.host == link)
+        self.matches.get(match_id).is_some_and(|asked| asked.host == link)
     }
 
     fn peer(&mut self, link: Link) -> Result<&mut Peer, PeerMisbehaved> {

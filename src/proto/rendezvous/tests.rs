@@ -30,11 +30,7 @@ fn host_first_or_client_first_both_are_introduced_within_four_flights() {
     for host_first in [true, false] {
         let mut world = World::new();
         let (host, client) = (world.host(HOST, CLIENT), world.client(CLIENT, HOST));
-        let order = if host_first {
-            [host, client]
-        } else {
-            [client, host]
-        };
+        let order = if host_first { [host, client] } else { [client, host] };
         world.connect(order[0]);
         world.run(soon());
         world.connect(order[1]);
@@ -177,10 +173,7 @@ fn keys_that_come_and_go_reach_the_server_at_once() {
         world.settle();
         world.run(soon());
     };
-    let key = |name| RecordedKey {
-        peer: peer(name),
-        pair_key: pair_key(),
-    };
+    let key = |name| RecordedKey { peer: peer(name), pair_key: pair_key() };
     world.connect(host);
     world.connect(client);
     world.run(soon());
@@ -210,10 +203,7 @@ fn a_side_without_a_mapping_waits_for_it_but_not_long() {
             machine.set_routing(routing, now);
             world.settle();
         };
-        let unmapped = Routing {
-            udp_public: None,
-            ..routing(CLIENT)
-        };
+        let unmapped = Routing { udp_public: None, ..routing(CLIENT) };
         set(&mut world, unmapped);
         world.connect(client);
         world.run(mapped_after);
@@ -237,9 +227,7 @@ impl Server {
     fn with(role: Role) -> Self {
         let now = Instant::now();
         let mut matcher = Matcher::new(Vec::new(), [1; 32]);
-        matcher
-            .handle_connected(Link(1), peer(HOST), address(1, 1), now)
-            .unwrap();
+        matcher.handle_connected(Link(1), peer(HOST), address(1, 1), now).unwrap();
         let mut server = Self { matcher, now };
         server.say(ToServer::Hello { role }).unwrap();
         server
@@ -255,16 +243,11 @@ impl Server {
 }
 
 fn indices(from: usize, count: usize) -> Vec<BlindedMac> {
-    (from..from + count)
-        .map(|n| BlindedMac(u128::try_from(n).unwrap().to_be_bytes()))
-        .collect()
+    (from..from + count).map(|n| BlindedMac(u128::try_from(n).unwrap().to_be_bytes())).collect()
 }
 
 fn sealed(bytes: usize) -> Sealed {
-    Sealed {
-        nonce: [0; 24],
-        bytes: vec![0; bytes],
-    }
+    Sealed { nonce: [0; 24], bytes: vec![0; bytes] }
 }
 
 #[test]
@@ -276,49 +259,28 @@ fn what_breaks_a_bound_or_the_order_is_refused_and_changes_nothing() {
         host.say(ToServer::Register { indices }).unwrap();
     }
     host.answers();
-    let seek = ToServer::Seek {
-        index: BlindedMac([0; 16]),
-        sealed: sealed(9),
-    };
+    let seek = ToServer::Seek { index: BlindedMac([0; 16]), sealed: sealed(9) };
     for (message, why) in [
+        (ToServer::Register { indices: indices(INDICES_MAX, 1) }, PeerMisbehaved::TooMany),
         (
-            ToServer::Register {
-                indices: indices(INDICES_MAX, 1),
-            },
+            ToServer::Withdraw { indices: indices(0, INDICES_PER_MESSAGE + 1) },
             PeerMisbehaved::TooMany,
         ),
         (
-            ToServer::Withdraw {
-                indices: indices(0, INDICES_PER_MESSAGE + 1),
-            },
-            PeerMisbehaved::TooMany,
-        ),
-        (
-            ToServer::Accept {
-                match_id: MatchId([0; 16]),
-                sealed: sealed(9999),
-            },
+            ToServer::Accept { match_id: MatchId([0; 16]), sealed: sealed(9999) },
             PeerMisbehaved::TooMany,
         ),
         (seek.clone(), PeerMisbehaved::Sequence),
-        (
-            ToServer::Hello { role: Role::Host },
-            PeerMisbehaved::Sequence,
-        ),
+        (ToServer::Hello { role: Role::Host }, PeerMisbehaved::Sequence),
     ] {
         assert_eq!(host.say(message), Err(why));
         assert_eq!(host.answers(), []);
     }
     // the same ones again are no more than before
-    host.say(ToServer::Register {
-        indices: indices(0, 9),
-    })
-    .unwrap();
+    host.say(ToServer::Register { indices: indices(0, 9) }).unwrap();
 
     let mut client = Server::with(Role::Client);
-    let register = ToServer::Register {
-        indices: indices(0, 1),
-    };
+    let register = ToServer::Register { indices: indices(0, 1) };
     assert_eq!(client.say(register), Err(PeerMisbehaved::Sequence));
     client.say(seek).unwrap();
 }
@@ -327,22 +289,14 @@ fn what_breaks_a_bound_or_the_order_is_refused_and_changes_nothing() {
 fn who_talks_too_much_is_sent_away_and_who_says_nothing_too() {
     let mut client = Server::with(Role::Client);
     let mut said = 0;
-    while client
-        .say(ToServer::Refresh {
-            number: 1,
-            udp_public: None,
-        })
-        .is_ok()
-    {
+    while client.say(ToServer::Refresh { number: 1, udp_public: None }).is_ok() {
         said += 1;
     }
     assert!((60..70).contains(&said), "{said}");
 
     let mut silent = Matcher::new(Vec::new(), [1; 32]);
     let start = Instant::now();
-    silent
-        .handle_connected(Link(1), peer(HOST), address(1, 1), start)
-        .unwrap();
+    silent.handle_connected(Link(1), peer(HOST), address(1, 1), start).unwrap();
     while let Some(at) = silent.poll_timeout() {
         assert!(at <= start + Duration::from_secs(15));
         silent.handle_timeout(at);
@@ -373,10 +327,7 @@ fn a_server_that_says_what_it_cannot_say_is_left() {
     let mut host = HostSide::new(MAC, [1; 32]);
     host.handle_connected(now);
     for wrong in [FromServer::NoMatch, FromServer::Confirmed { number: 7 }] {
-        assert_eq!(
-            host.handle_message(wrong, now),
-            Err(PeerMisbehaved::Unasked)
-        );
+        assert_eq!(host.handle_message(wrong, now), Err(PeerMisbehaved::Unasked));
     }
 }
 

@@ -38,12 +38,7 @@ impl Upkeep {
     }
 
     pub(super) fn connected(&mut self, now: Instant) {
-        self.link = Some(Link {
-            sent: 0,
-            confirmed: 0,
-            next: now,
-            silent_at: None,
-        });
+        self.link = Some(Link { sent: 0, confirmed: 0, next: now, silent_at: None });
     }
 
     pub(super) fn disconnected(&mut self) {
@@ -106,11 +101,7 @@ impl Upkeep {
     }
 
     fn interval(&self) -> Duration {
-        if self.in_use {
-            RENDEZVOUS_INTERVAL
-        } else {
-            RENDEZVOUS_IDLE_INTERVAL
-        }
+        if self.in_use { RENDEZVOUS_INTERVAL } else { RENDEZVOUS_IDLE_INTERVAL }
     }
 }
 

@@ -85,10 +85,7 @@ impl World {
     /// A host that has recorded `client` under the pair key.
     pub(super) fn host(&mut self, name: u8, client: u8) -> usize {
         let mut host = HostSide::new(MAC, [name; 32]);
-        let key = RecordedKey {
-            peer: peer(client),
-            pair_key: pair_key(),
-        };
+        let key = RecordedKey { peer: peer(client), pair_key: pair_key() };
         host.set_keys(&[key], self.now);
         host.set_routing(routing(name), self.now);
         self.add(name, Machine::Host(host))
@@ -96,12 +93,8 @@ impl World {
 
     /// A client that looks for `host`.
     pub(super) fn client(&mut self, name: u8, host: u8) -> usize {
-        let config = ClientConfig {
-            peer: peer(name),
-            pair_key: pair_key(),
-            mac: MAC,
-            host: peer(host),
-        };
+        let config =
+            ClientConfig { peer: peer(name), pair_key: pair_key(), mac: MAC, host: peer(host) };
         let mut client = ClientSide::new(config, [name; 32], self.now);
         client.set_routing(routing(name), self.now);
         self.add(name, Machine::Client(client))
@@ -112,9 +105,7 @@ impl World {
         let link = Link(self.links);
         let daemon = &mut self.daemons[daemon];
         let observed = address(daemon.name, 50_000);
-        self.matcher
-            .handle_connected(link, peer(daemon.name), observed, self.now)
-            .unwrap();
+        self.matcher.handle_connected(link, peer(daemon.name), observed, self.now).unwrap();
         daemon.link = Some(link);
         match &mut daemon.machine {
             Machine::Host(host) => host.handle_connected(self.now),
@@ -249,10 +240,7 @@ impl World {
     pub(super) fn assert_introduced(&self, host: usize, client: usize) {
         let (host, client) = (&self.daemons[host], &self.daemons[client]);
         let at_host = host.introduced.last().expect("the host knows of a match");
-        let at_client = client
-            .introduced
-            .last()
-            .expect("the client knows of a match");
+        let at_client = client.introduced.last().expect("the client knows of a match");
         assert_eq!(at_host.match_id, at_client.match_id);
         assert_eq!(at_host.probe_key, at_client.probe_key);
         for (seen, of) in [(at_host, client), (at_client, host)] {

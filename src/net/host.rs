@@ -1,0 +1,293 @@
+//! The host's side: registered with its servers, it answers the clients that they introduce.
+
+mod connection;
+mod session;
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use crate::address::ServerAddress;
+use crate::failure::Failure;
+use crate::id::{HostRun, SessionId};
+use crate::identity::{MacAddress, PeerId, SecretKey};
+use crate::limits::SESSION_LINGER;
+use crate::net::daemon;
+use crate::net::endpoint::{Endpoint, PathEvent, PathInfo};
+use crate::net::pathmux::Virtual;
+use crate::net::quic;
+use crate::net::rendezvous::{
+    Introduction, RecordedKey, Registration, RegistrationConfig, RendezvousEvent, Side,
+};
+use crate::net::serve::Policy;
+use crate::wire::probe::Role;
+use crate::wire::rendezvous::Routing;
+use crate::wire::session::CloseReason;
+
+use self::session::HostSession;
+
+/// How often sessions without a connection are looked for.
+const TICK: Duration = Duration::from_secs(1);
+
+/// What a host needs to run.
+pub struct HostConfig {
+    /// The host's own key.
+    pub secret: SecretKey,
+    /// Its MAC address (R22).
+    pub mac: MacAddress,
+    /// Its name, for people.
+    pub name: String,
+    /// The UDP address to bind; any free port without.
+    pub listen: Option<SocketAddr>,
+    /// Where clients ask for it.
+    pub servers: Vec<ServerAddress>,
+    /// The recorded keys, authorised or not; kept up to date.
+    pub keys: watch::Receiver<Vec<RecordedKey>>,
+    /// The owner's rules.
+    pub policy: Arc<dyn Policy>,
+}
+
+/// A running host.
+pub struct Host {
+    shared: Arc<Shared>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+/// What connections and the host share.
+struct Shared {
+    name: String,
+    mac: MacAddress,
+    run: HostRun,
+    policy: Arc<dyn Policy>,
+    endpoint: Endpoint,
+    registrations: Mutex<Vec<Registration>>,
+    state: Mutex<HostState>,
+}
+
+#[derive(Default)]
+struct HostState {
+    /// Who was introduced, by the address that quinn knows.
+    peers: HashMap<SocketAddr, Introduced>,
+    sessions: BTreeMap<SessionId, Arc<HostSession>>,
+}
+
+#[derive(Clone)]
+struct Introduced {
+    peer: PeerId,
+    handle: Virtual,
+    routing: Routing,
+    path: Option<PathInfo>,
+    quiet_since: Instant,
+}
+
+impl Host {
+    /// Opens the socket and registers with the servers, which need not be reachable.
+    ///
+    /// # Errors
+    ///
+    /// The UDP socket cannot be opened.
+    pub fn start(config: HostConfig) -> Result<Self, Failure> {
+        let server = quic::server_config(&config.secret)?;
+        let endpoint = Endpoint::start(config.listen, Some(server), Some(config.mac))?;
+        let (events_in, events) = mpsc::channel(64);
+        let register = |server| {
+            let side = Side::Host { mac: config.mac, keys: config.keys.clone() };
+            let secret = config.secret.clone();
+            let routing = endpoint.routing();
+            let config = RegistrationConfig { secret, server, side, routing };
+            Registration::start(config, events_in.clone())
+        };
+        let registrations = config.servers.iter().cloned().map(register).collect();
+        let shared = Arc::new(Shared {
+            name: config.name,
+            mac: config.mac,
+            run: HostRun(u64::from_be_bytes(daemon::random())),
+            policy: config.policy,
+            endpoint,
+            registrations: Mutex::new(registrations),
+            state: Mutex::default(),
+        });
+        let tasks = vec![
+            tokio::spawn(Arc::clone(&shared).follow_rendezvous(events)),
+            tokio::spawn(Arc::clone(&shared).accept()),
+            tokio::spawn(Arc::clone(&shared).tidy()),
+        ];
+        Ok(Self { shared, tasks })
+    }
+
+    /// What `status --json` shows of the network: routing, servers, peers, sessions.
+    pub fn status(&self) -> Value {
+        self.shared.status()
+    }
+
+    /// Ends the sessions of a key now: it was revoked or removed.
+    pub fn end_sessions(&self, peer: PeerId) {
+        let mut state = self.shared.lock();
+        state.sessions.retain(|_, session| {
+            let ends = session.peer == peer;
+            if ends {
+                session.close(CloseReason::Revoked);
+            }
+            !ends
+        });
+    }
+
+    /// Says goodbye to all clients.
+    pub async fn shutdown(&self) {
+        for (_, session) in std::mem::take(&mut self.shared.lock().sessions) {
+            session.close(CloseReason::Done);
+        }
+        let farewell = self.shared.endpoint.quic.wait_idle();
+        let _ = tokio::time::timeout(Duration::from_millis(500), farewell).await;
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+        // Connections and matches hold on to what is shared: without socket and server they end
+        self.shared.registrations().clear();
+        self.shared.endpoint.stop();
+    }
+}
+
+impl Shared {
+    async fn follow_rendezvous(self: Arc<Self>, mut events: mpsc::Receiver<RendezvousEvent>) {
+        while let Some(event) = events.recv().await {
+            match event {
+                RendezvousEvent::Connected { .. } => {
+                    let all: Vec<SocketAddr> =
+                        self.registrations().iter().flat_map(|one| one.status().stun).collect();
+                    self.endpoint.set_stun_servers(all);
+                }
+                RendezvousEvent::Lost { error } => tracing::warn!(%error, "not registered"),
+                RendezvousEvent::Introduced(introduction) => {
+                    Arc::clone(&self).meet(introduction);
+                }
+                RendezvousEvent::NoMatch => {}
+            }
+        }
+    }
+
+    /// A client is looking for a path to us: so do we.
+    fn meet(self: Arc<Self>, introduction: Introduction) {
+        let (peer, routing) = (introduction.peer, introduction.routing.clone());
+        let (handle, mut events) = self.endpoint.punch(introduction, Role::Host);
+        let introduced =
+            Introduced { peer, handle, routing, path: None, quiet_since: Instant::now() };
+        self.lock().peers.insert(handle.address(), introduced);
+        tokio::spawn(async move {
+            while let Some(event) = events.recv().await {
+                let path = match event {
+                    PathEvent::Up(path) => Some(path),
+                    PathEvent::Down => None,
+                };
+                if let Some(one) = self.lock().peers.get_mut(&handle.address()) {
+                    one.path = path;
+                    one.quiet_since = Instant::now();
+                }
+            }
+            self.lock().peers.remove(&handle.address());
+        });
+    }
+
+    async fn accept(self: Arc<Self>) {
+        while let Some(incoming) = self.endpoint.quic.accept().await {
+            let Some(introduced) = self.lock().peers.get(&incoming.remote_address()).cloned()
+            else {
+                incoming.ignore();
+                continue;
+            };
+            tokio::spawn(connection::serve(Arc::clone(&self), incoming, introduced));
+        }
+    }
+
+    /// Forgets sessions whose client stays away, and peers that have neither path nor connection.
+    async fn tidy(self: Arc<Self>) {
+        let mut tick = tokio::time::interval(TICK);
+        loop {
+            tick.tick().await;
+            let now = Instant::now();
+            let mut in_use = false;
+            let gone: Vec<Virtual> = {
+                let mut state = self.lock();
+                state.sessions.retain(|_, session| {
+                    in_use |= session.is_connected();
+                    session.idle(now).is_none_or(|idle| idle < SESSION_LINGER)
+                });
+                let old =
+                    |one: &Introduced| one.path.is_none() && now > one.quiet_since + SESSION_LINGER;
+                state.peers.values().filter(|one| old(one)).map(|one| one.handle).collect()
+            };
+            for peer in gone {
+                self.endpoint.remove(peer);
+                self.lock().peers.remove(&peer.address());
+            }
+            self.endpoint.set_in_use(in_use);
+            for registration in self.registrations().iter() {
+                registration.set_in_use(in_use);
+            }
+        }
+    }
+
+    fn status(&self) -> Value {
+        let mut own = self.endpoint.routing().borrow().clone();
+        let statuses: Vec<_> = self.registrations().iter().map(Registration::status).collect();
+        own.tcp_public = statuses.iter().find_map(|status| status.tcp_public);
+        own.tcp_private = statuses.iter().filter_map(|status| status.tcp_private).collect();
+        let servers: Vec<Value> = statuses
+            .iter()
+            .map(|status| {
+                json!({
+                    "address": status.server.to_string(),
+                    "connected": status.connected,
+                    "age_s": status.age.map(|age| age.as_secs_f64()),
+                })
+            })
+            .collect();
+        let state = self.lock();
+        let sessions: Vec<Value> = state
+            .sessions
+            .values()
+            .map(|session| {
+                let peer = session.remote().and_then(|remote| state.peers.get(&remote));
+                session.status(peer.and_then(|peer| peer.path), peer.map(|peer| &peer.routing))
+            })
+            .collect();
+        let age = statuses.iter().filter_map(|status| status.age).min();
+        json!({
+            "routing": { "own": own },
+            "servers": servers,
+            "rendezvous": { "age_s": age.map(|age| age.as_secs_f64()) },
+            "sessions": sessions,
+        })
+    }
+
+    fn registrations(&self) -> MutexGuard<'_, Vec<Registration>> {
+        self.registrations.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Maps are changed in whole steps, so a panic elsewhere does not spoil them.
+    fn lock(&self) -> MutexGuard<'_, HostState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl std::fmt::Debug for Host {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Host").field("name", &self.shared.name).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for HostConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HostConfig").field("name", &self.name).finish_non_exhaustive()
+    }
+}

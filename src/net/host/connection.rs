@@ -1,0 +1,139 @@
+//! One connection: who it is, whether it may, and what its streams carry.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use quinn::{Connection, Incoming, RecvStream, SendStream, VarInt};
+
+use crate::identity::PeerId;
+use crate::limits::{HANDSHAKE, SESSIONS_MAX};
+use crate::net::host::session::HostSession;
+use crate::net::host::{Introduced, Shared};
+use crate::net::stream::{self, ReceiveError};
+use crate::net::tls;
+use crate::wire::session::{CloseReason, Denial, Grant, Identify, StreamKind, Verdict};
+
+/// Serves a connection until it ends.
+pub(super) async fn serve(shared: Arc<Shared>, incoming: Incoming, introduced: Introduced) {
+    let connection = match tokio::time::timeout(HANDSHAKE, incoming).await {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "handshake failed");
+            return;
+        }
+        Err(_) => return,
+    };
+    // The path belongs to one match: nobody else may come over it
+    if peer_of(&connection) != Some(introduced.peer) {
+        tracing::warn!("a connection proved another key than the one introduced");
+        close(&connection, CloseReason::Misbehaved);
+        return;
+    }
+    let admitted = tokio::time::timeout(HANDSHAKE, admit(&shared, &connection, &introduced)).await;
+    let Ok(Some(session)) = admitted else {
+        // Time for the verdict to arrive; the client closes first
+        let _ = tokio::time::timeout(HANDSHAKE, connection.closed()).await;
+        close(&connection, CloseReason::Denied);
+        return;
+    };
+    while let Ok((send, receive)) = connection.accept_bi().await {
+        let (session, connection) = (Arc::clone(&session), connection.clone());
+        tokio::spawn(async move {
+            if let Err(error) = serve_stream(&session, &connection, send, receive).await
+                && error.is_misbehaviour()
+            {
+                tracing::warn!(%error, "a client misbehaved: closing its connection");
+                close(&connection, CloseReason::Misbehaved);
+            }
+        });
+    }
+    session.handle_closed(&connection);
+}
+
+pub(super) fn close(connection: &Connection, reason: CloseReason) {
+    connection.close(VarInt::from_u32(reason.to_code()), b"");
+}
+
+/// Authentication 120: request 21, the comparison, the verdict (steps 121-123).
+async fn admit(
+    shared: &Arc<Shared>,
+    connection: &Connection,
+    introduced: &Introduced,
+) -> Option<Arc<HostSession>> {
+    let (mut send, mut receive) = connection.accept_bi().await.ok()?;
+    let kind = stream::receive_kind(&mut receive).await.ok()?;
+    if StreamKind::from_byte(kind) != Some(StreamKind::Identify) {
+        return None;
+    }
+    let (request, _) = stream::receive::<Identify>(&mut receive).await.ok()?;
+    let decided = decide(shared, connection, introduced, &request);
+    let verdict = match &decided {
+        Ok(session) => Verdict::Approved(Grant {
+            share: session.share().to_owned(),
+            read_only: session.is_read_only(),
+            run: shared.run,
+            resumed: session.is_resumed(),
+            applied: session.cursor(),
+            host_name: shared.name.clone(),
+            host_mac: shared.mac.0,
+        }),
+        Err(denial) => {
+            tracing::info!(?denial, peer = ?introduced.peer, "session denied");
+            Verdict::Denied(denial.clone())
+        }
+    };
+    stream::send(&mut send, &[], &verdict, Bytes::new()).await.ok()?;
+    let _ = send.finish();
+    decided.ok()
+}
+
+fn decide(
+    shared: &Arc<Shared>,
+    connection: &Connection,
+    introduced: &Introduced,
+    request: &Identify,
+) -> Result<Arc<HostSession>, Denial> {
+    let peer = introduced.peer;
+    let from = introduced.path.map(|path| path.address).or(introduced.routing.udp_public);
+    let from = from.unwrap_or_else(|| connection.remote_address());
+    let authorised = shared.policy.authorise(peer, from, request)?;
+    let mut state = shared.lock();
+    if let Some(known) = state.sessions.get(&request.session)
+        && known.peer == peer
+        && known.share() == authorised.share
+        && known.is_read_only() == authorised.read_only
+    {
+        known.resume(connection.clone());
+        return Ok(Arc::clone(known));
+    }
+    if state.sessions.len() >= SESSIONS_MAX || state.sessions.contains_key(&request.session) {
+        return Err(Denial::Busy);
+    }
+    tracing::info!(?peer, share = authorised.share, "session approved");
+    let session = HostSession::new(peer, request, authorised, connection.clone());
+    state.sessions.insert(request.session, Arc::clone(&session));
+    Ok(session)
+}
+
+async fn serve_stream(
+    session: &Arc<HostSession>,
+    connection: &Connection,
+    send: SendStream,
+    mut receive: RecvStream,
+) -> Result<(), ReceiveError> {
+    let kind = stream::receive_kind(&mut receive).await?;
+    match StreamKind::from_byte(kind) {
+        Some(StreamKind::Call) => session.serve_call(send, receive).await,
+        Some(StreamKind::Log) => session.serve_log(connection, send, receive).await,
+        Some(StreamKind::Identify) | None => {
+            close(connection, CloseReason::Misbehaved);
+            Ok(())
+        }
+    }
+}
+
+fn peer_of(connection: &Connection) -> Option<PeerId> {
+    let identity = connection.peer_identity()?;
+    let certs = identity.downcast::<Vec<rustls::pki_types::CertificateDer<'static>>>().ok()?;
+    tls::peer_of(&certs)
+}

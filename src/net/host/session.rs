@@ -1,0 +1,321 @@
+//! A client's session on the host: its view of the share, its log, its connection of the moment.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use quinn::{Connection, RecvStream, SendStream};
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::id::Seq;
+use crate::identity::PeerId;
+use crate::net::endpoint::PathInfo;
+use crate::net::host::connection::close;
+use crate::net::serve::Authorised;
+use crate::net::stream::{self, ReceiveError};
+use crate::proto::redo::applier::{Applier, Output};
+use crate::wire::call::{Call, Reply};
+use crate::wire::errno::Errno;
+use crate::wire::log::{LogAck, LogEntry, Mutation, Outcome};
+use crate::wire::rendezvous::Routing;
+use crate::wire::session::{CloseReason, Identify};
+
+type Entry = (Mutation, Bytes);
+
+/// A session.
+pub(super) struct HostSession {
+    pub(super) peer: PeerId,
+    client_name: String,
+    authorised: Authorised,
+    began: Instant,
+    state: Mutex<State>,
+}
+
+struct State {
+    applier: Applier<Entry, Outcome, oneshot::Sender<()>>,
+    acks: mpsc::UnboundedSender<LogAck>,
+    /// Taken by the first lane of a connection, which carries all acknowledgements.
+    acks_out: Option<mpsc::UnboundedReceiver<LogAck>>,
+    connection: Connection,
+    connections: u64,
+    quiet_since: Option<Instant>,
+    timer: bool,
+}
+
+impl HostSession {
+    pub(super) fn new(
+        peer: PeerId,
+        request: &Identify,
+        authorised: Authorised,
+        connection: Connection,
+    ) -> Arc<Self> {
+        let (acks, acks_out) = mpsc::unbounded_channel();
+        let state = State {
+            applier: Applier::new(),
+            acks,
+            acks_out: Some(acks_out),
+            connection,
+            connections: 1,
+            quiet_since: None,
+            timer: false,
+        };
+        Arc::new(Self {
+            peer,
+            client_name: request.client_name.chars().filter(|c| !c.is_control()).take(64).collect(),
+            authorised,
+            began: Instant::now(),
+            state: Mutex::new(state),
+        })
+    }
+
+    /// A new connection takes the place of the one before.
+    pub(super) fn resume(&self, connection: Connection) {
+        let mut state = self.lock();
+        let (acks, acks_out) = mpsc::unbounded_channel();
+        state.acks = acks;
+        state.acks_out = Some(acks_out);
+        state.connections += 1;
+        state.quiet_since = None;
+        let old = std::mem::replace(&mut state.connection, connection);
+        close(&old, CloseReason::Replaced);
+    }
+
+    pub(super) fn close(&self, reason: CloseReason) {
+        close(&self.lock().connection, reason);
+    }
+
+    pub(super) fn handle_closed(&self, connection: &Connection) {
+        let mut state = self.lock();
+        if state.connection.stable_id() == connection.stable_id() {
+            state.quiet_since = Some(Instant::now());
+        }
+    }
+
+    pub(super) fn share(&self) -> &str {
+        &self.authorised.share
+    }
+
+    pub(super) fn is_read_only(&self) -> bool {
+        self.authorised.read_only
+    }
+
+    pub(super) fn is_resumed(&self) -> bool {
+        self.lock().connections > 1
+    }
+
+    pub(super) fn is_connected(&self) -> bool {
+        self.lock().quiet_since.is_none()
+    }
+
+    /// How long it has had no connection.
+    pub(super) fn idle(&self, now: Instant) -> Option<Duration> {
+        self.lock().quiet_since.map(|since| now.saturating_duration_since(since))
+    }
+
+    pub(super) fn cursor(&self) -> Seq {
+        self.lock().applier.cursor()
+    }
+
+    pub(super) fn remote(&self) -> Option<SocketAddr> {
+        let state = self.lock();
+        state.quiet_since.is_none().then(|| state.connection.remote_address())
+    }
+
+    pub(super) fn status(&self, path: Option<PathInfo>, routing: Option<&Routing>) -> Value {
+        let state = self.lock();
+        json!({
+            "key": self.peer.to_text(),
+            "client": self.client_name,
+            "share": self.share(),
+            "read_only": self.is_read_only(),
+            "state": if state.quiet_since.is_none() { "connected" } else { "reconnecting" },
+            "connections": state.connections,
+            "age_s": self.began.elapsed().as_secs(),
+            "path": path.map(|path| json!({
+                "kind": "udp",
+                "rung": path.rung.as_str(),
+                "address": path.address.to_string(),
+                "rtt_ms": path.rtt.as_secs_f64() * 1000.0,
+            })),
+            "auth": { "process": 120, "to": "udp-public" },
+            "routing": { "peer": routing },
+            "applied": state.applier.cursor().0,
+            "stable": state.applier.stable().0,
+        })
+    }
+
+    /// One call and its answer.
+    pub(super) async fn serve_call(
+        self: &Arc<Self>,
+        mut send: SendStream,
+        mut receive: RecvStream,
+    ) -> Result<(), ReceiveError> {
+        let (call, _) = stream::receive::<Call>(&mut receive).await?;
+        if let Some(upto) = upto(&call) {
+            let (reached, is_reached) = oneshot::channel();
+            self.change(|applier| applier.wait_for(upto, reached));
+            if is_reached.await.is_err() {
+                return Ok(());
+            }
+        }
+        let synced = match &call {
+            Call::SyncAll { upto } => Some(*upto),
+            _ => None,
+        };
+        let export = Arc::clone(&self.authorised.export);
+        let answer = blocking(move || export.call(call)).await;
+        if let (Some(upto), Ok(_)) = (synced, &answer) {
+            self.change(|applier| applier.handle_synced(upto, true, Instant::now()));
+        }
+        let (reply, body): (Result<Reply, Errno>, Bytes) = match answer {
+            Ok((reply, body)) => (Ok(reply), body),
+            Err(errno) => (Err(errno), Bytes::new()),
+        };
+        // The client may have given up
+        if stream::send(&mut send, &[], &reply, body).await.is_ok() {
+            let _ = send.finish();
+        }
+        Ok(())
+    }
+
+    /// One of the log's lanes: entries come in, acknowledgements go out on the first.
+    pub(super) async fn serve_log(
+        self: &Arc<Self>,
+        connection: &Connection,
+        send: SendStream,
+        mut receive: RecvStream,
+    ) -> Result<(), ReceiveError> {
+        if let Some(acks) = self.take_acks(connection) {
+            tokio::spawn(write_acks(send, acks));
+        }
+        loop {
+            let (entry, body) = match stream::receive::<LogEntry>(&mut receive).await {
+                Ok(entry) => entry,
+                Err(ReceiveError::Ended) => return Ok(()),
+                Err(error) => return Err(error),
+            };
+            let payload = (entry.mutation, body);
+            let taken =
+                self.change(|applier| applier.handle_entry(entry.seq, entry.after, payload));
+            if let Err(error) = taken {
+                tracing::warn!(%error, "a client misbehaved: closing its connection");
+                close(connection, CloseReason::Misbehaved);
+                return Ok(());
+            }
+        }
+    }
+
+    fn take_acks(&self, connection: &Connection) -> Option<mpsc::UnboundedReceiver<LogAck>> {
+        let mut state = self.lock();
+        if state.connection.stable_id() != connection.stable_id() {
+            return None;
+        }
+        state.acks_out.take()
+    }
+
+    /// Changes the applier and does what it says.
+    fn change<T>(
+        self: &Arc<Self>,
+        change: impl FnOnce(&mut Applier<Entry, Outcome, oneshot::Sender<()>>) -> T,
+    ) -> T {
+        let mut state = self.lock();
+        let changed = change(&mut state.applier);
+        while let Some(output) = state.applier.poll_output() {
+            match output {
+                Output::Apply { seq, payload } => self.apply(seq, payload),
+                Output::Applied { seq, result } => {
+                    let _ = state.acks.send(LogAck::Applied { seq, result });
+                }
+                Output::Reached(waiter) => {
+                    let _ = waiter.send(());
+                }
+                Output::Sync { upto } => self.sync(upto),
+                Output::Stable { upto } => {
+                    let _ = state.acks.send(LogAck::Stable { upto });
+                }
+            }
+        }
+        if let Some(at) = state.applier.poll_timeout()
+            && !state.timer
+        {
+            state.timer = true;
+            tokio::spawn(wake(Arc::downgrade(self), at));
+        }
+        changed
+    }
+
+    fn apply(self: &Arc<Self>, seq: Seq, (mutation, body): Entry) {
+        if self.is_read_only() {
+            let session = Arc::clone(self);
+            tokio::spawn(async move { session.applied(seq, Err(Errno::EROFS)) });
+            return;
+        }
+        let session = Arc::clone(self);
+        tokio::task::spawn_blocking(move || {
+            let result = session.authorised.export.apply(mutation, body);
+            session.applied(seq, result);
+        });
+    }
+
+    fn applied(self: &Arc<Self>, seq: Seq, result: Result<Outcome, Errno>) {
+        self.change(|applier| applier.handle_result(seq, result, Instant::now()));
+    }
+
+    fn sync(self: &Arc<Self>, upto: Seq) {
+        let session = Arc::clone(self);
+        tokio::task::spawn_blocking(move || {
+            let synced = session.authorised.export.sync_all();
+            if let Err(error) = &synced {
+                tracing::warn!(%error, "the disk could not be synced");
+            }
+            session.change(|applier| applier.handle_synced(upto, synced.is_ok(), Instant::now()));
+        });
+    }
+
+    /// The applier is changed in whole steps, so a panic elsewhere does not spoil it.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn wake(session: Weak<HostSession>, at: Instant) {
+    tokio::time::sleep_until(at.into()).await;
+    if let Some(session) = session.upgrade() {
+        session.lock().timer = false;
+        session.change(|applier| applier.handle_timeout(Instant::now()));
+    }
+}
+
+/// Sends acknowledgements, as many at once as there are.
+async fn write_acks(mut send: SendStream, mut acks: mpsc::UnboundedReceiver<LogAck>) {
+    let mut batch = Vec::new();
+    while acks.recv_many(&mut batch, 256).await > 0 {
+        let mut buffer = BytesMut::new();
+        for ack in batch.drain(..) {
+            if stream::put_header(&mut buffer, &ack, 0).is_err() {
+                return;
+            }
+        }
+        if send.write_chunk(buffer.freeze()).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The entries that a call comes after.
+fn upto(call: &Call) -> Option<Seq> {
+    match call {
+        Call::Sync { upto, .. } | Call::SyncAll { upto } | Call::Release { upto, .. } => {
+            Some(*upto)
+        }
+        _ => None,
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Errno> + Send + 'static,
+) -> Result<T, Errno> {
+    tokio::task::spawn_blocking(work).await.unwrap_or(Err(Errno::EIO))
+}

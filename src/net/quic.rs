@@ -1,0 +1,77 @@
+//! QUIC's settings: raw public keys on both sides, windows for a long fast link.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
+
+use crate::failure::{Code, Failure};
+use crate::identity::{PeerId, SecretKey};
+use crate::limits::{CALLS_IN_FLIGHT_MAX, CONNECTION_IDLE, KEEP_ALIVE, MTU_MAX};
+use crate::net::tls::{self, Expected};
+use crate::wire::version::FILES_ALPN;
+
+/// One stream's window, bytes: 1 Gbit/s at 130 ms.
+const STREAM_WINDOW: u32 = 16 << 20;
+/// A connection's window, bytes.
+const CONNECTION_WINDOW: u32 = 64 << 20;
+/// Streams beside the calls: the first one and the log's two.
+const OTHER_STREAMS: u32 = 3;
+
+/// For a client that expects one host.
+pub(crate) fn client_config(
+    secret: &SecretKey,
+    host: PeerId,
+) -> Result<quinn::ClientConfig, Failure> {
+    let tls = tls::client_config(secret, Expected::Peer(host), FILES_ALPN);
+    let quic = QuicClientConfig::try_from(tls).map_err(no_cipher)?;
+    let mut config = quinn::ClientConfig::new(Arc::new(quic));
+    config.transport_config(transport());
+    Ok(config)
+}
+
+/// For a host: any key may prove itself, the policy decides afterwards.
+pub(crate) fn server_config(secret: &SecretKey) -> Result<quinn::ServerConfig, Failure> {
+    let tls = tls::server_config(secret, Expected::Anyone, FILES_ALPN);
+    let quic = QuicServerConfig::try_from(tls).map_err(no_cipher)?;
+    let mut config = quinn::ServerConfig::with_crypto(Arc::new(quic));
+    config.transport_config(transport());
+    // The mux hides address changes from QUIC
+    config.migration(false);
+    Ok(config)
+}
+
+/// No greased QUIC bit: the shared socket tells QUIC by it (RFC 9443).
+pub(crate) fn endpoint_config() -> quinn::EndpointConfig {
+    let mut config = quinn::EndpointConfig::default();
+    config.grease_quic_bit(false);
+    config
+}
+
+fn transport() -> Arc<TransportConfig> {
+    let streams = u32::try_from(CALLS_IN_FLIGHT_MAX).unwrap_or(u32::MAX) + OTHER_STREAMS;
+    let mut discovery = MtuDiscoveryConfig::default();
+    discovery.upper_bound(MTU_MAX);
+    let mut config = TransportConfig::default();
+    config
+        .max_concurrent_bidi_streams(VarInt::from_u32(streams))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
+        .receive_window(VarInt::from_u32(CONNECTION_WINDOW))
+        .send_window(u64::from(CONNECTION_WINDOW))
+        .initial_rtt(Duration::from_millis(100))
+        .keep_alive_interval(Some(KEEP_ALIVE))
+        .max_idle_timeout(IdleTimeout::try_from(CONNECTION_IDLE).ok())
+        .mtu_discovery_config(Some(discovery))
+        .datagram_receive_buffer_size(None);
+    Arc::new(config)
+}
+
+fn no_cipher(error: impl std::fmt::Display) -> Failure {
+    Failure::new(
+        Code::Internal,
+        format!("QUIC cannot use this TLS configuration: {error}"),
+        "this is a fault in p2pfs: please report it",
+    )
+}

@@ -1,0 +1,242 @@
+//! The client's session: what a mount talks to.
+//!
+//! One task, the supervisor, runs [`crate::proto::session`]: it registers, looks for a path, makes
+//! connections over it and replaces them. Calls and log entries go into their machines under one
+//! lock, which is never held across a wait.
+
+mod core;
+mod link;
+mod supervisor;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::address::ServerAddress;
+use crate::failure::{Code, Failure};
+use crate::id::Seq;
+use crate::identity::{MacAddress, PairKey, PeerId, SecretKey};
+use crate::net::remote::{BoxFuture, Remote, Submitted};
+use crate::proto::session::End;
+use crate::wire::call::{Call, Reply};
+use crate::wire::errno::Errno;
+use crate::wire::log::Mutation;
+use crate::wire::session::{Denial, DeviceId, Grant};
+
+use self::core::Core;
+use self::supervisor::Supervisor;
+
+/// What a session needs to know: mostly what the key says.
+#[derive(Clone, Debug)]
+pub struct ClientConfig {
+    /// The key's own secret.
+    pub secret: SecretKey,
+    /// What the attached device says of itself.
+    pub device: DeviceId,
+    /// What host and key share.
+    pub pair_key: PairKey,
+    /// The host's key.
+    pub host: PeerId,
+    /// The host's MAC address.
+    pub host_mac: MacAddress,
+    /// Where the host may be asked for.
+    pub servers: Vec<ServerAddress>,
+    /// The share; without it the only one.
+    pub share: Option<String>,
+    /// This machine's name, for the owner's list of keys.
+    pub client_name: String,
+    /// How long [`ClientSession::establish`] may take.
+    pub timeout: Duration,
+    /// How long calls wait for a silent host; `None` for ever.
+    pub grace: Option<Duration>,
+    /// Whether to ask again after a denial (507).
+    pub wait: bool,
+}
+
+/// A session with a host. It ends when it is dropped.
+#[derive(Debug)]
+pub struct ClientSession {
+    core: Arc<Core>,
+    phase: watch::Receiver<Phase>,
+    supervisor: JoinHandle<()>,
+}
+
+/// What establishing has come to; decides what a person is told when time runs out.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Phase {
+    pub(crate) server_connected: bool,
+    pub(crate) server_changed: bool,
+    pub(crate) introduced: bool,
+    pub(crate) path: bool,
+    pub(crate) wrong_host: bool,
+    pub(crate) denied: Option<Denial>,
+    pub(crate) up: bool,
+    pub(crate) end: Option<End>,
+}
+
+impl ClientSession {
+    /// Meets the host and opens the session; returns when the share can be used.
+    ///
+    /// # Errors
+    ///
+    /// What a person can act on: the host refuses the key, or something was not reachable within the
+    /// time-out.
+    pub async fn establish(config: ClientConfig) -> Result<Arc<Self>, Failure> {
+        let (timeout, wait) = (config.timeout, config.wait);
+        let (core, supervisor, mut phase) = Supervisor::new(config)?;
+        let session =
+            Self { core, phase: phase.clone(), supervisor: tokio::spawn(supervisor.run()) };
+        let settled =
+            tokio::time::timeout(timeout, phase.wait_for(Phase::is_settled)).await.is_ok();
+        // 507: whoever waits for the owner has found the host, so time no longer counts
+        if !settled && wait && session.phase.borrow().denied.is_some() {
+            let _ = phase.wait_for(Phase::is_settled).await;
+        }
+        let phase = session.phase.borrow().clone();
+        if phase.up { Ok(Arc::new(session)) } else { Err(phase.failure(timeout)) }
+    }
+
+    /// What the host granted, last time.
+    pub fn grant(&self) -> Grant {
+        self.core.grant()
+    }
+
+    /// The newest log entry.
+    pub fn last_entry(&self) -> Seq {
+        self.core.last_entry()
+    }
+
+    /// The mount's object in `status --json`, without what only the mount knows.
+    pub fn status(&self) -> serde_json::Value {
+        self.core.status()
+    }
+
+    /// Ends the session; whatever still waits fails with ENOTCONN.
+    pub async fn close(&self) {
+        self.core.close();
+        let mut phase = self.phase.clone();
+        let _ = phase.wait_for(|phase| phase.end.is_some()).await;
+    }
+
+    /// Resolves when the session is over for good, for another reason than [`Self::close`].
+    pub async fn ended(&self) -> Failure {
+        let mut phase = self.phase.clone();
+        let settled = phase.wait_for(|phase| phase.end.is_some()).await;
+        match settled {
+            Ok(phase) => phase.failure(Duration::ZERO),
+            Err(_) => Phase::default().failure(Duration::ZERO),
+        }
+    }
+}
+
+impl Drop for ClientSession {
+    fn drop(&mut self) {
+        self.core.close();
+        self.supervisor.abort();
+    }
+}
+
+impl Remote for ClientSession {
+    fn call(&self, call: Call) -> BoxFuture<Result<(Reply, Bytes), Errno>> {
+        Box::pin(Core::call(Arc::clone(&self.core), call))
+    }
+
+    fn submit(&self, mutation: Mutation, body: Bytes, after: Vec<Seq>) -> Submitted {
+        self.core.submit(mutation, body, &after)
+    }
+
+    fn room(&self, bytes: usize) -> BoxFuture<()> {
+        Box::pin(Core::room(Arc::clone(&self.core), bytes))
+    }
+}
+
+impl Phase {
+    fn is_settled(&self) -> bool {
+        self.up || self.end.is_some() || self.wrong_host
+    }
+
+    /// What a person is told, going from the most certain to the least.
+    fn failure(&self, waited: Duration) -> Failure {
+        if let Some(End::Denied(denial)) = &self.end {
+            return denied(denial);
+        }
+        if self.end == Some(End::Revoked) {
+            return revoked();
+        }
+        if self.wrong_host {
+            return Failure::new(
+                Code::HostMismatch,
+                "the machine that answered is not the host that this key was paired with",
+                "if the host was reinstalled, pair the key again; else somebody is in its place",
+            );
+        }
+        if let Some(denial) = &self.denied {
+            return denied(denial);
+        }
+        let seconds = waited.as_secs();
+        if self.server_connected || self.introduced {
+            let what = if self.introduced && !self.path {
+                format!("the host answered, but no direct path to it was found in {seconds} s")
+            } else {
+                format!("the host did not answer within {seconds} s")
+            };
+            let hint = "see that p2pfs-hostd runs on the host and reaches the same server; a key \
+                        that was removed there looks the same";
+            return Failure::new(Code::HostOffline, what, hint);
+        }
+        if self.server_changed {
+            return Failure::new(
+                Code::ServerChanged,
+                "the server that answered has another key than the one this key was paired with",
+                "if the server was set up anew, pair the key again; else do not trust this network",
+            );
+        }
+        Failure::new(
+            Code::ServerUnreachable,
+            format!("no rendezvous server answered within {seconds} s"),
+            "check the network and that the server runs (p2pfs-mountd key show K names it)",
+        )
+    }
+}
+
+fn denied(denial: &Denial) -> Failure {
+    match denial {
+        Denial::Unauthorised => Failure::new(
+            Code::KeyUnauthorised,
+            "the host has recorded this key, but it is not authorised",
+            "on the host: p2pfs-hostd keys authorise ID (p2pfs-hostd keys list shows the ID)",
+        ),
+        Denial::Revoked => revoked(),
+        Denial::DeviceMismatch => Failure::new(
+            Code::KeyCopied,
+            "the host knows this key on another device",
+            "use the stick that was paired, or pair this one: p2pfs-hostd pair --key ...",
+        ),
+        Denial::ShareUnknown(shares) => Failure::new(
+            Code::ShareUnknown,
+            "the host has no such share, or several and none was named",
+            format!("name one of: {} (as in KEY:SHARE)", shares.join(", ")),
+        ),
+        Denial::ShareDenied => Failure::new(
+            Code::ShareDenied,
+            "the share is not for this key",
+            "ask the host's owner, or name another share (as in KEY:SHARE)",
+        ),
+        Denial::Busy => Failure::new(
+            Code::HostOffline,
+            "the host has as many sessions as it can hold",
+            "try again when another client has unmounted",
+        ),
+    }
+}
+
+fn revoked() -> Failure {
+    Failure::new(
+        Code::KeyRevoked,
+        "the host's owner revoked this key",
+        "on the host: p2pfs-hostd keys authorise ID gives it back",
+    )
+}

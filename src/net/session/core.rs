@@ -1,0 +1,361 @@
+//! What calls, entries and the supervisor share: the machines, under one lock.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+use tokio::sync::{Notify, oneshot};
+use tokio::task::AbortHandle;
+
+use crate::id::{ConnectionId, HostRun, RequestId, Seq};
+use crate::limits::LOG_BYTES_UNAPPLIED_MAX;
+use crate::net::endpoint::PathInfo;
+use crate::net::remote::Submitted;
+use crate::net::session::link::Link;
+use crate::proto::PeerMisbehaved;
+use crate::proto::calls::{self, Caller};
+use crate::proto::redo::log::{self, Log};
+use crate::wire::call::{Call, Reply};
+use crate::wire::errno::Errno;
+use crate::wire::log::{LogAck, Mutation, Outcome};
+use crate::wire::rendezvous::Routing;
+use crate::wire::session::Grant;
+
+type Answer = Result<(Reply, Bytes), Errno>;
+type Applied = Result<Outcome, Errno>;
+
+/// Shared by everything that uses a session.
+#[derive(Debug)]
+pub(crate) struct Core {
+    inner: Mutex<Inner>,
+    /// The supervisor looks at timers and commands again.
+    pub(crate) wake: Notify,
+}
+
+#[derive(Debug)]
+struct Inner {
+    caller: Caller<Call, (Reply, Bytes)>,
+    log: Log<(Mutation, Bytes), Outcome>,
+    answers: HashMap<RequestId, (oneshot::Sender<Answer>, Option<AbortHandle>)>,
+    applied: HashMap<Seq, oneshot::Sender<Applied>>,
+    rooms: VecDeque<(usize, oneshot::Sender<()>)>,
+    link: Option<Link>,
+    closing: bool,
+    view: View,
+}
+
+/// What `status` shows beside the machines.
+#[derive(Clone, Debug)]
+pub(crate) struct View {
+    pub(crate) state: &'static str,
+    pub(crate) connection: ConnectionId,
+    pub(crate) grant: Grant,
+    pub(crate) path: Option<PathInfo>,
+    pub(crate) host: String,
+    pub(crate) own: Routing,
+    pub(crate) peer: Routing,
+    pub(crate) rendezvous_age: Option<Duration>,
+    pub(crate) failed_entries: u64,
+}
+
+impl Core {
+    pub(crate) fn new(grace: Option<Duration>, host: String) -> Arc<Self> {
+        let grant = Grant {
+            share: String::new(),
+            read_only: false,
+            run: HostRun(0),
+            resumed: false,
+            applied: Seq::ZERO,
+            host_name: String::new(),
+            host_mac: [0; 6],
+        };
+        let view = View {
+            state: "reconnecting",
+            connection: ConnectionId(0),
+            grant,
+            path: None,
+            host,
+            own: Routing::default(),
+            peer: Routing::default(),
+            rendezvous_age: None,
+            failed_entries: 0,
+        };
+        let inner = Inner {
+            caller: Caller::new(grace, Instant::now()),
+            log: Log::new(),
+            answers: HashMap::new(),
+            applied: HashMap::new(),
+            rooms: VecDeque::new(),
+            link: None,
+            closing: false,
+            view,
+        };
+        Arc::new(Self { inner: Mutex::new(inner), wake: Notify::new() })
+    }
+
+    /// Asks and waits; dropping the future cancels the call.
+    pub(crate) async fn call(core: Arc<Self>, call: Call) -> Answer {
+        let (answer, answered) = oneshot::channel();
+        let id = {
+            let mut inner = core.lock();
+            let id = inner.caller.call(call);
+            inner.answers.insert(id, (answer, None));
+            inner.pump(&core);
+            id
+        };
+        let guard = CancelOnDrop { core: &core, id: Some(id) };
+        // The supervisor keeps the grace's time
+        if !core.lock().caller_is_up() {
+            core.wake.notify_one();
+        }
+        let answer = answered.await.unwrap_or(Err(Errno::ENOTCONN));
+        guard.defuse();
+        answer
+    }
+
+    /// Numbers a change and ships it.
+    pub(crate) fn submit(
+        self: &Arc<Self>,
+        mutation: Mutation,
+        body: Bytes,
+        after: &[Seq],
+    ) -> Submitted {
+        let (done, applied) = oneshot::channel();
+        let mut inner = self.lock();
+        let bytes = body.len();
+        let seq = inner.log.append((mutation, body), bytes, after);
+        inner.applied.insert(seq, done);
+        inner.pump(self);
+        Submitted { seq, applied }
+    }
+
+    /// Waits until the log has room.
+    pub(crate) async fn room(core: Arc<Self>, bytes: usize) {
+        let (there, is_there) = oneshot::channel();
+        {
+            let mut inner = core.lock();
+            if inner.rooms.is_empty() && inner.log.has_room(bytes) {
+                return;
+            }
+            inner.rooms.push_back((bytes, there));
+        }
+        let _ = is_there.await;
+    }
+
+    /// A connection is approved: what waits goes over it.
+    pub(crate) fn connected(self: &Arc<Self>, connection: ConnectionId, link: Link, grant: Grant) {
+        let mut inner = self.lock();
+        inner.link = Some(link);
+        inner.view.state = "connected";
+        inner.view.connection = connection;
+        inner.log.handle_connected(connection, grant.run);
+        inner.view.grant = grant;
+        inner.caller.handle_connected(connection);
+        inner.pump(self);
+    }
+
+    /// The connection is gone.
+    pub(crate) fn lost(self: &Arc<Self>, connection: ConnectionId, now: Instant) {
+        let mut inner = self.lock();
+        inner.link = None;
+        inner.view.state = "reconnecting";
+        inner.caller.handle_lost(connection, now);
+        inner.log.handle_lost(connection);
+        inner.pump(self);
+    }
+
+    /// The host said something about entries.
+    pub(crate) fn acknowledged(self: &Arc<Self>, ack: LogAck) -> Result<(), PeerMisbehaved> {
+        let mut inner = self.lock();
+        match ack {
+            LogAck::Applied { seq, result } => inner.log.handle_applied(seq, result)?,
+            LogAck::Stable { upto } => inner.log.handle_stable(upto)?,
+        }
+        inner.pump(self);
+        Ok(())
+    }
+
+    /// The host answered a call.
+    pub(crate) fn answered(self: &Arc<Self>, id: RequestId, answer: Answer) {
+        let mut inner = self.lock();
+        inner.caller.handle_reply(id, answer);
+        inner.pump(self);
+    }
+
+    /// The grace may be over.
+    pub(crate) fn handle_timeout(self: &Arc<Self>, now: Instant) {
+        let mut inner = self.lock();
+        inner.caller.handle_timeout(now);
+        inner.pump(self);
+    }
+
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        self.lock().caller.poll_timeout()
+    }
+
+    /// Nothing is answered any more.
+    pub(crate) fn end(self: &Arc<Self>) {
+        let mut inner = self.lock();
+        inner.view.state = "offline";
+        inner.caller.end();
+        inner.log.end();
+        inner.link = None;
+        inner.pump(self);
+    }
+
+    /// Asks the supervisor to end the session.
+    pub(crate) fn close(&self) {
+        self.lock().closing = true;
+        self.wake.notify_one();
+    }
+
+    pub(crate) fn is_closing(&self) -> bool {
+        self.lock().closing
+    }
+
+    pub(crate) fn update(&self, change: impl FnOnce(&mut View)) {
+        change(&mut self.lock().view);
+    }
+
+    pub(crate) fn has_path(&self) -> bool {
+        self.lock().view.path.is_some()
+    }
+
+    pub(crate) fn grant(&self) -> Grant {
+        self.lock().view.grant.clone()
+    }
+
+    pub(crate) fn last_entry(&self) -> Seq {
+        self.lock().log.last()
+    }
+
+    pub(crate) fn status(&self) -> Value {
+        let inner = self.lock();
+        let view = &inner.view;
+        let (unapplied, bytes) = inner.log.unapplied();
+        let unstable = inner.log.last().0 - inner.log.stable().0;
+        let path = view.path.map(|path| {
+            json!({
+                "kind": "udp",
+                "rung": path.rung.as_str(),
+                "address": path.address.to_string(),
+                "rtt_ms": path.rtt.as_secs_f64() * 1000.0,
+                "tried": [],
+            })
+        });
+        json!({
+            "state": view.state,
+            "connection_id": view.connection.0,
+            "host": {
+                "id": view.host,
+                "name": view.grant.host_name,
+                "mac": crate::identity::MacAddress(view.grant.host_mac).to_string(),
+            },
+            "path": path,
+            "auth": { "process": 120, "to": "udp-public" },
+            "routing": { "own": view.own, "peer": view.peer },
+            "rendezvous": { "age_s": view.rendezvous_age.map(|age| age.as_secs_f64()) },
+            "pending": {
+                "entries": unstable,
+                "unapplied": unapplied,
+                "bytes": bytes,
+                "eta_s": 0,
+                "errors": view.failed_entries,
+            },
+        })
+    }
+
+    /// The machines are changed in whole steps, so a panic elsewhere does not spoil them.
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn caller_is_up(&self) -> bool {
+        self.link.is_some()
+    }
+
+    /// Does what the machines say. Quick: nothing here waits.
+    fn pump(&mut self, core: &Arc<Core>) {
+        while let Some(output) = self.caller.poll_output() {
+            match output {
+                calls::Output::Send { id, call, .. } => {
+                    let Some(link) = &self.link else { continue };
+                    let task = link.call(Arc::clone(core), id, call);
+                    if let Some((_, slot)) = self.answers.get_mut(&id) {
+                        *slot = Some(task);
+                    }
+                }
+                calls::Output::Complete { id, result } => {
+                    if let Some((answer, _)) = self.answers.remove(&id) {
+                        let _ = answer.send(result);
+                    }
+                }
+            }
+        }
+        while let Some(output) = self.log.poll_output() {
+            match output {
+                log::Output::Ship { seq, after, payload: (mutation, body), .. } => {
+                    if let Some(link) = &self.link {
+                        link.ship(seq, after, mutation, body);
+                    }
+                }
+                log::Output::Applied { seq, result } => {
+                    if let Some(done) = self.applied.remove(&seq) {
+                        let _ = done.send(result);
+                    }
+                }
+                log::Output::Progress => self.give_room(),
+            }
+        }
+    }
+
+    /// First come, first served; who is let in has not submitted yet, so it is counted here.
+    fn give_room(&mut self) {
+        let mut granted = 0;
+        while let Some((bytes, _)) = self.rooms.front() {
+            let bytes = *bytes;
+            let first = granted == 0;
+            let fits = first || granted + bytes <= LOG_BYTES_UNAPPLIED_MAX;
+            if !fits || !self.log.has_room(granted + bytes) {
+                return;
+            }
+            if let Some((_, there)) = self.rooms.pop_front()
+                && there.send(()).is_ok()
+            {
+                granted += bytes;
+            }
+        }
+    }
+
+    fn cancel(&mut self, id: RequestId) {
+        if let Some((_, Some(task))) = self.answers.remove(&id) {
+            task.abort();
+        }
+        self.caller.cancel(id);
+    }
+}
+
+struct CancelOnDrop<'a> {
+    core: &'a Arc<Core>,
+    id: Option<RequestId>,
+}
+
+impl CancelOnDrop<'_> {
+    fn defuse(mut self) {
+        self.id = None;
+    }
+}
+
+impl Drop for CancelOnDrop<'_> {
+    fn drop(&mut self) {
+        if let Some(id) = self.id {
+            let mut inner = self.core.lock();
+            inner.cancel(id);
+            inner.pump(self.core);
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! One approved connection: calls, each on a stream of its own, and the log's two lanes.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use quinn::{Connection, RecvStream, SendStream, VarInt};
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+
+use crate::id::{RequestId, Seq};
+use crate::net::session::core::Core;
+use crate::net::stream::{self, ReceiveError, SendError};
+use crate::wire::call::{Call, Reply};
+use crate::wire::errno::Errno;
+use crate::wire::log::{LogAck, LogEntry, Mutation};
+use crate::wire::session::{CloseReason, Identify, StreamKind, Verdict};
+
+/// Entries with data beyond this travel on the bulk lane, so that a `mkdir` does not queue behind a
+/// copy. Bytes.
+const BULK_BYTES: usize = 4096;
+/// Headers that are gathered into one write, bytes.
+const GATHER_BYTES: usize = 64 << 10;
+
+/// A connection that the host has approved.
+#[derive(Debug)]
+pub(crate) struct Link {
+    connection: Connection,
+    control: mpsc::UnboundedSender<Shipment>,
+    bulk: mpsc::UnboundedSender<Shipment>,
+}
+
+type Shipment = (LogEntry, Bytes);
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LinkError {
+    #[error("the connection died")]
+    Connection(#[from] quinn::ConnectionError),
+    #[error("cannot send")]
+    Send(#[from] SendError),
+    #[error("cannot receive")]
+    Receive(#[from] ReceiveError),
+}
+
+impl Link {
+    /// Opens the lanes. They end with the connection.
+    pub(crate) async fn open(connection: Connection, core: &Arc<Core>) -> Result<Self, LinkError> {
+        let control = open_lane(&connection, core).await?;
+        let bulk = open_lane(&connection, core).await?;
+        Ok(Self { connection, control, bulk })
+    }
+
+    /// Starts a call; its answer goes to `core`.
+    pub(crate) fn call(&self, core: Arc<Core>, id: RequestId, call: Call) -> AbortHandle {
+        let connection = self.connection.clone();
+        let task = tokio::spawn(async move {
+            match exchange(&connection, &call).await {
+                Ok(answer) => core.answered(id, answer),
+                // The call is sent again when the supervisor has a new connection
+                Err(_) if connection.close_reason().is_some() => {}
+                Err(error) => {
+                    tracing::warn!(%error, "call failed on a living connection");
+                    core.answered(id, Err(Errno::EPROTO));
+                }
+            }
+        });
+        task.abort_handle()
+    }
+
+    /// Puts an entry on its lane. A lane that is gone went with the connection: the log ships again.
+    pub(crate) fn ship(&self, seq: Seq, after: Vec<Seq>, mutation: Mutation, body: Bytes) {
+        let lane = if body.len() > BULK_BYTES { &self.bulk } else { &self.control };
+        let _ = lane.send((LogEntry { seq, after, mutation }, body));
+    }
+}
+
+/// Request 21 and the host's verdict (steps 121-123).
+pub(crate) async fn identify(
+    connection: &Connection,
+    request: &Identify,
+) -> Result<Verdict, LinkError> {
+    let (mut send, mut receive) = connection.open_bi().await?;
+    let kind = [StreamKind::Identify.to_byte()];
+    stream::send(&mut send, &kind, request, Bytes::new()).await?;
+    let _ = send.finish();
+    let (verdict, _) = stream::receive(&mut receive).await?;
+    Ok(verdict)
+}
+
+/// Closes with a reason that the peer understands.
+pub(crate) fn close(connection: &Connection, reason: CloseReason) {
+    connection.close(VarInt::from_u32(reason.to_code()), b"");
+}
+
+async fn exchange(
+    connection: &Connection,
+    call: &Call,
+) -> Result<Result<(Reply, Bytes), Errno>, LinkError> {
+    let (mut send, mut receive) = connection.open_bi().await?;
+    stream::send(&mut send, &[StreamKind::Call.to_byte()], call, Bytes::new()).await?;
+    let _ = send.finish();
+    let (reply, body): (Result<Reply, Errno>, _) = stream::receive(&mut receive).await?;
+    Ok(reply.map(|reply| (reply, body)))
+}
+
+async fn open_lane(
+    connection: &Connection,
+    core: &Arc<Core>,
+) -> Result<mpsc::UnboundedSender<Shipment>, LinkError> {
+    let (send, receive) = connection.open_bi().await?;
+    let (lane, shipments) = mpsc::unbounded_channel();
+    tokio::spawn(write_lane(send, shipments));
+    tokio::spawn(read_lane(connection.clone(), receive, Arc::clone(core)));
+    Ok(lane)
+}
+
+async fn write_lane(mut send: SendStream, mut shipments: mpsc::UnboundedReceiver<Shipment>) {
+    let written = async {
+        let mut buffer = BytesMut::from(&[StreamKind::Log.to_byte()][..]);
+        while let Some((entry, body)) = shipments.recv().await {
+            stream::put_header(&mut buffer, &entry, body.len())?;
+            if body.len() <= BULK_BYTES {
+                buffer.extend_from_slice(&body);
+                if !shipments.is_empty() && buffer.len() < GATHER_BYTES {
+                    continue;
+                }
+                send.write_chunk(buffer.split().freeze()).await.map_err(SendError::from)?;
+            } else {
+                let mut chunks = [buffer.split().freeze(), body];
+                send.write_all_chunks(&mut chunks).await.map_err(SendError::from)?;
+            }
+        }
+        Ok::<(), SendError>(())
+    };
+    if let Err(error) = written.await {
+        tracing::debug!(%error, "log lane ended");
+    }
+}
+
+async fn read_lane(connection: Connection, mut receive: RecvStream, core: Arc<Core>) {
+    loop {
+        let misbehaved = match stream::receive::<LogAck>(&mut receive).await {
+            Ok((ack, _)) => match core.acknowledged(ack) {
+                Ok(()) => continue,
+                Err(error) => error.to_string(),
+            },
+            Err(error) if error.is_misbehaviour() => error.to_string(),
+            Err(_) => return,
+        };
+        tracing::warn!(error = misbehaved, "the host misbehaved: closing the connection");
+        close(&connection, CloseReason::Misbehaved);
+        return;
+    }
+}

@@ -1,0 +1,394 @@
+//! The task that keeps a session: registers, finds paths, makes and replaces connections.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use quinn::{Connection, ConnectionError, TransportErrorCode};
+use tokio::sync::{mpsc, watch};
+
+use crate::failure::{Code, Failure};
+use crate::id::{ConnectionId, SessionId};
+use crate::limits::HANDSHAKE;
+use crate::net::daemon;
+use crate::net::endpoint::{Endpoint, PathEvent, PathInfo};
+use crate::net::pathmux::Virtual;
+use crate::net::quic;
+use crate::net::rendezvous::{
+    Introduction, Registration, RegistrationConfig, RendezvousError, RendezvousEvent, Side,
+};
+use crate::net::session::core::Core;
+use crate::net::session::link::{self, Link, LinkError};
+use crate::net::session::{ClientConfig, Phase};
+use crate::proto::session::{End, Output, Session, State};
+use crate::wire::probe::Role;
+use crate::wire::session::{CloseReason, Grant, Identify, Verdict};
+
+/// How often `status` is brought up to date, and a lost path is asked for again.
+const TICK: Duration = Duration::from_secs(1);
+/// The TLS alert (RFC 8446, 6) with which our verifier refuses a key that is not the host's.
+const ACCESS_DENIED: u8 = 49;
+
+/// The task's state.
+pub(super) struct Supervisor {
+    core: Arc<Core>,
+    config: ClientConfig,
+    quic: quinn::ClientConfig,
+    endpoint: Endpoint,
+    registrations: Vec<Registration>,
+    machine: Session,
+    session: SessionId,
+    phase: watch::Sender<Phase>,
+    events: mpsc::Receiver<RendezvousEvent>,
+    paths: mpsc::UnboundedReceiver<(Virtual, PathEvent)>,
+    path_events: mpsc::UnboundedSender<(Virtual, PathEvent)>,
+    progress: mpsc::UnboundedReceiver<Progress>,
+    report: mpsc::UnboundedSender<Progress>,
+    /// The peer of the newest match that answered, and of one that is being tried.
+    peer: Option<Virtual>,
+    trying: Option<Virtual>,
+    connection: Option<(ConnectionId, Connection)>,
+}
+
+/// What the tasks of a connection report.
+enum Progress {
+    Connected(ConnectionId, Connection),
+    Verdict(ConnectionId, Verdict),
+    Linked(ConnectionId, Link, Grant),
+    WrongHost(ConnectionId),
+    Lost(ConnectionId, CloseReason),
+}
+
+impl Supervisor {
+    pub(super) fn new(
+        config: ClientConfig,
+    ) -> Result<(Arc<Core>, Self, watch::Receiver<Phase>), Failure> {
+        if config.servers.is_empty() {
+            return Err(Failure::new(
+                Code::ServerUnreachable,
+                "the key names no rendezvous server",
+                "pair it again on a host that has one: p2pfs-hostd pair --server ADDRESS ...",
+            ));
+        }
+        let quic = quic::client_config(&config.secret, config.host)?;
+        let endpoint = Endpoint::start(None, None, Some(config.host_mac))?;
+        let (events_in, events) = mpsc::channel(64);
+        let register = |server| {
+            let side = Side::Client {
+                pair_key: config.pair_key.clone(),
+                mac: config.host_mac,
+                host: config.host,
+            };
+            let secret = config.secret.clone();
+            let routing = endpoint.routing();
+            let config = RegistrationConfig { secret, server, side, routing };
+            Registration::start(config, events_in.clone())
+        };
+        let registrations = config.servers.iter().cloned().map(register).collect();
+        let core = Core::new(config.grace, config.host.to_text());
+        let (phase, phase_out) = watch::channel(Phase::default());
+        let (path_events, paths) = mpsc::unbounded_channel();
+        let (report, progress) = mpsc::unbounded_channel();
+        let supervisor = Self {
+            core: Arc::clone(&core),
+            machine: Session::new(config.wait),
+            session: SessionId(daemon::random()),
+            config,
+            quic,
+            endpoint,
+            registrations,
+            phase,
+            events,
+            paths,
+            path_events,
+            progress,
+            report,
+            peer: None,
+            trying: None,
+            connection: None,
+        };
+        Ok((core, supervisor, phase_out))
+    }
+
+    pub(super) async fn run(mut self) {
+        let core = Arc::clone(&self.core);
+        let mut tick = tokio::time::interval(TICK);
+        while !matches!(self.machine.state(), State::Ended(_)) {
+            let timers = [self.machine.poll_timeout(), core.poll_timeout()];
+            let wake = timers.into_iter().flatten().min().unwrap_or_else(|| Instant::now() + TICK);
+            tokio::select! {
+                Some(event) = self.events.recv() => self.handle_rendezvous(event),
+                Some((peer, event)) = self.paths.recv() => self.handle_path(peer, event),
+                Some(progress) = self.progress.recv() => self.handle_progress(progress),
+                () = tokio::time::sleep_until(wake.into()) => {}
+                () = core.wake.notified() => {}
+                _ = tick.tick() => self.handle_tick(),
+            }
+            if core.is_closing() {
+                self.machine.close();
+            }
+            let now = Instant::now();
+            self.machine.handle_timeout(now);
+            core.handle_timeout(now);
+            self.drive();
+        }
+        // QUIC sends the farewell; without waiting for it the host would keep the session
+        let farewell = self.endpoint.quic.wait_idle();
+        let _ = tokio::time::timeout(Duration::from_millis(500), farewell).await;
+    }
+
+    fn handle_rendezvous(&mut self, event: RendezvousEvent) {
+        match event {
+            RendezvousEvent::Connected { stun, .. } => {
+                self.endpoint.set_stun_servers(stun);
+                self.phase.send_modify(|phase| phase.server_connected = true);
+            }
+            RendezvousEvent::Lost { error: RendezvousError::ServerChanged } => {
+                tracing::warn!("the server has another key than the one that was pinned");
+                self.phase.send_modify(|phase| phase.server_changed = true);
+            }
+            RendezvousEvent::Lost { error } => tracing::debug!(%error, "server lost"),
+            RendezvousEvent::NoMatch => tracing::debug!("the server knows no such host now"),
+            RendezvousEvent::Introduced(introduction) => self.handle_introduced(introduction),
+        }
+    }
+
+    fn handle_introduced(&mut self, introduction: Introduction) {
+        self.phase.send_modify(|phase| phase.introduced = true);
+        if self.core.has_path() && matches!(self.machine.state(), State::Up(_)) {
+            return;
+        }
+        if let Some(trying) = self.trying.take() {
+            self.endpoint.remove(trying);
+        }
+        let routing = introduction.routing.clone();
+        self.core.update(|view| view.peer = routing);
+        let (peer, mut events) = self.endpoint.punch(introduction, Role::Client);
+        self.trying = Some(peer);
+        let path_events = self.path_events.clone();
+        tokio::spawn(async move {
+            while let Some(event) = events.recv().await {
+                if path_events.send((peer, event)).is_err() {
+                    return;
+                }
+            }
+        });
+    }
+
+    fn handle_path(&mut self, peer: Virtual, event: PathEvent) {
+        match event {
+            PathEvent::Up(path) if self.trying == Some(peer) => {
+                self.trying = None;
+                if let Some(old) = self.peer.replace(peer) {
+                    self.endpoint.remove(old);
+                    // A new match is a new peer to QUIC: its connection is replaced
+                    if let Some((_, connection)) = self.connection.take() {
+                        link::close(&connection, CloseReason::Replaced);
+                    }
+                    self.give_up_attempt();
+                }
+                self.set_path(Some(path));
+            }
+            PathEvent::Up(path) if self.peer == Some(peer) => self.set_path(Some(path)),
+            PathEvent::Down if self.peer == Some(peer) => self.set_path(None),
+            PathEvent::Up(_) | PathEvent::Down => {}
+        }
+    }
+
+    /// A handshake with a peer that was replaced leads nowhere.
+    fn give_up_attempt(&mut self) {
+        if let State::Connecting(id) | State::Identifying(id) = *self.machine.state() {
+            self.machine.handle_lost(id, CloseReason::Replaced, Instant::now());
+        }
+    }
+
+    fn set_path(&mut self, path: Option<PathInfo>) {
+        self.core.update(|view| view.path = path);
+        if path.is_some() {
+            self.phase.send_modify(|phase| phase.path = true);
+            self.machine.handle_path_up();
+        } else {
+            self.machine.handle_path_down();
+            self.seek_again();
+        }
+    }
+
+    fn handle_progress(&mut self, progress: Progress) {
+        match progress {
+            Progress::Connected(id, connection) => {
+                self.connection = Some((id, connection));
+                self.machine.handle_connected(id);
+            }
+            Progress::Verdict(id, verdict) => {
+                if let Verdict::Denied(denial) = &verdict {
+                    let denial = denial.clone();
+                    self.phase.send_modify(|phase| phase.denied = Some(denial));
+                }
+                self.machine.handle_verdict(id, verdict, Instant::now());
+            }
+            Progress::Linked(id, link, grant) => {
+                if *self.machine.state() == State::Up(id) {
+                    self.core.connected(id, link, grant);
+                    self.phase.send_modify(|phase| phase.up = true);
+                }
+            }
+            Progress::WrongHost(id) => {
+                self.phase.send_modify(|phase| phase.wrong_host = true);
+                self.machine.handle_lost(id, CloseReason::Done, Instant::now());
+            }
+            Progress::Lost(id, why) => {
+                self.connection.take_if(|(current, _)| *current == id);
+                self.machine.handle_lost(id, why, Instant::now());
+            }
+        }
+    }
+
+    fn drive(&mut self) {
+        while let Some(output) = self.machine.poll_output() {
+            match output {
+                Output::Connect(id) => self.connect(id),
+                Output::Identify(id) => self.identify(id),
+                Output::Up(id, grant) => {
+                    self.set_in_use(true);
+                    self.link(id, grant);
+                }
+                Output::Down(id) => {
+                    self.core.lost(id, Instant::now());
+                    self.set_in_use(false);
+                    self.seek_again();
+                }
+                Output::Ended(end) => self.end(end),
+            }
+        }
+    }
+
+    fn connect(&mut self, id: ConnectionId) {
+        let Some(peer) = self.peer else { return };
+        let report = self.report.clone();
+        let name = "host.p2pfs";
+        let dialled = self.endpoint.quic.connect_with(self.quic.clone(), peer.address(), name);
+        tokio::spawn(async move {
+            let connected = match dialled {
+                Ok(connecting) => tokio::time::timeout(HANDSHAKE, connecting).await,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot dial");
+                    let _ = report.send(Progress::Lost(id, CloseReason::Done));
+                    return;
+                }
+            };
+            let _ = report.send(match connected {
+                Ok(Ok(connection)) => Progress::Connected(id, connection),
+                Ok(Err(error)) if is_wrong_key(&error) => Progress::WrongHost(id),
+                Ok(Err(error)) => {
+                    tracing::debug!(%error, "handshake failed");
+                    Progress::Lost(id, CloseReason::Done)
+                }
+                Err(_) => Progress::Lost(id, CloseReason::Done),
+            });
+        });
+    }
+
+    fn identify(&self, id: ConnectionId) {
+        let Some((_, connection)) = self.connection.clone() else {
+            return;
+        };
+        let request = Identify {
+            session: self.session,
+            device: self.config.device.clone(),
+            share: self.config.share.clone(),
+            client_name: self.config.client_name.clone(),
+        };
+        let report = self.report.clone();
+        tokio::spawn(async move {
+            let answered =
+                tokio::time::timeout(HANDSHAKE, link::identify(&connection, &request)).await;
+            match answered {
+                Ok(Ok(verdict)) => {
+                    let denied = matches!(verdict, Verdict::Denied(_));
+                    let _ = report.send(Progress::Verdict(id, verdict));
+                    if denied {
+                        link::close(&connection, CloseReason::Done);
+                        return;
+                    }
+                    let why = reason_of(&connection.closed().await);
+                    let _ = report.send(Progress::Lost(id, why));
+                }
+                _ => {
+                    let why =
+                        connection.close_reason().map_or(CloseReason::Done, |e| reason_of(&e));
+                    link::close(&connection, CloseReason::Done);
+                    let _ = report.send(Progress::Lost(id, why));
+                }
+            }
+        });
+    }
+
+    fn link(&self, id: ConnectionId, grant: Grant) {
+        let Some((_, connection)) = self.connection.clone() else {
+            return;
+        };
+        let (core, report) = (Arc::clone(&self.core), self.report.clone());
+        tokio::spawn(async move {
+            let linked: Result<Link, LinkError> = Link::open(connection.clone(), &core).await;
+            match linked {
+                Ok(link) => {
+                    let _ = report.send(Progress::Linked(id, link, grant));
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "cannot open the log's lanes");
+                    link::close(&connection, CloseReason::Done);
+                }
+            }
+        });
+    }
+
+    fn end(&mut self, end: End) {
+        if let Some((_, connection)) = self.connection.take() {
+            link::close(&connection, CloseReason::Done);
+        }
+        self.core.end();
+        self.phase.send_modify(|phase| phase.end = Some(end));
+    }
+
+    fn handle_tick(&mut self) {
+        let own = self.endpoint.routing().borrow().clone();
+        let statuses: Vec<_> = self.registrations.iter().map(Registration::status).collect();
+        let age = statuses.iter().filter_map(|status| status.age).min();
+        let tcp_public = statuses.iter().find_map(|status| status.tcp_public);
+        let tcp_private = statuses.iter().filter_map(|status| status.tcp_private).collect();
+        self.core.update(|view| {
+            view.own = own;
+            view.own.tcp_public = tcp_public;
+            view.own.tcp_private = tcp_private;
+            view.rendezvous_age = age;
+        });
+    }
+
+    fn set_in_use(&self, in_use: bool) {
+        self.endpoint.set_in_use(in_use);
+        for registration in &self.registrations {
+            registration.set_in_use(in_use);
+        }
+    }
+
+    fn seek_again(&self) {
+        for registration in &self.registrations {
+            registration.seek_again();
+        }
+    }
+}
+
+fn reason_of(error: &ConnectionError) -> CloseReason {
+    match error {
+        ConnectionError::ApplicationClosed(close) => {
+            CloseReason::from_code(close.error_code.into_inner())
+        }
+        _ => CloseReason::Done,
+    }
+}
+
+fn is_wrong_key(error: &ConnectionError) -> bool {
+    let ConnectionError::TransportError(error) = error else {
+        return false;
+    };
+    error.code == TransportErrorCode::crypto(ACCESS_DENIED)
+}

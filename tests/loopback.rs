@@ -1,0 +1,317 @@
+//! Three programs, three state directories, one machine, a kernel mount (R1-R5, R7, R22, D1, D4).
+
+use std::fs;
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::world::outcome::{tool, wait};
+use crate::world::{Home, Outcome, Side, World, eventually, is_mounted, need_mount, need_root};
+
+#[test]
+fn a_file_crosses_in_both_directions() {
+    need_mount!();
+    let home = Home::on_loopback();
+    home.mount("timeout=20");
+
+    assert_eq!(fs::read(home.mountpoint.join("hello")).unwrap(), b"from home\n");
+    fs::write(home.mountpoint.join("answer"), "from away\n").unwrap();
+    home.sync();
+    assert_eq!(fs::read(home.disk.join("answer")).unwrap(), b"from away\n");
+    assert_eq!(inode(&home.mountpoint.join("answer")), inode(&home.disk.join("answer")));
+
+    home.unmount();
+    assert_eq!(fs::read(home.disk.join("answer")).unwrap(), b"from away\n");
+    home.host.stop();
+    home.server.stop();
+}
+
+#[test]
+fn findmnt_shows_type_and_source() {
+    need_mount!();
+    let home = Home::on_loopback();
+    home.mount("timeout=20");
+
+    let mountpoint = home.mountpoint.to_str().unwrap();
+    let found = tool("findmnt", &["-n", "-r", "-o", "FSTYPE,SOURCE", mountpoint]);
+    let expected = format!("fuse.p2pfs {}", home.key.source("disk"));
+    assert_eq!(found.stdout.trim(), expected);
+
+    home.unmount();
+}
+
+#[test]
+fn the_only_share_needs_no_name() {
+    need_mount!();
+    let home = Home::on_loopback();
+
+    home.world.mount(home.key.dir.to_str().unwrap(), &home.mountpoint, "timeout=20").ok();
+    assert!(home.mountpoint.join("hello").exists());
+
+    home.unmount();
+}
+
+#[test]
+fn the_status_of_all_three_tells_the_same_story() {
+    need_mount!();
+    let home = Home::on_loopback();
+    home.mount("timeout=20");
+    fs::read(home.mountpoint.join("hello")).unwrap();
+
+    let mount = home.world.mount_status();
+    assert_eq!(mount["mountpoint"], home.mountpoint.to_str().unwrap());
+    assert_eq!(mount["share"], "disk");
+    assert_eq!(mount["state"], "connected");
+    assert_eq!(mount["host"]["id"], home.host.ready);
+    // R22: the client knows the host's MAC, the one that pairing printed
+    assert_eq!(mount["host"]["mac"], home.key.mac);
+    assert_eq!(mount["path"]["kind"], "udp");
+    assert!(mount["path"]["rtt_ms"].is_number(), "{mount:#}");
+    assert!(mount["path"]["tried"].is_array(), "{mount:#}");
+    assert_eq!(mount["auth"]["process"], 120);
+    assert!(mount["connection_id"].is_number() || mount["connection_id"].is_string());
+    assert!(mount["rendezvous"]["age_s"].as_f64().unwrap() < 30.0, "{mount:#}");
+    assert_eq!(mount["cache"]["budget"], 512 << 20);
+    assert_eq!(mount["pending"]["errors"].as_array().map(Vec::len).unwrap_or(0), 0);
+    // R5: both ends know both ends' routing information
+    assert_routing(&mount["routing"]["own"]);
+    assert_routing(&mount["routing"]["peer"]);
+    let host = home.world.status(Side::Host);
+    assert!(host.to_string().contains(&home.key.id), "{host:#}");
+
+    // R2, R3, R4: what the server was asked
+    let server = home.world.status(Side::Server);
+    assert_eq!(server["hosts"], 1);
+    assert_eq!(server["clients"], 1);
+    assert!(server["matches"].as_u64().unwrap() >= 1, "{server:#}");
+    assert!(server["stun_requests"].as_u64().unwrap() >= 2, "{server:#}");
+    assert_eq!(server["relay"]["bytes"], 0);
+
+    home.unmount();
+}
+
+#[test]
+fn mount_returns_although_its_output_is_a_pipe() {
+    need_mount!();
+    let home = Home::on_loopback();
+
+    let source = home.key.source("disk");
+    let args = ["mount", &source, home.mountpoint.to_str().unwrap()];
+    let mut command = home.world.program(Side::Client, &args);
+    // `output` reads to the end of both pipes: a daemon that kept them open would hold it for ever
+    let (done, ended) = std::sync::mpsc::channel();
+    std::thread::spawn(move || done.send(command.output()));
+    let output = ended.recv_timeout(Duration::from_secs(40)).unwrap().unwrap();
+    assert!(output.status.success(), "{output:?}");
+
+    home.unmount();
+}
+
+#[test]
+fn mount_and_umount_of_the_machine_work() {
+    need_mount!();
+    need_root!();
+    let home = Home::on_loopback();
+    let installed = Installed::new(&home.world);
+
+    let options = format!("timeout=20,cache=16M,nofail,_netdev,x-test=1,{}", home.state_option());
+    let source = home.key.source("disk");
+    let mountpoint = home.mountpoint.to_str().unwrap();
+    tool("mount", &["-t", "p2pfs", &source, mountpoint, "-o", &options]);
+    assert!(home.mountpoint.join("hello").exists());
+    assert_eq!(home.world.mount_status()["cache"]["budget"], 16 << 20);
+
+    tool("umount", &[mountpoint]);
+    home.world.assert_nothing_left(&home.mountpoint);
+    drop(installed);
+}
+
+#[test]
+fn a_line_of_fstab_is_enough() {
+    need_mount!();
+    need_root!();
+    let home = Home::on_loopback();
+    let installed = Installed::new(&home.world);
+
+    let mountpoint = home.mountpoint.to_str().unwrap();
+    let source = home.key.source("disk");
+    let options = format!("noauto,user,timeout=20,ro,{}", home.state_option());
+    let fstab = home.world.path("fstab");
+    fs::write(&fstab, format!("{source} {mountpoint} p2pfs {options} 0 0\n")).unwrap();
+    tool("mount", &["--fstab", fstab.to_str().unwrap(), mountpoint]);
+    assert!(home.mountpoint.join("hello").exists());
+    let refused = fs::write(home.mountpoint.join("new"), "x").unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::ReadOnlyFilesystem);
+
+    home.unmount();
+    drop(installed);
+}
+
+#[test]
+fn mount_of_the_machine_tells_why_it_failed() {
+    need_mount!();
+    need_root!();
+    let home = Home::on_loopback();
+    let installed = Installed::new(&home.world);
+
+    let mountpoint = home.mountpoint.to_str().unwrap();
+    let mount = |source: &str, options: &str| {
+        let mut command = Command::new("mount");
+        let options = format!("{},{options}", home.state_option());
+        command.args(["-t", "p2pfs", source, mountpoint, "-o", &options]);
+        Outcome::of(command, Duration::from_secs(40))
+    };
+    mount("/nonexistent:disk", "timeout=5").refused(32, "key-missing");
+    mount(&home.key.source("disk"), "timeout=5,frobnicate").refused(1, "usage");
+    mount(&home.key.source("nope"), "timeout=5").refused(32, "share-unknown");
+    home.world.assert_nothing_left(&home.mountpoint);
+    drop(installed);
+}
+
+#[test]
+fn a_mount_in_the_foreground_ends_in_order() {
+    need_mount!();
+    let home = Home::on_loopback();
+
+    let source = home.key.source("disk");
+    let mountpoint = home.mountpoint.to_str().unwrap();
+    let daemon = home.world.start(Side::Client, &["mount", &source, mountpoint, "--foreground"]);
+    assert_eq!(daemon.ready, mountpoint);
+    fs::write(home.mountpoint.join("last"), "words").unwrap();
+    daemon.stop();
+
+    home.world.assert_nothing_left(&home.mountpoint);
+    assert_eq!(fs::read(home.disk.join("last")).unwrap(), b"words");
+}
+
+#[test]
+fn a_share_for_reading_takes_no_change() {
+    need_mount!();
+    let world = World::on_loopback();
+    let disk = world.directory("disk");
+    fs::write(disk.join("file"), "content").unwrap();
+    let server = world.server("127.0.0.1:0");
+    let share = format!("disk={}", disk.display());
+    let args = ["serve", "--server", &server.ready, "--share", &share];
+    let _host = world.start(Side::Host, &[&args[..], &["--read-only", "disk"]].concat());
+    let key = world.pair("key", &["--authorise"]);
+    let mountpoint = world.directory("home");
+    world.mount(&key.source("disk"), &mountpoint, "timeout=20").ok();
+
+    assert_eq!(fs::read(mountpoint.join("file")).unwrap(), b"content");
+    for refused in [
+        fs::write(mountpoint.join("new"), "x"),
+        fs::remove_file(mountpoint.join("file")),
+        fs::create_dir(mountpoint.join("dir")),
+    ] {
+        assert_eq!(refused.unwrap_err().kind(), ErrorKind::ReadOnlyFilesystem);
+    }
+
+    world.unmount(&mountpoint);
+}
+
+#[test]
+fn two_clients_see_each_others_files() {
+    need_mount!();
+    let home = Home::on_loopback();
+    home.mount("timeout=20");
+    let second = home.world.pair("second", &["--authorise"]);
+    let elsewhere = home.world.directory("elsewhere");
+    let state = home.world.path("state").join("second");
+    let source = second.source("disk");
+    let args = ["mount", &source, elsewhere.to_str().unwrap(), "-o", "timeout=20"];
+    let mount = home.world.program_in(Side::Client, &state, &args);
+    Outcome::of(mount, Duration::from_secs(40)).ok();
+
+    fs::write(home.mountpoint.join("note"), "for you").unwrap();
+    home.sync();
+    assert_eq!(fs::read(elsewhere.join("note")).unwrap(), b"for you");
+
+    let args = ["unmount", elsewhere.to_str().unwrap()];
+    let unmount = home.world.program_in(Side::Client, &state, &args);
+    Outcome::of(unmount, Duration::from_secs(40)).ok();
+    assert!(is_mounted(&home.mountpoint));
+    home.unmount();
+}
+
+#[test]
+fn whoever_comes_first_waits_for_the_other() {
+    need_mount!();
+    let home = Home::on_loopback();
+    home.host.stop();
+
+    // R4: the client seeks before the host registers
+    let source = home.key.source("disk");
+    let args = ["mount", &source, home.mountpoint.to_str().unwrap(), "-o", "timeout=40"];
+    let mut mount = home.world.program(Side::Client, &args).spawn().unwrap();
+    eventually("the client at the server", Duration::from_secs(10), || {
+        home.world.status(Side::Server)["clients"] == 1
+    });
+    let _host = home.world.start(Side::Host, &["serve"]);
+    assert_eq!(wait(&mut mount, Duration::from_secs(40)), Some(0));
+    assert!(home.mountpoint.join("hello").exists());
+
+    home.world.unmount(&home.mountpoint);
+}
+
+/// `mount.p2pfs` where mount(8) looks; what was there before comes back on drop.
+struct Installed {
+    before: Option<PathBuf>,
+    /// One test at a time: there is one `/sbin`.
+    _turn: std::sync::MutexGuard<'static, ()>,
+}
+
+static SBIN: Mutex<()> = Mutex::new(());
+const HELPER: &str = "/sbin/mount.p2pfs";
+
+impl Installed {
+    fn new(world: &World) -> Self {
+        let turn = SBIN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let before = fs::symlink_metadata(HELPER).is_ok().then(|| {
+            let kept = PathBuf::from(format!("{HELPER}.before-test"));
+            fs::rename(HELPER, &kept).unwrap();
+            kept
+        });
+        world.mountd(&["install"]).ok();
+        assert!(Path::new(HELPER).exists());
+        Self { before, _turn: turn }
+    }
+}
+
+impl Drop for Installed {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(HELPER);
+        if let Some(before) = &self.before {
+            let _ = fs::rename(before, HELPER);
+        }
+    }
+}
+
+/// Routing information: somewhere in it is a private address of this machine and a UDP address.
+#[track_caller]
+fn assert_routing(routing: &Value) {
+    let mut addresses = Vec::new();
+    collect_addresses(routing, &mut addresses);
+    assert!(!addresses.is_empty(), "no address in {routing:#}");
+    assert!(routing.get("mac").is_some(), "no MAC in {routing:#}");
+}
+
+fn collect_addresses(value: &Value, found: &mut Vec<SocketAddr>) {
+    match value {
+        Value::String(text) => found.extend(text.parse::<SocketAddr>().ok()),
+        Value::Array(values) => values.iter().for_each(|value| collect_addresses(value, found)),
+        Value::Object(fields) => fields.values().for_each(|value| collect_addresses(value, found)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
+fn inode(path: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+
+    fs::symlink_metadata(path).unwrap().ino()
+}

@@ -1,0 +1,74 @@
+//! Host, client and server on three machines of a small internet (R1, R2, R4, R5, D1).
+
+use std::fs;
+use std::time::Duration;
+
+use crate::world::lab::{Attached, Lab};
+use crate::world::outcome::tool;
+use crate::world::{Home, Side, eventually, need_mount, skip};
+
+/// Leaves the test, saying why, unless there can be network namespaces.
+macro_rules! need_lab {
+    () => {
+        need_mount!();
+        if let Some(reason) = Lab::obstacle() {
+            return skip(&reason);
+        }
+    };
+}
+
+#[test]
+fn both_sides_behind_nat_meet_directly() {
+    need_lab!();
+    // Fig. 1(a)
+    let home = Home::in_lab(Lab::new(Attached::BehindNat, Attached::BehindNat));
+
+    exchange(&home);
+
+    let mount = home.world.mount_status();
+    assert_eq!(mount["path"]["kind"], "udp", "{mount:#}");
+    assert_eq!(mount["path"]["rung"], "udp-public", "{mount:#}");
+    let routing = mount["routing"].to_string();
+    for address in ["203.0.113.10:", "203.0.113.20:", "10.1.0.2:", "10.2.0.2:"] {
+        assert!(routing.contains(address), "no {address} in {mount:#}");
+    }
+    assert_nothing_relayed(&home);
+    home.unmount();
+}
+
+#[test]
+fn a_client_straight_on_the_wan_meets_a_host_behind_nat() {
+    need_lab!();
+    // Fig. 1(b)
+    let home = Home::in_lab(Lab::new(Attached::BehindNat, Attached::Straight));
+
+    exchange(&home);
+
+    let mount = home.world.mount_status();
+    assert_eq!(mount["path"]["kind"], "udp", "{mount:#}");
+    assert_nothing_relayed(&home);
+    home.unmount();
+}
+
+/// A file of 20 MB crosses both ways.
+fn exchange(home: &Home) {
+    let content: Vec<u8> =
+        (0..20_000_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    fs::write(home.disk.join("film"), &content).unwrap();
+    eventually("the host at the server", Duration::from_secs(20), || {
+        home.world.status(Side::Server)["hosts"] == 1
+    });
+    home.mount("timeout=30");
+    assert!(fs::read(home.mountpoint.join("film")).unwrap() == content);
+    let film = home.mountpoint.join("film");
+    let copy = home.mountpoint.join("copy");
+    tool("cp", &["-a", film.to_str().unwrap(), copy.to_str().unwrap()]);
+    home.sync();
+    assert!(fs::read(home.disk.join("copy")).unwrap() == content);
+}
+
+#[track_caller]
+fn assert_nothing_relayed(home: &Home) {
+    let server = home.world.status(Side::Server);
+    assert_eq!(server["relay"]["bytes"], 0, "{server:#}");
+}

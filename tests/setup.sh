@@ -1,0 +1,83 @@
+# shellcheck shell=bash
+# Sourced by the scripts beside it: what they need from the machine, found or installed.
+#
+#   setup_packages PROGRAM...   each PROGRAM is one of the keys of package_of
+#
+# As root on Debian missing packages are installed; anybody else reads the line to run.
+
+say() { printf '%s\n' "$*" >&2; }
+
+# The Debian package that holds a thing.
+package_of() {
+  case $1 in
+    cc) echo gcc libc6-dev ;;
+    fusermount3) echo fuse3 ;;
+    libusb) echo libusb-1.0-0-dev ;;
+    pkg-config) echo pkg-config ;;
+    rsync) echo rsync ;;
+    ip) echo iproute2 ;;
+    nft) echo nftables ;;
+    nsenter) echo util-linux ;;
+    findmnt | mount) echo mount util-linux ;;
+    sshfs) echo sshfs ;;
+    sshd) echo openssh-server openssh-sftp-server openssh-client ;;
+    *) echo "$1" ;;
+  esac
+}
+
+# Whether a thing is there.
+present() {
+  case $1 in
+    libusb) pkg-config --exists libusb-1.0 2>/dev/null ;;
+    *) PATH=$PATH:/usr/sbin:/sbin command -v "$1" >/dev/null 2>&1 ;;
+  esac
+}
+
+setup_packages() {
+  local thing missing=() packages=()
+  for thing in "$@"; do
+    present "$thing" || missing+=("$thing")
+  done
+  if ((${#missing[@]})); then
+    for thing in "${missing[@]}"; do
+      # shellcheck disable=SC2207 # package names hold no spaces
+      packages+=($(package_of "$thing"))
+    done
+    install_packages "${packages[@]}" || return 1
+  fi
+  if ! command -v cargo >/dev/null 2>&1 && [ -r "$HOME/.cargo/env" ]; then
+    # shellcheck disable=SC1091
+    . "$HOME/.cargo/env"
+  fi
+  if ! command -v cargo >/dev/null 2>&1; then
+    say "Rust is missing: install rustup, then run: rustup toolchain install stable"
+    return 1
+  fi
+}
+
+install_packages() {
+  local line="apt-get install -y --no-install-recommends $*"
+  if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then
+    say "packages are missing; as root, run:"
+    say "  $line"
+    return 1
+  fi
+  say "+ $line"
+  if ! { apt-get update -qq && DEBIAN_FRONTEND=noninteractive $line -qq; } >&2; then
+    say "the packages could not be installed; run the line above yourself to see why"
+    return 1
+  fi
+}
+
+# Whether a kernel mount can work here at all; says what is missing.
+require_fuse() {
+  [ -c /dev/fuse ] || [ "$(id -u)" != 0 ] || modprobe fuse 2>/dev/null || true
+  if [ ! -c /dev/fuse ]; then
+    say "/dev/fuse is missing; as root, run: modprobe fuse (in a container: --device /dev/fuse --cap-add SYS_ADMIN)"
+    return 1
+  fi
+  if [ ! -r /dev/fuse ] || [ ! -w /dev/fuse ]; then
+    say "/dev/fuse is not open to you; as root, run: chmod 666 /dev/fuse"
+    return 1
+  fi
+}

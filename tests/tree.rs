@@ -1,0 +1,120 @@
+//! A tree of real-looking files crosses in and out, and is the same on the host's disk (D1, D6).
+
+mod compare;
+mod generate;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use tempfile::TempDir;
+
+use crate::world::outcome::tool;
+use crate::world::{Home, need_mount, programs, skip};
+use compare::Tree;
+
+#[test]
+fn a_tree_crosses_with_a_small_cache() {
+    need_mount!();
+    crosses("8M");
+}
+
+#[test]
+fn a_tree_crosses_with_a_large_cache() {
+    need_mount!();
+    crosses("512M");
+}
+
+#[test]
+fn names_are_bytes_and_identities_are_the_hosts() {
+    need_mount!();
+    let home = Home::on_loopback();
+    home.mount("timeout=20");
+
+    generate::odd_names(&home.mountpoint);
+    home.sync();
+    let here = Tree::read(&home.mountpoint);
+    let there = Tree::read(&home.disk);
+    here.assert_same(&there);
+    here.assert_same_inodes(&there);
+
+    home.unmount();
+}
+
+#[test]
+fn a_tree_is_removed_as_it_came() {
+    need_mount!();
+    let home = Home::on_loopback();
+    home.mount("timeout=20");
+    let bed = home.mountpoint.join("bed");
+
+    copy("cp", original(), &bed);
+    fs::rename(&bed, home.mountpoint.join("moved")).unwrap();
+    fs::remove_dir_all(home.mountpoint.join("moved")).unwrap();
+    home.sync();
+    let left: Vec<_> = fs::read_dir(&home.disk)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .filter(|name| name != ".p2pfs")
+        .collect();
+    assert_eq!(left, ["hello"]);
+
+    home.unmount();
+}
+
+/// In and out with both tools, seen on the host's disk, on the mount and on a fresh mount.
+fn crosses(cache: &str) {
+    if let Some(reason) = programs::missing(&["cp", "rsync"]) {
+        return skip(&reason);
+    }
+    let home = Home::on_loopback();
+    let options = format!("timeout=20,cache={cache}");
+    let original = Tree::read(original());
+    assert!(original.files() >= 2_000, "{} files", original.files());
+
+    for tool in ["cp", "rsync"] {
+        home.mount(&options);
+        let inside = home.mountpoint.join(tool);
+        copy(tool, self::original(), &inside);
+        home.sync();
+        original.assert_same(&Tree::read(&home.disk.join(tool)));
+        original.assert_same(&Tree::read(&inside));
+        home.unmount();
+
+        home.mount(&options);
+        original.assert_same(&Tree::read(&inside));
+        let out = home.world.path("out");
+        copy(tool, &inside, &out);
+        original.assert_same(&Tree::read(&out));
+        fs::remove_dir_all(&out).unwrap();
+        home.unmount();
+        fs::remove_dir_all(home.disk.join(tool)).unwrap();
+    }
+}
+
+/// Copies a whole directory, all that can be kept, to one that does not exist.
+#[track_caller]
+fn copy(program: &str, from: &Path, to: &Path) {
+    let mut source = from.to_str().unwrap().to_owned();
+    let to = to.to_str().unwrap();
+    match program {
+        "cp" => tool("cp", &["-a", &source, to]),
+        _ => {
+            source.push('/');
+            tool("rsync", &["-aH", &source, to])
+        }
+    };
+}
+
+/// The tree that is copied, made once for all tests.
+fn original() -> &'static Path {
+    static ORIGINAL: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
+    let (_, path) = ORIGINAL.get_or_init(|| {
+        let dir = tempfile::Builder::new().prefix("p2pfs-tree.").tempdir();
+        let dir = dir.unwrap();
+        let path = dir.path().join("original");
+        generate::tree(&path);
+        (dir, path)
+    });
+    path
+}

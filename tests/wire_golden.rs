@@ -1,0 +1,195 @@
+//! The bytes of every settled message, for each protocol version.
+//!
+//! A changed file under `tests/golden/v0` is another protocol: a settled message never changes, it
+//! gets a new version. `P2PFS_BLESS=1 cargo test wire_golden` writes the files of new messages. The
+//! entries of the redo log are not settled and have none.
+
+use std::fmt::{Debug, Write};
+use std::fs;
+use std::path::PathBuf;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use p2pfs::id::{HandleId, HostRun, NodeId, Seq, SessionId};
+use p2pfs::wire::call::{
+    Access, Attr, Call, DirEntry, DirPage, Entry, Reply, StatFs, Time, XattrName,
+};
+use p2pfs::wire::codec::{DecodeError, decode, encode};
+use p2pfs::wire::errno::Errno;
+use p2pfs::wire::name::{Name, Target};
+use p2pfs::wire::session::{Denial, DeviceId, Grant, Identify, Verdict};
+
+const NODE: NodeId = NodeId { ino: 0x0102_0304, generation: 0x1112_1314_1516_1718 };
+const HANDLE: HandleId = HandleId(7);
+const UPTO: Seq = Seq(9);
+const ATTR: Attr = Attr {
+    size: 1_000_000,
+    blocks: 1_960,
+    atime: Time { seconds: 1_700_000_000, nanos: 1 },
+    mtime: Time { seconds: -1, nanos: 999_999_999 },
+    ctime: Time { seconds: 1_700_000_002, nanos: 3 },
+    btime: Time { seconds: 0, nanos: 0 },
+    mode: 0o100_644,
+    nlink: 2,
+    uid: 1000,
+    gid: 100,
+    rdev: 0,
+    blksize: 4096,
+};
+
+#[test]
+fn calls_about_nodes_have_their_bytes() {
+    let node = NODE;
+    let parent = NodeId::ROOT;
+    let name = Name::new(b"caf\xc3\xa9 \xff".to_vec()).unwrap();
+    golden("call_lookup", &Call::Lookup { parent, name });
+    let handle = None;
+    golden("call_get_attr", &Call::GetAttr { node, handle });
+    let handle = Some(HANDLE);
+    golden("call_get_attr_open", &Call::GetAttr { node, handle });
+    golden("call_read_link", &Call::ReadLink { node });
+    golden("call_stat_fs", &Call::StatFs);
+    let nodes = vec![NODE, NodeId::ROOT];
+    golden("call_forget", &Call::Forget { nodes });
+    let name = XattrName(b"user.note".to_vec());
+    golden("call_get_xattr", &Call::GetXattr { node, name });
+    let name = XattrName::default();
+    golden("call_list_xattr", &Call::GetXattr { node, name });
+}
+
+#[test]
+fn calls_about_open_files_have_their_bytes() {
+    let node = NODE;
+    let handle = HANDLE;
+    let upto = UPTO;
+    for (name, access) in [
+        ("call_open", Access::Read),
+        ("call_open_write", Access::Write),
+        ("call_open_both", Access::ReadWrite),
+    ] {
+        let open = Call::Open { node, handle, access };
+        golden(name, &open);
+    }
+    let read_dir = Call::ReadDir { node, handle, cookie: 3, entries_max: 1024 };
+    golden("call_read_dir", &read_dir);
+    let read = Call::Read { handle, offset: 1 << 40, len: 1 << 20 };
+    golden("call_read", &read);
+    let sync = Call::Sync { handle, data_only: true, upto };
+    golden("call_sync", &sync);
+    golden("call_sync_all", &Call::SyncAll { upto });
+    golden("call_release", &Call::Release { handle, upto });
+}
+
+#[test]
+fn replies_have_their_bytes() {
+    let entry = Entry { node: NODE, attr: ATTR };
+    let page = DirPage {
+        entries: vec![DirEntry { name: Name::new(*b"a").unwrap(), cookie: 5, entry }],
+        end: true,
+    };
+    let stat_fs = StatFs {
+        blocks: 1_000,
+        bfree: 900,
+        bavail: 800,
+        files: 700,
+        ffree: 600,
+        bsize: 4096,
+        frsize: 4096,
+        namelen: 255,
+    };
+    let replies = [
+        ("done", Reply::Done),
+        ("entry", Reply::Entry(entry)),
+        ("attr", Reply::Attr(ATTR)),
+        ("target", Reply::Target(Target::new(*b"../there").unwrap())),
+        ("dir", Reply::Dir(page)),
+        ("data", Reply::Data),
+        ("stat_fs", Reply::StatFs(stat_fs)),
+    ];
+    for (name, reply) in replies {
+        golden(&format!("reply_{name}"), &reply);
+    }
+    golden("errno", &Errno::ENOENT);
+}
+
+#[test]
+fn the_beginning_of_a_session_has_its_bytes() {
+    let device = DeviceId {
+        serial: "0123456789".to_owned(),
+        vendor: "0951".to_owned(),
+        product: "1666".to_owned(),
+    };
+    let identify = Identify {
+        session: SessionId([0xab; 16]),
+        device,
+        share: Some("disk".to_owned()),
+        client_name: "laptop".to_owned(),
+    };
+    let grant = Grant {
+        share: "disk".to_owned(),
+        read_only: false,
+        run: HostRun(3),
+        resumed: true,
+        applied: UPTO,
+        host_name: "home".to_owned(),
+        host_mac: [0x02, 0, 0, 0, 0, 1],
+    };
+    let verdicts = [
+        ("approved", Verdict::Approved(grant)),
+        ("unauthorised", Verdict::Denied(Denial::Unauthorised)),
+        ("revoked", Verdict::Denied(Denial::Revoked)),
+        ("device_mismatch", Verdict::Denied(Denial::DeviceMismatch)),
+        (
+            "share_unknown",
+            Verdict::Denied(Denial::ShareUnknown(vec!["music".to_owned(), "disk".to_owned()])),
+        ),
+        ("share_denied", Verdict::Denied(Denial::ShareDenied)),
+        ("busy", Verdict::Denied(Denial::Busy)),
+    ];
+    golden("identify", &identify);
+    for (name, verdict) in verdicts {
+        golden(&format!("verdict_{name}"), &verdict);
+    }
+}
+
+#[test]
+fn what_is_not_a_message_is_refused() {
+    let good = encode(&Call::StatFs).unwrap();
+    let more = [&good[..], &[0]].concat();
+    assert_eq!(decode::<Call>(&more), Err(DecodeError::Trailing));
+    assert_eq!(decode::<Call>(&good[..3]), Err(DecodeError::Malformed));
+    assert_eq!(decode::<Call>(&[0xff; 4]), Err(DecodeError::Malformed));
+    // a length that nobody has memory for
+    let mut forget = encode(&Call::Forget { nodes: Vec::new() }).unwrap();
+    let end = forget.len();
+    forget[end - 8..].fill(0xff);
+    assert_eq!(decode::<Call>(&forget), Err(DecodeError::Malformed));
+}
+
+/// `value` must encode to the file's bytes, and these decode to `value`.
+#[track_caller]
+fn golden<T: Serialize + DeserializeOwned + PartialEq + Debug>(name: &str, value: &T) {
+    let bytes = encode(value).unwrap();
+    assert_eq!(&decode::<T>(&bytes).unwrap(), value, "{name} does not survive");
+    let file = format!("{}/tests/golden/v0/{name}.hex", env!("CARGO_MANIFEST_DIR"));
+    let file = PathBuf::from(file);
+    let hex = hex(&bytes);
+    if !file.exists() && std::env::var_os("P2PFS_BLESS").is_some() {
+        fs::write(&file, &hex).unwrap();
+    }
+    let known = fs::read_to_string(&file).unwrap_or_default();
+    assert_eq!(known, hex, "the bytes of {name} changed: {}", file.display());
+}
+
+/// 32 bytes a line.
+fn hex(bytes: &[u8]) -> String {
+    let mut text = String::new();
+    for line in bytes.chunks(32) {
+        for byte in line {
+            write!(text, "{byte:02x}").unwrap();
+        }
+        text.push('\n');
+    }
+    text
+}
