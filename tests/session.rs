@@ -96,6 +96,7 @@ struct Home {
 }
 
 async fn home(state: &Path) -> Home {
+    p2pfs::net::log::init();
     let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
     let options =
         RunOptions { listen: any, stun: any, stun_alt: None, public: None, no_relay: true };

@@ -271,6 +271,7 @@ impl Match {
         while let Some(output) = self.punch.poll_output() {
             match output {
                 punch::Output::Transmit { to, bytes } => mux.send_control(to, &bytes),
+                punch::Output::Proved { address } => mux.accept(self.peer, address),
                 punch::Output::PathUp { address, rung, rtt } => {
                     tracing::debug!(%address, rung = rung.as_str(), ?rtt, "path up");
                     self.ever_up = true;

@@ -112,12 +112,14 @@ impl PathMux {
         Virtual(paths.next)
     }
 
-    /// The peer's datagrams go to `address` from now on. Its older addresses stay accepted until the
-    /// peer is removed: datagrams may be under way.
+    /// Datagrams from `address` are the peer's from now on, until it is removed.
+    pub(crate) fn accept(&self, peer: Virtual, address: SocketAddr) {
+        write(&self.paths).by_address.insert(address, peer);
+    }
+
+    /// The peer's datagrams go to `address` from now on.
     pub(crate) fn set_path(&self, peer: Virtual, address: SocketAddr) {
-        let mut paths = write(&self.paths);
-        paths.by_address.insert(address, peer);
-        paths.active.insert(peer, address);
+        write(&self.paths).active.insert(peer, address);
     }
 
     /// The peer is gone.

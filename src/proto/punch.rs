@@ -1,9 +1,10 @@
 //! Finding and keeping a path: probes to every candidate, the first answer moves the connection.
 //!
 //! Both peers run this machine at once, so that each side's probes open its own NAT for the other's
-//! (RFC 5128, 3.3). A path is up when an address has answered an authenticated ping of this match;
-//! only then do QUIC's datagrams come from it or go to it. Afterwards pings keep the NAT's mapping
-//! alive (R6), and silence brings the search back.
+//! (RFC 5128, 3.3). An address is proved when it has answered an authenticated ping of this match:
+//! only then are QUIC's datagrams taken from it. A path is up when its address is proved and has
+//! asked us in turn, so that the peer, too, takes what we send. Afterwards pings keep the NAT's
+//! mapping alive (R6), and silence brings the search back.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
@@ -79,6 +80,11 @@ pub enum Output {
         /// What.
         bytes: [u8; PROBE_BYTES],
     },
+    /// Datagrams of the connection may come from here from now on.
+    Proved {
+        /// The address that answered.
+        address: SocketAddr,
+    },
     /// Datagrams of the connection go here from now on.
     PathUp {
         /// The address that answered.
@@ -98,13 +104,16 @@ pub enum Output {
 #[derive(Debug, Default)]
 struct Candidate {
     pings: VecDeque<(u64, Instant)>,
+    /// The round-trip time of its last answer.
+    proved: Option<Duration>,
+    /// Whether it has asked us.
+    asked: bool,
 }
 
 #[derive(Debug)]
 struct Active {
     address: SocketAddr,
     rtt: Duration,
-    heard: Instant,
     next_ping: Instant,
     /// The first ping since something was heard.
     asked: Option<Instant>,
@@ -150,11 +159,9 @@ impl Punch {
             ProbeKind::Ping => {
                 let pong = Probe { kind: ProbeKind::Pong, role: self.role, ..probe };
                 self.outputs.push_back(Output::Transmit { to: from, bytes: pong.seal(&self.key) });
-                self.hear(from, now);
-                // A NAT gave the peer an address that it does not know itself: ask there at once
-                if self.learn(from) {
-                    self.ping(from, now);
-                }
+                // Perhaps a NAT gave the peer an address that it does not know itself
+                self.learn(from);
+                self.handle_asked(from, now);
             }
             ProbeKind::Pong => self.handle_pong(probe.nonce, from, now),
         }
@@ -196,25 +203,42 @@ impl Punch {
         self.active.as_ref().map(|path| (path.address, Rung::of(path.address), path.rtt))
     }
 
+    fn handle_asked(&mut self, from: SocketAddr, now: Instant) {
+        let Some(candidate) = self.candidates.get_mut(&from) else { return };
+        candidate.asked = true;
+        match candidate.proved {
+            Some(rtt) => self.consider(from, rtt, now),
+            None => self.ping(from, now),
+        }
+    }
+
     fn handle_pong(&mut self, nonce: u64, from: SocketAddr, now: Instant) {
-        let Some(candidate) = self.candidates.get_mut(&from) else {
-            return;
-        };
+        let Some(candidate) = self.candidates.get_mut(&from) else { return };
         let Some(at) = candidate.pings.iter().position(|(asked, _)| *asked == nonce) else {
             return;
         };
         let rtt = now.saturating_duration_since(candidate.pings[at].1);
         candidate.pings.clear();
+        let asked = candidate.asked;
+        if candidate.proved.replace(rtt).is_none() {
+            self.outputs.push_back(Output::Proved { address: from });
+        }
         self.hear(from, now);
-        let rung = Rung::of(from);
+        if asked {
+            self.consider(from, rtt, now);
+        }
+    }
+
+    /// Takes an address that works both ways, unless the path in use is as good.
+    fn consider(&mut self, address: SocketAddr, rtt: Duration, now: Instant) {
+        let rung = Rung::of(address);
         match &mut self.active {
-            Some(active) if active.address == from => active.rtt = rtt,
+            Some(active) if active.address == address => active.rtt = rtt,
             Some(active) if Rung::of(active.address) <= rung => {}
             _ => {
                 let next_ping = now + KEEP_ALIVE;
-                self.active =
-                    Some(Active { address: from, rtt, heard: now, next_ping, asked: None });
-                self.outputs.push_back(Output::PathUp { address: from, rung, rtt });
+                self.active = Some(Active { address, rtt, next_ping, asked: None });
+                self.outputs.push_back(Output::PathUp { address, rung, rtt });
             }
         }
     }
@@ -226,9 +250,11 @@ impl Punch {
         if active.asked.is_some_and(|asked| now >= asked + SILENCE_MAX) {
             let address = active.address;
             self.active = None;
+            self.candidates.insert(address, Candidate::default());
             self.round_ends = now + PUNCH_ROUND;
             self.next_probe = now;
             self.outputs.push_back(Output::PathDown { address });
+            self.fall_back(now);
             return;
         }
         if now >= active.next_ping {
@@ -236,6 +262,17 @@ impl Punch {
             active.asked.get_or_insert(now);
             let address = active.address;
             self.ping(address, now);
+        }
+    }
+
+    /// Another address that works both ways takes the place of one that is silent.
+    fn fall_back(&mut self, now: Instant) {
+        let works = |(address, candidate): (&SocketAddr, &Candidate)| {
+            let rtt = candidate.proved.filter(|_| candidate.asked)?;
+            Some((Rung::of(*address), rtt, *address))
+        };
+        if let Some((_, rtt, address)) = self.candidates.iter().filter_map(works).min() {
+            self.consider(address, rtt, now);
         }
     }
 
@@ -248,19 +285,15 @@ impl Punch {
         if let Some(active) = &mut self.active
             && active.address == from
         {
-            active.heard = now;
             active.asked = None;
             active.next_ping = now + KEEP_ALIVE;
         }
     }
 
-    fn learn(&mut self, address: SocketAddr) -> bool {
-        let new = !self.candidates.contains_key(&address);
-        if !new || self.candidates.len() >= CANDIDATES_MAX {
-            return false;
+    fn learn(&mut self, address: SocketAddr) {
+        if self.candidates.len() < CANDIDATES_MAX {
+            self.candidates.entry(address).or_default();
         }
-        self.candidates.insert(address, Candidate::default());
-        true
     }
 
     fn ping(&mut self, to: SocketAddr, now: Instant) {

@@ -81,6 +81,7 @@ impl World {
                     }
                     Output::PathUp { address, .. } => self.peers[own].path = Some(address),
                     Output::PathDown { .. } => self.peers[own].path = None,
+                    Output::Proved { .. } => {}
                 }
             }
         }
@@ -168,11 +169,13 @@ fn a_better_rung_takes_over_and_a_worse_one_does_not() {
                     let ping = Probe::open(&bytes, &KEY).unwrap();
                     let pong = Probe { kind: ProbeKind::Pong, role: Role::Host, ..ping };
                     pongs.push(pong.seal(&KEY));
+                    pongs.push(Probe { role: Role::Host, ..ping }.seal(&KEY));
                 }
                 Output::PathUp { address, .. } => up.push(address),
-                Output::Transmit { .. } | Output::PathDown { .. } => {}
+                Output::Transmit { .. } | Output::PathDown { .. } | Output::Proved { .. } => {}
             }
         }
+        // The peer answers, and asks in turn
         for pong in pongs {
             punch.handle_probe(&pong, from, now);
         }
