@@ -21,12 +21,7 @@ pub(crate) struct Quota {
 impl Quota {
     /// `burst` at once, then one more after each `every`.
     pub(crate) fn new(burst: u32, every: Duration) -> Self {
-        Self {
-            burst: every * burst,
-            every,
-            full_at: HashMap::new(),
-            forget_at: None,
-        }
+        Self { burst: every * burst, every, full_at: HashMap::new(), forget_at: None }
     }
 
     /// Takes a token of `address`, if there is one.
