@@ -120,7 +120,7 @@ async fn gone(parent: Option<oneshot::Receiver<()>>) {
     {
         return;
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 fn interrupted(why: &str) -> Failure {

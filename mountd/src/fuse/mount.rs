@@ -105,7 +105,7 @@ pub fn resolve(mountpoint: &Path) -> io::Result<PathBuf> {
 pub fn find(path: &Path) -> Option<MountInfo> {
     let table = fs::read("/proc/self/mountinfo").ok()?;
     let mounts = table.split(|byte| *byte == b'\n').filter_map(parse_line);
-    mounts.filter(|mount| mount.mountpoint == path).last()
+    mounts.filter(|mount| mount.mountpoint == path).next_back()
 }
 
 fn parse_line(line: &[u8]) -> Option<MountInfo> {
