@@ -44,16 +44,12 @@ impl FromStr for ServerAddress {
         let rest = text.trim().strip_prefix("p2pfs://").ok_or(AddressError)?;
         let (authority, fingerprint) = rest.split_once('#').ok_or(AddressError)?;
         let (host, port) = authority.rsplit_once(':').ok_or(AddressError)?;
-        let host = host
-            .strip_prefix('[')
-            .map_or(host, |host| host.trim_end_matches(']'));
+        let host = host.strip_prefix('[').map_or(host, |host| host.trim_end_matches(']'));
         let legal = |byte: u8| byte.is_ascii_alphanumeric() || b".-:_%".contains(&byte);
         if host.is_empty() || host.len() > 253 || !host.bytes().all(legal) {
             return Err(AddressError);
         }
-        let fingerprint = URL_SAFE_NO_PAD
-            .decode(fingerprint)
-            .map_err(|_| AddressError)?;
+        let fingerprint = URL_SAFE_NO_PAD.decode(fingerprint).map_err(|_| AddressError)?;
         Ok(Self {
             host: host.to_owned(),
             port: port.parse().map_err(|_| AddressError)?,
@@ -103,16 +99,8 @@ mod tests {
 
     #[test]
     fn a_malformed_address_is_refused() {
-        let good = format!(
-            "p2pfs://home.example:443#{}",
-            URL_SAFE_NO_PAD.encode([7; 32])
-        );
-        for bad in [
-            "",
-            "home:443",
-            &good[..good.len() - 1],
-            &good.replace("443", "99999"),
-        ] {
+        let good = format!("p2pfs://home.example:443#{}", URL_SAFE_NO_PAD.encode([7; 32]));
+        for bad in ["", "home:443", &good[..good.len() - 1], &good.replace("443", "99999")] {
             assert_eq!(bad.parse::<ServerAddress>(), Err(AddressError));
         }
     }

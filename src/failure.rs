@@ -111,21 +111,12 @@ pub struct Failure {
 impl Failure {
     /// A failure with its next step.
     pub fn new(code: Code, what: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self {
-            code,
-            what: what.into(),
-            hint: hint.into(),
-        }
+        Self { code, what: what.into(), hint: hint.into() }
     }
 
     /// The two lines that a program prints on stderr.
     pub fn report(&self) -> String {
-        format!(
-            "error[{}]: {}\nhint: {}",
-            self.code.as_str(),
-            self.what,
-            self.hint
-        )
+        format!("error[{}]: {}\nhint: {}", self.code.as_str(), self.what, self.hint)
     }
 }
 

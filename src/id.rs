@@ -19,10 +19,7 @@ pub struct NodeId {
 
 impl NodeId {
     /// The root of a share; its generation is always 0 on the wire.
-    pub const ROOT: Self = Self {
-        ino: 1,
-        generation: 0,
-    };
+    pub const ROOT: Self = Self { ino: 1, generation: 0 };
 }
 
 macro_rules! number {

@@ -2,6 +2,8 @@
 //!
 //! A public key *is* an identity. Secrets have no `Display`, a redacted `Debug`, and are wiped.
 
+pub mod sealed;
+
 use std::fmt;
 
 use base64::Engine;
@@ -58,8 +60,7 @@ impl PeerId {
     /// Whether `signature` is this key's, over `domain` and `message`.
     pub fn verify(self, domain: &str, message: &[u8], signature: &[u8; 64]) -> bool {
         VerifyingKey::from_bytes(&self.0).is_ok_and(|key| {
-            key.verify_strict(&framed(domain, message), &Signature::from_bytes(signature))
-                .is_ok()
+            key.verify_strict(&framed(domain, message), &Signature::from_bytes(signature)).is_ok()
         })
     }
 }
@@ -82,9 +83,7 @@ impl SecretKey {
 
     /// Signs `message` for one purpose.
     pub fn sign(&self, domain: &str, message: &[u8]) -> [u8; 64] {
-        SigningKey::from_bytes(&self.0)
-            .sign(&framed(domain, message))
-            .to_bytes()
+        SigningKey::from_bytes(&self.0).sign(&framed(domain, message)).to_bytes()
     }
 }
 

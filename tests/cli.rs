@@ -11,24 +11,15 @@ fn every_program_explains_itself() {
     for (program, commands) in [
         ("p2pfs-server", &["run", "status"][..]),
         ("p2pfs-hostd", &["serve", "pair", "keys", "status"]),
-        (
-            "p2pfs-mountd",
-            &["mount", "unmount", "sync", "status", "install"],
-        ),
+        ("p2pfs-mountd", &["mount", "unmount", "sync", "status", "install"]),
     ] {
         let help = run(program, &["--help"]).ok();
         for command in commands {
-            assert!(
-                help.stdout.contains(command),
-                "{program} --help hides {command}"
-            );
+            assert!(help.stdout.contains(command), "{program} --help hides {command}");
             run(program, &[command, "--help"]).ok();
         }
         let version = run(program, &["--version"]).ok();
-        assert!(
-            version.stdout.contains(env!("CARGO_PKG_VERSION")),
-            "{version:#?}"
-        );
+        assert!(version.stdout.contains(env!("CARGO_PKG_VERSION")), "{version:#?}");
     }
 }
 
@@ -65,16 +56,10 @@ fn the_mount_helper_follows_mount_8() {
 #[test]
 fn a_daemon_that_does_not_run_is_an_error() {
     let world = World::on_loopback();
-    world
-        .server_command(&["status", "--json"])
-        .refused(1, "internal");
+    world.server_command(&["status", "--json"]).refused(1, "internal");
     let nowhere = world.path("nowhere");
-    world
-        .mountd(&["sync", nowhere.to_str().unwrap()])
-        .refused(1, "mountpoint");
-    world
-        .hostd(&["keys", "authorise", "nobody"])
-        .refused(1, "key-missing");
+    world.mountd(&["sync", nowhere.to_str().unwrap()]).refused(1, "mountpoint");
+    world.hostd(&["keys", "authorise", "nobody"]).refused(1, "key-missing");
 }
 
 #[test]

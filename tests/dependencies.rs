@@ -15,10 +15,7 @@ fn licences_are_on_the_list() {
     let allowed = strings(&rules()["licenses"]["allow"], "");
     let mut wrong = Vec::new();
     for package in packages() {
-        let expression = package["license"]
-            .as_str()
-            .unwrap_or("none")
-            .replace('/', " OR ");
+        let expression = package["license"].as_str().unwrap_or("none").replace('/', " OR ");
         if !allows(&allowed, &expression) {
             wrong.push(format!("{}: {expression}", package["name"]));
         }
@@ -45,10 +42,7 @@ fn everything_comes_from_a_registry_or_from_here() {
         match package["source"].as_str() {
             None => {
                 let manifest = package["manifest_path"].as_str().unwrap();
-                assert!(
-                    manifest.starts_with(root().to_str().unwrap()),
-                    "{name}: {manifest}"
-                );
+                assert!(manifest.starts_with(root().to_str().unwrap()), "{name}: {manifest}");
             }
             Some(source) => assert!(source.starts_with("registry+"), "{name}: {source}"),
         }
@@ -57,28 +51,18 @@ fn everything_comes_from_a_registry_or_from_here() {
 
 #[test]
 fn an_expression_is_read_as_it_is_meant() {
-    let allowed = ["MIT", "Apache-2.0"]
-        .map(str::to_owned)
-        .into_iter()
-        .collect();
+    let allowed = ["MIT", "Apache-2.0"].map(str::to_owned).into_iter().collect();
     for good in ["MIT", "GPL-3.0 OR MIT", "(MIT OR GPL-3.0) AND Apache-2.0"] {
         assert!(allows(&allowed, good), "{good}");
     }
-    for bad in [
-        "GPL-3.0",
-        "MIT AND GPL-3.0",
-        "Apache-2.0 WITH X-exception",
-        "(MIT) AND (GPL-3.0)",
-    ] {
+    for bad in ["GPL-3.0", "MIT AND GPL-3.0", "Apache-2.0 WITH X-exception", "(MIT) AND (GPL-3.0)"]
+    {
         assert!(!allows(&allowed, bad), "{bad}");
     }
 }
 
 fn rules() -> Table {
-    fs::read_to_string(root().join(".deny.toml"))
-        .unwrap()
-        .parse()
-        .unwrap()
+    fs::read_to_string(root().join(".deny.toml")).unwrap().parse().unwrap()
 }
 
 /// The strings of an array, or the field `key` of its tables.
@@ -99,23 +83,13 @@ fn packages() -> Vec<Value> {
         .current_dir(root())
         .output()
         .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
     // `packages` lists every platform's; the resolved graph only this one's
     let nodes = metadata["resolve"]["nodes"].as_array().unwrap();
-    let used: BTreeSet<&str> = nodes
-        .iter()
-        .filter_map(|node| node["id"].as_str())
-        .collect();
+    let used: BTreeSet<&str> = nodes.iter().filter_map(|node| node["id"].as_str()).collect();
     let packages = metadata["packages"].as_array().unwrap().iter();
-    packages
-        .filter(|package| used.contains(package["id"].as_str().unwrap()))
-        .cloned()
-        .collect()
+    packages.filter(|package| used.contains(package["id"].as_str().unwrap())).cloned().collect()
 }
 
 /// Whether a licence expression can be met: OR binds weaker than AND, brackets bind strongest.
@@ -123,10 +97,7 @@ fn allows(allowed: &BTreeSet<String>, expression: &str) -> bool {
     split(expression, " OR ").iter().any(|option| {
         split(option, " AND ").iter().all(|term| {
             let term = term.trim();
-            match term
-                .strip_prefix('(')
-                .and_then(|rest| rest.strip_suffix(')'))
-            {
+            match term.strip_prefix('(').and_then(|rest| rest.strip_suffix(')')) {
                 Some(inner) => allows(allowed, inner),
                 None => allowed.contains(term),
             }

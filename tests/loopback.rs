@@ -19,17 +19,11 @@ fn a_file_crosses_in_both_directions() {
     let home = Home::on_loopback();
     home.mount("timeout=20");
 
-    assert_eq!(
-        fs::read(home.mountpoint.join("hello")).unwrap(),
-        b"from home\n"
-    );
+    assert_eq!(fs::read(home.mountpoint.join("hello")).unwrap(), b"from home\n");
     fs::write(home.mountpoint.join("answer"), "from away\n").unwrap();
     home.sync();
     assert_eq!(fs::read(home.disk.join("answer")).unwrap(), b"from away\n");
-    assert_eq!(
-        inode(&home.mountpoint.join("answer")),
-        inode(&home.disk.join("answer"))
-    );
+    assert_eq!(inode(&home.mountpoint.join("answer")), inode(&home.disk.join("answer")));
 
     home.unmount();
     assert_eq!(fs::read(home.disk.join("answer")).unwrap(), b"from away\n");
@@ -56,13 +50,7 @@ fn the_only_share_needs_no_name() {
     need_mount!();
     let home = Home::on_loopback();
 
-    home.world
-        .mount(
-            home.key.dir.to_str().unwrap(),
-            &home.mountpoint,
-            "timeout=20",
-        )
-        .ok();
+    home.world.mount(home.key.dir.to_str().unwrap(), &home.mountpoint, "timeout=20").ok();
     assert!(home.mountpoint.join("hello").exists());
 
     home.unmount();
@@ -87,18 +75,9 @@ fn the_status_of_all_three_tells_the_same_story() {
     assert!(mount["path"]["tried"].is_array(), "{mount:#}");
     assert_eq!(mount["auth"]["process"], 120);
     assert!(mount["connection_id"].is_number() || mount["connection_id"].is_string());
-    assert!(
-        mount["rendezvous"]["age_s"].as_f64().unwrap() < 30.0,
-        "{mount:#}"
-    );
+    assert!(mount["rendezvous"]["age_s"].as_f64().unwrap() < 30.0, "{mount:#}");
     assert_eq!(mount["cache"]["budget"], 512 << 20);
-    assert_eq!(
-        mount["pending"]["errors"]
-            .as_array()
-            .map(Vec::len)
-            .unwrap_or(0),
-        0
-    );
+    assert_eq!(mount["pending"]["errors"].as_array().map(Vec::len).unwrap_or(0), 0);
     // R5: both ends know both ends' routing information
     assert_routing(&mount["routing"]["own"]);
     assert_routing(&mount["routing"]["peer"]);
@@ -127,10 +106,7 @@ fn mount_returns_although_its_output_is_a_pipe() {
     // `output` reads to the end of both pipes: a daemon that kept them open would hold it for ever
     let (done, ended) = std::sync::mpsc::channel();
     std::thread::spawn(move || done.send(command.output()));
-    let output = ended
-        .recv_timeout(Duration::from_secs(40))
-        .unwrap()
-        .unwrap();
+    let output = ended.recv_timeout(Duration::from_secs(40)).unwrap().unwrap();
     assert!(output.status.success(), "{output:?}");
 
     home.unmount();
@@ -143,16 +119,10 @@ fn mount_and_umount_of_the_machine_work() {
     let home = Home::on_loopback();
     let installed = Installed::new(&home.world);
 
-    let options = format!(
-        "timeout=20,cache=16M,nofail,_netdev,x-test=1,{}",
-        home.state_option()
-    );
+    let options = format!("timeout=20,cache=16M,nofail,_netdev,x-test=1,{}", home.state_option());
     let source = home.key.source("disk");
     let mountpoint = home.mountpoint.to_str().unwrap();
-    tool(
-        "mount",
-        &["-t", "p2pfs", &source, mountpoint, "-o", &options],
-    );
+    tool("mount", &["-t", "p2pfs", &source, mountpoint, "-o", &options]);
     assert!(home.mountpoint.join("hello").exists());
     assert_eq!(home.world.mount_status()["cache"]["budget"], 16 << 20);
 
@@ -172,11 +142,7 @@ fn a_line_of_fstab_is_enough() {
     let source = home.key.source("disk");
     let options = format!("noauto,user,timeout=20,ro,{}", home.state_option());
     let fstab = home.world.path("fstab");
-    fs::write(
-        &fstab,
-        format!("{source} {mountpoint} p2pfs {options} 0 0\n"),
-    )
-    .unwrap();
+    fs::write(&fstab, format!("{source} {mountpoint} p2pfs {options} 0 0\n")).unwrap();
     tool("mount", &["--fstab", fstab.to_str().unwrap(), mountpoint]);
     assert!(home.mountpoint.join("hello").exists());
     let refused = fs::write(home.mountpoint.join("new"), "x").unwrap_err();
@@ -214,10 +180,7 @@ fn a_mount_in_the_foreground_ends_in_order() {
 
     let source = home.key.source("disk");
     let mountpoint = home.mountpoint.to_str().unwrap();
-    let daemon = home.world.start(
-        Side::Client,
-        &["mount", &source, mountpoint, "--foreground"],
-    );
+    let daemon = home.world.start(Side::Client, &["mount", &source, mountpoint, "--foreground"]);
     assert_eq!(daemon.ready, mountpoint);
     fs::write(home.mountpoint.join("last"), "words").unwrap();
     daemon.stop();
@@ -238,9 +201,7 @@ fn a_share_for_reading_takes_no_change() {
     let _host = world.start(Side::Host, &[&args[..], &["--read-only", "disk"]].concat());
     let key = world.pair("key", &["--authorise"]);
     let mountpoint = world.directory("home");
-    world
-        .mount(&key.source("disk"), &mountpoint, "timeout=20")
-        .ok();
+    world.mount(&key.source("disk"), &mountpoint, "timeout=20").ok();
 
     assert_eq!(fs::read(mountpoint.join("file")).unwrap(), b"content");
     for refused in [
@@ -263,13 +224,7 @@ fn two_clients_see_each_others_files() {
     let elsewhere = home.world.directory("elsewhere");
     let state = home.world.path("state").join("second");
     let source = second.source("disk");
-    let args = [
-        "mount",
-        &source,
-        elsewhere.to_str().unwrap(),
-        "-o",
-        "timeout=20",
-    ];
+    let args = ["mount", &source, elsewhere.to_str().unwrap(), "-o", "timeout=20"];
     let mount = home.world.program_in(Side::Client, &state, &args);
     Outcome::of(mount, Duration::from_secs(40)).ok();
 
@@ -292,13 +247,7 @@ fn whoever_comes_first_waits_for_the_other() {
 
     // R4: the client seeks before the host registers
     let source = home.key.source("disk");
-    let args = [
-        "mount",
-        &source,
-        home.mountpoint.to_str().unwrap(),
-        "-o",
-        "timeout=40",
-    ];
+    let args = ["mount", &source, home.mountpoint.to_str().unwrap(), "-o", "timeout=40"];
     let mut mount = home.world.program(Side::Client, &args).spawn().unwrap();
     eventually("the client at the server", Duration::from_secs(10), || {
         home.world.status(Side::Server)["clients"] == 1
@@ -330,10 +279,7 @@ impl Installed {
         });
         world.mountd(&["install"]).ok();
         assert!(Path::new(HELPER).exists());
-        Self {
-            before,
-            _turn: turn,
-        }
+        Self { before, _turn: turn }
     }
 }
 
@@ -358,12 +304,8 @@ fn assert_routing(routing: &Value) {
 fn collect_addresses(value: &Value, found: &mut Vec<SocketAddr>) {
     match value {
         Value::String(text) => found.extend(text.parse::<SocketAddr>().ok()),
-        Value::Array(values) => values
-            .iter()
-            .for_each(|value| collect_addresses(value, found)),
-        Value::Object(fields) => fields
-            .values()
-            .for_each(|value| collect_addresses(value, found)),
+        Value::Array(values) => values.iter().for_each(|value| collect_addresses(value, found)),
+        Value::Object(fields) => fields.values().for_each(|value| collect_addresses(value, found)),
         Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
 }

@@ -18,6 +18,8 @@ mod netns;
 mod owner;
 /// Each way to be refused: its code, its hint, and nothing left behind.
 mod refused;
+/// Client and host in this process: sessions over real sockets.
+mod session;
 /// A tree of real-looking files through the mount and back.
 mod tree;
 /// Golden bytes of every settled message.

@@ -52,9 +52,8 @@ fn a_client_straight_on_the_wan_meets_a_host_behind_nat() {
 
 /// A file of 20 MB crosses both ways.
 fn exchange(home: &Home) {
-    let content: Vec<u8> = (0..20_000_000_u32)
-        .map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8)
-        .collect();
+    let content: Vec<u8> =
+        (0..20_000_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     fs::write(home.disk.join("film"), &content).unwrap();
     eventually("the host at the server", Duration::from_secs(20), || {
         home.world.status(Side::Server)["hosts"] == 1
@@ -63,10 +62,7 @@ fn exchange(home: &Home) {
     assert!(fs::read(home.mountpoint.join("film")).unwrap() == content);
     let film = home.mountpoint.join("film");
     let copy = home.mountpoint.join("copy");
-    tool(
-        "cp",
-        &["-a", film.to_str().unwrap(), copy.to_str().unwrap()],
-    );
+    tool("cp", &["-a", film.to_str().unwrap(), copy.to_str().unwrap()]);
     home.sync();
     assert!(fs::read(home.disk.join("copy")).unwrap() == content);
 }

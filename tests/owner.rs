@@ -40,9 +40,7 @@ fn pairing_works_before_the_first_serve() {
     assert_eq!(key.state, "authorised");
     let _host = world.host(&server.ready, &[format!("disk={}", disk.display())]);
     let mountpoint = world.directory("home");
-    world
-        .mount(&key.source("disk"), &mountpoint, "timeout=20")
-        .ok();
+    world.mount(&key.source("disk"), &mountpoint, "timeout=20").ok();
     assert_eq!(fs::read(mountpoint.join("file")).unwrap(), b"content");
 
     world.unmount(&mountpoint);
@@ -61,9 +59,7 @@ fn keys_and_shares_outlive_a_restart() {
     let again = home.world.start(Side::Host, &["serve"]);
     assert_eq!(again.ready, id);
     let source = home.key.source("disk");
-    home.world
-        .mount(&source, &home.mountpoint, "timeout=20")
-        .ok();
+    home.world.mount(&source, &home.mountpoint, "timeout=20").ok();
     assert!(home.mountpoint.join("hello").exists());
 
     home.world.unmount(&home.mountpoint);
@@ -82,17 +78,9 @@ fn what_the_host_remembers_is_for_its_owner_only() {
     while let Some(path) = todo.pop() {
         let meta = fs::symlink_metadata(&path).unwrap();
         let open = meta.permissions().mode() & 0o077;
-        assert!(
-            open == 0 || path != state && meta.is_dir(),
-            "{}: {open:o}",
-            path.display()
-        );
+        assert!(open == 0 || path != state && meta.is_dir(), "{}: {open:o}", path.display());
         if meta.is_dir() {
-            todo.extend(
-                fs::read_dir(&path)
-                    .unwrap()
-                    .map(|entry| entry.unwrap().path()),
-            );
+            todo.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
         }
     }
 }
@@ -102,11 +90,7 @@ fn the_key_shows_whose_it_is() {
     let home = Home::on_loopback();
 
     let dir = home.key.dir.to_str().unwrap();
-    let shown = home
-        .world
-        .mountd(&["key", "show", dir, "--json"])
-        .ok()
-        .json();
+    let shown = home.world.mountd(&["key", "show", dir, "--json"]).ok().json();
     assert_eq!(shown["id"], *home.key.id);
     let text = shown.to_string();
     assert!(text.contains(&home.key.mac), "{shown:#}");
@@ -124,13 +108,7 @@ fn a_client_may_wait_until_it_is_authorised() {
     // step 507: denied, it asks again
     let source = key.source("disk");
     let options = "wait,timeout=40";
-    let args = [
-        "mount",
-        &source,
-        home.mountpoint.to_str().unwrap(),
-        "-o",
-        options,
-    ];
+    let args = ["mount", &source, home.mountpoint.to_str().unwrap(), "-o", options];
     let mut mount = home.world.program(Side::Client, &args).spawn().unwrap();
     eventually("the host to see the key", Duration::from_secs(20), || {
         !recorded(&home.world, &key.id)["last_seen"].is_null()
@@ -151,17 +129,11 @@ fn revoking_ends_a_running_session_within_a_second() {
 
     home.world.hostd(&["keys", "revoke", &home.key.id]).ok();
     let revoked = Instant::now();
-    eventually(
-        "the mount to fail or to be gone",
-        Duration::from_secs(1),
-        || {
-            let mut listing = Command::new("ls");
-            listing.arg(home.mountpoint.join("hello"));
-            !Outcome::of(listing, Duration::from_secs(10))
-                .stdout
-                .contains("hello")
-        },
-    );
+    eventually("the mount to fail or to be gone", Duration::from_secs(1), || {
+        let mut listing = Command::new("ls");
+        listing.arg(home.mountpoint.join("hello"));
+        !Outcome::of(listing, Duration::from_secs(10)).stdout.contains("hello")
+    });
     assert!(revoked.elapsed() < Duration::from_secs(2));
     assert!(home.try_mount("timeout=5").code != Some(0));
 
@@ -183,9 +155,7 @@ fn two_hosts_on_one_machine_never_meet() {
     let other = home.world.start_in(Side::Host, &state, &args);
     assert_ne!(other.ready, home.host.ready);
 
-    let list = home
-        .world
-        .program_in(Side::Host, &state, &["keys", "list", "--json"]);
+    let list = home.world.program_in(Side::Host, &state, &["keys", "list", "--json"]);
     let list = Outcome::of(list, Duration::from_secs(10)).ok().json();
     assert_eq!(list.as_array().map(Vec::len), Some(0));
     // a second daemon with the same state is refused
@@ -202,6 +172,5 @@ fn keys(world: &World) -> Vec<Value> {
 fn recorded(world: &World, id: &str) -> Value {
     let keys = keys(world);
     let key = keys.iter().find(|key| key["id"] == *id);
-    key.unwrap_or_else(|| panic!("{id} is not in {keys:#?}"))
-        .clone()
+    key.unwrap_or_else(|| panic!("{id} is not in {keys:#?}")).clone()
 }

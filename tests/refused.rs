@@ -41,14 +41,8 @@ fn a_key_of_another_host_finds_no_host() {
     let state = home.world.path("state").join("other");
     let dir = home.world.directory("stranger");
 
-    let args = [
-        "pair",
-        "--key",
-        dir.to_str().unwrap(),
-        "--authorise",
-        "--server",
-        &home.server.ready,
-    ];
+    let args =
+        ["pair", "--key", dir.to_str().unwrap(), "--authorise", "--server", &home.server.ready];
     let pair = home.world.program_in(Side::Host, &state, &args);
     Outcome::of(pair, std::time::Duration::from_secs(20)).ok();
     refused(&home, &format!("{}:disk", dir.display()), "host-offline");
@@ -59,14 +53,7 @@ fn a_server_with_another_key_is_refused() {
     need_mount!();
     let home = Home::on_loopback();
     let port = port_of(&home.server.ready).to_owned();
-    let Home {
-        world,
-        server,
-        host: _host,
-        key,
-        mountpoint,
-        ..
-    } = home;
+    let Home { world, server, host: _host, key, mountpoint, .. } = home;
     server.stop();
 
     let state = world.path("state").join("impostor");
@@ -80,36 +67,17 @@ fn a_server_with_another_key_is_refused() {
 fn no_server_no_mount() {
     need_mount!();
     let home = Home::on_loopback();
-    let Home {
-        world,
-        server,
-        host: _host,
-        key,
-        mountpoint,
-        ..
-    } = home;
+    let Home { world, server, host: _host, key, mountpoint, .. } = home;
     server.stop();
 
-    refused_in(
-        &world,
-        &mountpoint,
-        &key.source("disk"),
-        "server-unreachable",
-    );
+    refused_in(&world, &mountpoint, &key.source("disk"), "server-unreachable");
 }
 
 #[test]
 fn no_host_no_mount() {
     need_mount!();
     let home = Home::on_loopback();
-    let Home {
-        world,
-        server: _server,
-        host,
-        key,
-        mountpoint,
-        ..
-    } = home;
+    let Home { world, server: _server, host, key, mountpoint, .. } = home;
     host.stop();
 
     refused_in(&world, &mountpoint, &key.source("disk"), "host-offline");
@@ -147,10 +115,7 @@ fn a_key_beside_another_device_is_refused() {
     let other = home.world.pair("other", &["--authorise"]);
     fs::remove_dir_all(other.dir.join("p2pfs")).unwrap();
     let folder = home.key.dir.join("p2pfs");
-    tool(
-        "cp",
-        &["-a", folder.to_str().unwrap(), other.dir.to_str().unwrap()],
-    );
+    tool("cp", &["-a", folder.to_str().unwrap(), other.dir.to_str().unwrap()]);
     refused(&home, &other.source("disk"), "key-copied");
 }
 
@@ -213,15 +178,11 @@ fn a_mount_point_that_cannot_be_one_is_refused() {
 
     let missing = home.world.path("missing");
     let source = home.key.source("disk");
-    home.world
-        .mount(&source, &missing, "timeout=5")
-        .refused(1, "mountpoint");
+    home.world.mount(&source, &missing, "timeout=5").refused(1, "mountpoint");
     assert!(!missing.exists());
     let file = home.world.path("file");
     fs::write(&file, "x").unwrap();
-    home.world
-        .mount(&source, &file, "timeout=5")
-        .refused(1, "mountpoint");
+    home.world.mount(&source, &file, "timeout=5").refused(1, "mountpoint");
 }
 
 /// Mounting must fail with this code, within its time, and leave nothing.
@@ -233,9 +194,7 @@ fn refused(home: &Home, source: &str, code: &str) {
 #[track_caller]
 fn refused_in(world: &World, mountpoint: &Path, source: &str, code: &str) -> Outcome {
     let before = files_outside_state(world);
-    let outcome = world
-        .mount(source, mountpoint, "timeout=5")
-        .refused(1, code);
+    let outcome = world.mount(source, mountpoint, "timeout=5").refused(1, code);
     assert!(outcome.took.as_secs() < 10, "{outcome:#?}");
     world.assert_nothing_left(mountpoint);
     assert_eq!(files_outside_state(world), before, "a file was left");

@@ -1,9 +1,6 @@
 //! The house rules that a program can check: layout, size, who may import what.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "a file of this checkout that cannot be read is a failure"
-)]
+#![expect(clippy::unwrap_used, reason = "a file of this checkout that cannot be read is a failure")]
 
 /// Licences, bans and sources of the dependencies.
 mod dependencies;
@@ -71,49 +68,20 @@ const IMPORTS: [(&[&str], &[&str], &[&str]); 11] = [
     (&["src/proto"], &["HashMap", "HashSet"], &[]),
     (
         &["src/id.rs", "src/limits.rs"],
-        &[
-            "crate::identity",
-            "crate::net",
-            "crate::proto",
-            "crate::wire",
-        ],
+        &["crate::identity", "crate::net", "crate::proto", "crate::wire"],
         &[],
     ),
-    (
-        &["src/identity", "src/wire"],
-        &["crate::net", "crate::proto"],
-        &[],
-    ),
+    (&["src/identity", "src/wire"], &["crate::net", "crate::proto"], &[]),
     (&["src/proto"], &["crate::net"], &[]),
-    (
-        &["src", "mountd", "hostd", "server"],
-        &["bincode"],
-        &["src/wire/codec.rs"],
-    ),
-    (
-        &["src", "hostd", "server", "mountd"],
-        &["fuser"],
-        &["mountd/src/fuse"],
-    ),
-    (
-        &["src", "mountd", "hostd", "server"],
-        &["rusb"],
-        &["src/usb"],
-    ),
-    (
-        &["src", "mountd", "hostd", "server"],
-        &["lru"],
-        &["mountd/src/cache"],
-    ),
+    (&["src", "mountd", "hostd", "server"], &["bincode"], &["src/wire/codec.rs"]),
+    (&["src", "hostd", "server", "mountd"], &["fuser"], &["mountd/src/fuse"]),
+    (&["src", "mountd", "hostd", "server"], &["rusb"], &["src/usb"]),
+    (&["src", "mountd", "hostd", "server"], &["lru"], &["mountd/src/cache"]),
     (&["mountd", "hostd", "server"], &["quinn", "rustls"], &[]),
     (
         &["src", "mountd", "hostd", "server"],
         &["p2pfs_hostd", "p2pfs_mountd", "p2pfs_server"],
-        &[
-            "hostd/src/main.rs",
-            "mountd/src/main.rs",
-            "server/src/main.rs",
-        ],
+        &["hostd/src/main.rs", "mountd/src/main.rs", "server/src/main.rs"],
     ),
 ];
 
@@ -156,10 +124,7 @@ fn files_are_short_and_narrow_and_plain() {
         }
         if path.ends_with("/main.rs") && !path.starts_with("tests") && lines.len() > MAIN_LINES_MAX
         {
-            wrong.push(format!(
-                "{path}: {} lines, a main.rs only calls",
-                lines.len()
-            ));
+            wrong.push(format!("{path}: {} lines, a main.rs only calls", lines.len()));
         }
         if path.ends_with("/mod.rs") {
             wrong.push(format!("{path}: foo.rs and foo/, never mod.rs"));
@@ -233,12 +198,7 @@ fn files() -> Vec<Source> {
     while let Some(dir) = todo.pop() {
         for entry in fs::read_dir(dir).unwrap() {
             let path = entry.unwrap().path();
-            let name = path
-                .strip_prefix(root())
-                .unwrap()
-                .to_str()
-                .unwrap()
-                .to_owned();
+            let name = path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned();
             if matches!(name.as_str(), ".git" | "target" | "Cargo.lock" | "LICENSE") {
                 continue;
             }

@@ -20,31 +20,16 @@ use p2pfs::wire::errno::Errno;
 use p2pfs::wire::name::{Name, Target};
 use p2pfs::wire::session::{Denial, DeviceId, Grant, Identify, Verdict};
 
-const NODE: NodeId = NodeId {
-    ino: 0x0102_0304,
-    generation: 0x1112_1314_1516_1718,
-};
+const NODE: NodeId = NodeId { ino: 0x0102_0304, generation: 0x1112_1314_1516_1718 };
 const HANDLE: HandleId = HandleId(7);
 const UPTO: Seq = Seq(9);
 const ATTR: Attr = Attr {
     size: 1_000_000,
     blocks: 1_960,
-    atime: Time {
-        seconds: 1_700_000_000,
-        nanos: 1,
-    },
-    mtime: Time {
-        seconds: -1,
-        nanos: 999_999_999,
-    },
-    ctime: Time {
-        seconds: 1_700_000_002,
-        nanos: 3,
-    },
-    btime: Time {
-        seconds: 0,
-        nanos: 0,
-    },
+    atime: Time { seconds: 1_700_000_000, nanos: 1 },
+    mtime: Time { seconds: -1, nanos: 999_999_999 },
+    ctime: Time { seconds: 1_700_000_002, nanos: 3 },
+    btime: Time { seconds: 0, nanos: 0 },
     mode: 0o100_644,
     nlink: 2,
     uid: 1000,
@@ -83,31 +68,14 @@ fn calls_about_open_files_have_their_bytes() {
         ("call_open_write", Access::Write),
         ("call_open_both", Access::ReadWrite),
     ] {
-        let open = Call::Open {
-            node,
-            handle,
-            access,
-        };
+        let open = Call::Open { node, handle, access };
         golden(name, &open);
     }
-    let read_dir = Call::ReadDir {
-        node,
-        handle,
-        cookie: 3,
-        entries_max: 1024,
-    };
+    let read_dir = Call::ReadDir { node, handle, cookie: 3, entries_max: 1024 };
     golden("call_read_dir", &read_dir);
-    let read = Call::Read {
-        handle,
-        offset: 1 << 40,
-        len: 1 << 20,
-    };
+    let read = Call::Read { handle, offset: 1 << 40, len: 1 << 20 };
     golden("call_read", &read);
-    let sync = Call::Sync {
-        handle,
-        data_only: true,
-        upto,
-    };
+    let sync = Call::Sync { handle, data_only: true, upto };
     golden("call_sync", &sync);
     golden("call_sync_all", &Call::SyncAll { upto });
     golden("call_release", &Call::Release { handle, upto });
@@ -115,16 +83,9 @@ fn calls_about_open_files_have_their_bytes() {
 
 #[test]
 fn replies_have_their_bytes() {
-    let entry = Entry {
-        node: NODE,
-        attr: ATTR,
-    };
+    let entry = Entry { node: NODE, attr: ATTR };
     let page = DirPage {
-        entries: vec![DirEntry {
-            name: Name::new(*b"a").unwrap(),
-            cookie: 5,
-            entry,
-        }],
+        entries: vec![DirEntry { name: Name::new(*b"a").unwrap(), cookie: 5, entry }],
         end: true,
     };
     let stat_fs = StatFs {
@@ -181,10 +142,7 @@ fn the_beginning_of_a_session_has_its_bytes() {
         ("device_mismatch", Verdict::Denied(Denial::DeviceMismatch)),
         (
             "share_unknown",
-            Verdict::Denied(Denial::ShareUnknown(vec![
-                "music".to_owned(),
-                "disk".to_owned(),
-            ])),
+            Verdict::Denied(Denial::ShareUnknown(vec!["music".to_owned(), "disk".to_owned()])),
         ),
         ("share_denied", Verdict::Denied(Denial::ShareDenied)),
         ("busy", Verdict::Denied(Denial::Busy)),
@@ -213,11 +171,7 @@ fn what_is_not_a_message_is_refused() {
 #[track_caller]
 fn golden<T: Serialize + DeserializeOwned + PartialEq + Debug>(name: &str, value: &T) {
     let bytes = encode(value).unwrap();
-    assert_eq!(
-        &decode::<T>(&bytes).unwrap(),
-        value,
-        "{name} does not survive"
-    );
+    assert_eq!(&decode::<T>(&bytes).unwrap(), value, "{name} does not survive");
     let file = format!("{}/tests/golden/v0/{name}.hex", env!("CARGO_MANIFEST_DIR"));
     let file = PathBuf::from(file);
     let hex = hex(&bytes);
@@ -225,12 +179,7 @@ fn golden<T: Serialize + DeserializeOwned + PartialEq + Debug>(name: &str, value
         fs::write(&file, &hex).unwrap();
     }
     let known = fs::read_to_string(&file).unwrap_or_default();
-    assert_eq!(
-        known,
-        hex,
-        "the bytes of {name} changed: {}",
-        file.display()
-    );
+    assert_eq!(known, hex, "the bytes of {name} changed: {}", file.display());
 }
 
 /// 32 bytes a line.

@@ -81,14 +81,8 @@ impl World {
     }
 
     fn new(lab: Option<lab::Lab>) -> Self {
-        let dir = tempfile::Builder::new()
-            .prefix("p2pfs-test.")
-            .tempdir()
-            .unwrap();
-        Self {
-            dir: Arc::new(dir),
-            lab,
-        }
+        let dir = tempfile::Builder::new().prefix("p2pfs-test.").tempdir().unwrap();
+        Self { dir: Arc::new(dir), lab }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -204,26 +198,16 @@ impl World {
     /// The one mount of `status --json`.
     pub(crate) fn mount_status(&self) -> Value {
         let status = self.status(Side::Client);
-        assert_eq!(
-            status["mounts"].as_array().map(Vec::len),
-            Some(1),
-            "{status:#}"
-        );
+        assert_eq!(status["mounts"].as_array().map(Vec::len), Some(1), "{status:#}");
         status["mounts"][0].clone()
     }
 
     /// No mount, no process and no file is left where one was mounted or refused.
     #[track_caller]
     pub(crate) fn assert_nothing_left(&self, mountpoint: &Path) {
-        eventually("the mount to be gone", Duration::from_secs(5), || {
-            !is_mounted(mountpoint)
-        });
+        eventually("the mount to be gone", Duration::from_secs(5), || !is_mounted(mountpoint));
         if mountpoint.exists() {
-            assert_eq!(
-                fs::read_dir(mountpoint).unwrap().count(),
-                0,
-                "files are left"
-            );
+            assert_eq!(fs::read_dir(mountpoint).unwrap().count(), 0, "files are left");
         }
         eventually("mountd to be gone", Duration::from_secs(10), || {
             self.processes_of(b"mount").is_empty()
@@ -279,12 +263,7 @@ impl Paired {
         let id = words.next().unwrap().to_owned();
         let state = words.next().unwrap().strip_prefix("state=").unwrap();
         let mac = words.next().unwrap().strip_prefix("mac=").unwrap();
-        Self {
-            dir: dir.to_owned(),
-            id,
-            state: state.to_owned(),
-            mac: mac.to_owned(),
-        }
+        Self { dir: dir.to_owned(), id, state: state.to_owned(), mac: mac.to_owned() }
     }
 
     /// `K:SHARE`.
@@ -311,9 +290,7 @@ pub(crate) fn eventually(what: &str, limit: Duration, mut condition: impl FnMut(
 pub(crate) fn is_mounted(path: &Path) -> bool {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
     let path = path.to_str().unwrap();
-    mounts
-        .lines()
-        .any(|line| line.split(' ').nth(1) == Some(path))
+    mounts.lines().any(|line| line.split(' ').nth(1) == Some(path))
 }
 
 /// Says that a test did not run, and why; with `CI=true` that is a failure.
@@ -332,10 +309,7 @@ pub(crate) fn skip(reason: &str) {
 
 /// Why nothing can be mounted here.
 pub(crate) fn mount_obstacle() -> Option<String> {
-    let fuse = fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/fuse");
+    let fuse = fs::OpenOptions::new().read(true).write(true).open("/dev/fuse");
     if let Err(error) = fuse {
         return Some(format!("/dev/fuse: {error}"));
     }
@@ -363,9 +337,7 @@ macro_rules! need_root {
 pub(crate) use need_root;
 
 fn contains(haystack: &[u8], needle: &[u8]) -> bool {
-    haystack
-        .windows(needle.len())
-        .any(|window| window == needle)
+    haystack.windows(needle.len()).any(|window| window == needle)
 }
 
 /// The arguments as a person would type them, for messages.

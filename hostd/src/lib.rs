@@ -1,1 +1,19 @@
 //! Serves the disk at home: the p2pfs host.
+//!
+//! ```text
+//! cli -> serve   the daemon: shares (config, export), sessions (policy), the owner's requests
+//!     -> pair    makes a key            \
+//!     -> keys    the owner's list        > through the running daemon, else on its files (owner)
+//!     -> status  what goes on           /
+//! ```
+
+pub mod cli;
+pub mod config;
+pub mod export;
+pub mod keys;
+pub mod machine;
+pub mod owner;
+pub mod pair;
+pub mod policy;
+pub mod serve;
+pub mod status;

@@ -1,1 +1,6 @@
 //! Mounts the disk at home: the p2pfs client.
+
+pub mod cache;
+pub mod fs;
+pub mod fuse;
+mod lock;

@@ -3,8 +3,9 @@
 //! Both are one line of JSON, at most [`LINE_BYTES_MAX`]: the answer is `{"ok": value}` or
 //! `{"error": {"code", "what", "hint"}}`.
 
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, BufRead, Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,6 +26,7 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a command waits for a daemon's answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 const SOCKET: &str = "control.sock";
+const LOCK: &str = "control.lock";
 
 type Handle = dyn Fn(Value) -> BoxFuture<Result<Value, Failure>> + Send + Sync;
 
@@ -32,6 +34,8 @@ type Handle = dyn Fn(Value) -> BoxFuture<Result<Value, Failure>> + Send + Sync;
 #[derive(Debug)]
 pub struct Control {
     path: PathBuf,
+    /// Held as long as the daemon runs, however it ends.
+    _lock: File,
     task: JoinHandle<()>,
 }
 
@@ -41,6 +45,7 @@ impl Control {
     /// # Errors
     ///
     /// [`Code::Internal`] if a living daemon has the socket already, or it cannot be made.
+    #[expect(clippy::unused_async, reason = "it starts a task, so it needs a runtime around it")]
     pub async fn listen<F>(dir: &Path, handle: F) -> Result<Self, Failure>
     where
         F: Fn(Value) -> BoxFuture<Result<Value, Failure>> + Send + Sync + 'static,
@@ -53,16 +58,21 @@ impl Control {
                 "check the state directory's owner and mode; its path must be shorter than 90 bytes",
             )
         };
-        if UnixStream::connect(&path).await.is_ok() {
-            return Err(Failure::new(
+        let lock = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(dir.join(LOCK))
+            .map_err(unusable)?;
+        lock.try_lock().map_err(|refused| match refused {
+            TryLockError::Error(error) => unusable(error),
+            TryLockError::WouldBlock => Failure::new(
                 Code::Internal,
-                format!(
-                    "another daemon is running with the state directory {}",
-                    dir.display()
-                ),
+                format!("another daemon is running with the state directory {}", dir.display()),
                 "stop it first, or choose another directory with --state DIR",
-            ));
-        }
+            ),
+        })?;
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(unusable(error)),
             _ => {}
@@ -70,7 +80,7 @@ impl Control {
         let listener = UnixListener::bind(&path).map_err(unusable)?;
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).map_err(unusable)?;
         let task = tokio::spawn(serve(listener, Arc::new(handle)));
-        Ok(Self { path, task })
+        Ok(Self { path, _lock: lock, task })
     }
 }
 
@@ -158,7 +168,7 @@ async fn answer(stream: UnixStream, handle: Arc<Handle>) {
     let mut line = String::new();
     let mut read = BufReader::new(read.take(LINE_BYTES_MAX));
     match tokio::time::timeout(ASK_TIMEOUT, read.read_line(&mut line)).await {
-        // a mere knock, as `listen` does it
+        // nobody asked, or too slowly
         Ok(Ok(0)) | Err(_) | Ok(Err(_)) => return,
         Ok(Ok(_)) => {}
     }
@@ -188,9 +198,7 @@ mod tests {
 
     async fn ask_in_background(dir: &Path, value: Value) -> Result<Option<Value>, Failure> {
         let dir = dir.to_owned();
-        tokio::task::spawn_blocking(move || request(&dir, &value))
-            .await
-            .unwrap()
+        tokio::task::spawn_blocking(move || request(&dir, &value)).await.unwrap()
     }
 
     async fn echo(dir: &Path) -> Result<Control, Failure> {
@@ -229,11 +237,6 @@ mod tests {
         let _first = echo(dir.path()).await.unwrap();
         let second = echo(dir.path()).await.unwrap_err();
         assert!(second.what.contains("another daemon is running"));
-        assert!(
-            ask_in_background(dir.path(), json!(1))
-                .await
-                .unwrap()
-                .is_some()
-        );
+        assert!(ask_in_background(dir.path(), json!(1)).await.unwrap().is_some());
     }
 }

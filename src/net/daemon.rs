@@ -32,20 +32,13 @@ pub fn state_dir(given: Option<PathBuf>, program: &str) -> Result<PathBuf, Failu
         Some(dir) => dir,
         None => default_state_dir(program)?,
     };
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&dir)
-        .map_err(|error| {
-            Failure::new(
-                Code::Internal,
-                format!(
-                    "cannot create the state directory {}: {error}",
-                    dir.display()
-                ),
-                "choose a directory that you may write to with --state DIR",
-            )
-        })?;
+    DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(|error| {
+        Failure::new(
+            Code::Internal,
+            format!("cannot create the state directory {}: {error}", dir.display()),
+            "choose a directory that you may write to with --state DIR",
+        )
+    })?;
     Ok(dir)
 }
 
@@ -54,9 +47,7 @@ fn default_state_dir(program: &str) -> Result<PathBuf, Failure> {
         return Ok(Path::new("/var/lib/p2pfs").join(program));
     }
     let absolute = |variable: &str| {
-        std::env::var_os(variable)
-            .map(PathBuf::from)
-            .filter(|path| path.is_absolute())
+        std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute())
     };
     absolute("XDG_STATE_HOME")
         .or_else(|| absolute("HOME").map(|home| home.join(".local/state")))
@@ -91,22 +82,24 @@ fn notify(socket: &OsStr, message: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Resolves on SIGTERM or SIGINT.
-pub async fn terminated() {
-    match (
-        signal(SignalKind::terminate()),
-        signal(SignalKind::interrupt()),
-    ) {
-        (Ok(mut terminate), Ok(mut interrupt)) => {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
+/// Resolves on SIGTERM or SIGINT. The signals are caught from the call on, not from the first poll:
+/// call it before [`ready`], within a tokio runtime.
+pub fn terminated() -> impl Future<Output = ()> + Send {
+    let signals = signal(SignalKind::terminate())
+        .and_then(|terminate| Ok((terminate, signal(SignalKind::interrupt())?)));
+    async {
+        match signals {
+            Ok((mut terminate, mut interrupt)) => {
+                tokio::select! {
+                    _ = terminate.recv() => {}
+                    _ = interrupt.recv() => {}
+                }
             }
-        }
-        (Err(error), _) | (_, Err(error)) => {
-            // the signals keep their default action, which ends the process
-            tracing::warn!(%error, "cannot wait for signals");
-            std::future::pending::<()>().await;
+            Err(error) => {
+                // the signals keep their default action, which ends the process
+                tracing::warn!(%error, "cannot wait for signals");
+                std::future::pending::<()>().await;
+            }
         }
     }
 }
@@ -120,20 +113,13 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::ErrorKind::InvalidInput.into());
     };
-    let dir = if dir.as_os_str().is_empty() {
-        Path::new(".")
-    } else {
-        dir
-    };
+    let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
     let mut temporary = name.to_os_string();
     temporary.push(format!(".{:016x}.new", u64::from_le_bytes(random())));
     let temporary = dir.join(temporary);
     let written = (|| {
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&temporary)?;
+        let mut file =
+            OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&temporary, path)
@@ -199,6 +185,21 @@ fn parse_seed(text: &str) -> Option<[u8; 32]> {
     bytes.as_slice().try_into().ok()
 }
 
+/// A command line that was refused, from the text in which its parser says so.
+pub fn usage(rendered: &str, program: &str) -> Failure {
+    let what: Vec<_> = rendered
+        .lines()
+        .take_while(|line| !line.trim().is_empty() && !line.starts_with("Usage:"))
+        .map(str::trim)
+        .collect();
+    let what = what.join(" ");
+    Failure::new(
+        Code::Usage,
+        what.strip_prefix("error: ").unwrap_or(&what),
+        format!("`{program} --help` shows what it takes"),
+    )
+}
+
 /// Turns a program's result into its exit code, and prints what went wrong on stderr.
 pub fn exit_with(result: anyhow::Result<()>) -> ExitCode {
     let Err(error) = result else {
@@ -228,9 +229,7 @@ mod tests {
         let made = load_or_create_secret(dir.path()).unwrap();
         let loaded = load_or_create_secret(dir.path()).unwrap();
         assert_eq!(made.peer_id(), loaded.peer_id());
-        let mode = fs::metadata(dir.path().join(SECRET_FILE))
-            .unwrap()
-            .mode_bits();
+        let mode = fs::metadata(dir.path().join(SECRET_FILE)).unwrap().mode_bits();
         assert_eq!(mode, 0o600);
     }
 
@@ -239,10 +238,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(SECRET_FILE);
         fs::write(&path, "not a key").unwrap();
-        assert_eq!(
-            load_or_create_secret(dir.path()).unwrap_err().code,
-            Code::KeyCorrupt
-        );
+        assert_eq!(load_or_create_secret(dir.path()).unwrap_err().code, Code::KeyCorrupt);
         assert_eq!(fs::read_to_string(&path).unwrap(), "not a key");
     }
 

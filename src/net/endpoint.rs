@@ -55,12 +55,7 @@ pub(crate) struct PathInfo {
 enum Command {
     Stun(Vec<SocketAddr>),
     InUse(bool),
-    Punch {
-        introduction: Box<Introduction>,
-        role: Role,
-        peer: Virtual,
-        events: PathEvents,
-    },
+    Punch { introduction: Box<Introduction>, role: Role, peer: Virtual, events: PathEvents },
     Remove(Virtual),
 }
 
@@ -89,10 +84,7 @@ impl Endpoint {
             Arc::new(TokioRuntime),
         )
         .map_err(no_socket)?;
-        let (routing, routing_out) = watch::channel(Routing {
-            mac,
-            ..Routing::default()
-        });
+        let (routing, routing_out) = watch::channel(Routing { mac, ..Routing::default() });
         let (commands, commands_in) = mpsc::unbounded_channel();
         let mut driver = Driver {
             stun: StunClient::new(daemon::random(), RENDEZVOUS_IDLE_INTERVAL),
@@ -102,13 +94,7 @@ impl Endpoint {
         };
         driver.read_interfaces();
         let driver = tokio::spawn(driver.run(controls, commands_in));
-        Ok(Self {
-            quic,
-            mux,
-            commands,
-            routing: routing_out,
-            driver,
-        })
+        Ok(Self { quic, mux, commands, routing: routing_out, driver })
     }
 
     /// Where we are, as far as we know; kept up to date.
@@ -135,13 +121,14 @@ impl Endpoint {
         let peer = self.mux.add_peer();
         let (events, events_out) = mpsc::unbounded_channel();
         let introduction = Box::new(introduction);
-        let _ = self.commands.send(Command::Punch {
-            introduction,
-            role,
-            peer,
-            events,
-        });
+        let _ = self.commands.send(Command::Punch { introduction, role, peer, events });
         (peer, events_out)
+    }
+
+    /// Ends everything at once, without a farewell.
+    pub(crate) fn stop(&self) {
+        self.driver.abort();
+        self.quic.close(0_u32.into(), b"");
     }
 
     /// Forgets a peer: its datagrams are a stranger's from now on.
@@ -152,7 +139,7 @@ impl Endpoint {
 
 impl Drop for Endpoint {
     fn drop(&mut self) {
-        self.driver.abort();
+        self.stop();
     }
 }
 
@@ -197,10 +184,7 @@ impl Driver {
     }
 
     fn next_wake(&self) -> Instant {
-        let punches = self
-            .matches
-            .values()
-            .filter_map(|one| one.punch.poll_timeout());
+        let punches = self.matches.values().filter_map(|one| one.punch.poll_timeout());
         let far = now() + INTERFACES_INTERVAL;
         punches.chain(self.stun.poll_timeout()).min().unwrap_or(far)
     }
@@ -221,12 +205,7 @@ impl Driver {
             Command::Stun(servers) => self.stun.set_servers(&servers, now),
             Command::InUse(true) => self.stun.set_interval(RENDEZVOUS_INTERVAL, now),
             Command::InUse(false) => self.stun.set_interval(RENDEZVOUS_IDLE_INTERVAL, now),
-            Command::Punch {
-                introduction,
-                role,
-                peer,
-                events,
-            } => {
+            Command::Punch { introduction, role, peer, events } => {
                 let tag = tag_of(&introduction);
                 let own = self.routing.borrow().clone();
                 let candidates = candidates(&introduction.routing, &own);
@@ -234,13 +213,7 @@ impl Driver {
                 let nonce = u64::from_be_bytes(daemon::random());
                 let key = introduction.probe_key;
                 let punch = Punch::new(role, tag, key, candidates, nonce, now);
-                let one = Match {
-                    punch,
-                    peer,
-                    events,
-                    began: now,
-                    ever_up: false,
-                };
+                let one = Match { punch, peer, events, began: now, ever_up: false };
                 self.matches.insert(tag, one);
             }
             Command::Remove(peer) => {
@@ -282,10 +255,8 @@ impl Driver {
             Ok(ip) if !ip.is_unspecified() => vec![ip],
             _ => interfaces::addresses(),
         };
-        let private: Vec<SocketAddr> = addresses
-            .into_iter()
-            .map(|ip| SocketAddr::new(ip, port))
-            .collect();
+        let private: Vec<SocketAddr> =
+            addresses.into_iter().map(|ip| SocketAddr::new(ip, port)).collect();
         self.routing.send_if_modified(|routing| {
             let changed = routing.udp_private != private;
             routing.udp_private = private;
@@ -300,13 +271,12 @@ impl Match {
         while let Some(output) = self.punch.poll_output() {
             match output {
                 punch::Output::Transmit { to, bytes } => mux.send_control(to, &bytes),
+                punch::Output::Proved { address } => mux.accept(self.peer, address),
                 punch::Output::PathUp { address, rung, rtt } => {
                     tracing::debug!(%address, rung = rung.as_str(), ?rtt, "path up");
                     self.ever_up = true;
                     mux.set_path(self.peer, address);
-                    let _ = self
-                        .events
-                        .send(PathEvent::Up(PathInfo { address, rung, rtt }));
+                    let _ = self.events.send(PathEvent::Up(PathInfo { address, rung, rtt }));
                 }
                 punch::Output::PathDown { address } => {
                     tracing::debug!(%address, "path silent");
@@ -333,10 +303,7 @@ fn candidates(peer: &Routing, own: &Routing) -> Vec<SocketAddr> {
     };
     let own_loopback = own.udp_public.is_some_and(|own| own.ip().is_loopback());
     let near = |ip: IpAddr| {
-        own.udp_private
-            .iter()
-            .any(|own| network(own.ip()) == network(ip))
-            || same_public
+        own.udp_private.iter().any(|own| network(own.ip()) == network(ip)) || same_public
     };
     let allowed = |address: &SocketAddr| {
         let ip = address.ip();

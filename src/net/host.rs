@@ -65,7 +65,7 @@ struct Shared {
     run: HostRun,
     policy: Arc<dyn Policy>,
     endpoint: Endpoint,
-    registrations: Vec<Registration>,
+    registrations: Mutex<Vec<Registration>>,
     state: Mutex<HostState>,
 }
 
@@ -96,18 +96,10 @@ impl Host {
         let endpoint = Endpoint::start(config.listen, Some(server), Some(config.mac))?;
         let (events_in, events) = mpsc::channel(64);
         let register = |server| {
-            let side = Side::Host {
-                mac: config.mac,
-                keys: config.keys.clone(),
-            };
+            let side = Side::Host { mac: config.mac, keys: config.keys.clone() };
             let secret = config.secret.clone();
             let routing = endpoint.routing();
-            let config = RegistrationConfig {
-                secret,
-                server,
-                side,
-                routing,
-            };
+            let config = RegistrationConfig { secret, server, side, routing };
             Registration::start(config, events_in.clone())
         };
         let registrations = config.servers.iter().cloned().map(register).collect();
@@ -117,7 +109,7 @@ impl Host {
             run: HostRun(u64::from_be_bytes(daemon::random())),
             policy: config.policy,
             endpoint,
-            registrations,
+            registrations: Mutex::new(registrations),
             state: Mutex::default(),
         });
         let tasks = vec![
@@ -160,6 +152,9 @@ impl Drop for Host {
         for task in &self.tasks {
             task.abort();
         }
+        // Connections and matches hold on to what is shared: without socket and server they end
+        self.shared.registrations().clear();
+        self.shared.endpoint.stop();
     }
 }
 
@@ -168,8 +163,9 @@ impl Shared {
         while let Some(event) = events.recv().await {
             match event {
                 RendezvousEvent::Connected { .. } => {
-                    let all = self.registrations.iter().flat_map(|one| one.status().stun);
-                    self.endpoint.set_stun_servers(all.collect());
+                    let all: Vec<SocketAddr> =
+                        self.registrations().iter().flat_map(|one| one.status().stun).collect();
+                    self.endpoint.set_stun_servers(all);
                 }
                 RendezvousEvent::Lost { error } => tracing::warn!(%error, "not registered"),
                 RendezvousEvent::Introduced(introduction) => {
@@ -184,13 +180,8 @@ impl Shared {
     fn meet(self: Arc<Self>, introduction: Introduction) {
         let (peer, routing) = (introduction.peer, introduction.routing.clone());
         let (handle, mut events) = self.endpoint.punch(introduction, Role::Host);
-        let introduced = Introduced {
-            peer,
-            handle,
-            routing,
-            path: None,
-            quiet_since: Instant::now(),
-        };
+        let introduced =
+            Introduced { peer, handle, routing, path: None, quiet_since: Instant::now() };
         self.lock().peers.insert(handle.address(), introduced);
         tokio::spawn(async move {
             while let Some(event) = events.recv().await {
@@ -233,19 +224,14 @@ impl Shared {
                 });
                 let old =
                     |one: &Introduced| one.path.is_none() && now > one.quiet_since + SESSION_LINGER;
-                state
-                    .peers
-                    .values()
-                    .filter(|one| old(one))
-                    .map(|one| one.handle)
-                    .collect()
+                state.peers.values().filter(|one| old(one)).map(|one| one.handle).collect()
             };
             for peer in gone {
                 self.endpoint.remove(peer);
                 self.lock().peers.remove(&peer.address());
             }
             self.endpoint.set_in_use(in_use);
-            for registration in &self.registrations {
+            for registration in self.registrations().iter() {
                 registration.set_in_use(in_use);
             }
         }
@@ -253,16 +239,9 @@ impl Shared {
 
     fn status(&self) -> Value {
         let mut own = self.endpoint.routing().borrow().clone();
-        let statuses: Vec<_> = self
-            .registrations
-            .iter()
-            .map(Registration::status)
-            .collect();
+        let statuses: Vec<_> = self.registrations().iter().map(Registration::status).collect();
         own.tcp_public = statuses.iter().find_map(|status| status.tcp_public);
-        own.tcp_private = statuses
-            .iter()
-            .filter_map(|status| status.tcp_private)
-            .collect();
+        own.tcp_private = statuses.iter().filter_map(|status| status.tcp_private).collect();
         let servers: Vec<Value> = statuses
             .iter()
             .map(|status| {
@@ -279,10 +258,7 @@ impl Shared {
             .values()
             .map(|session| {
                 let peer = session.remote().and_then(|remote| state.peers.get(&remote));
-                session.status(
-                    peer.and_then(|peer| peer.path),
-                    peer.map(|peer| &peer.routing),
-                )
+                session.status(peer.and_then(|peer| peer.path), peer.map(|peer| &peer.routing))
             })
             .collect();
         let age = statuses.iter().filter_map(|status| status.age).min();
@@ -294,6 +270,10 @@ impl Shared {
         })
     }
 
+    fn registrations(&self) -> MutexGuard<'_, Vec<Registration>> {
+        self.registrations.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Maps are changed in whole steps, so a panic elsewhere does not spoil them.
     fn lock(&self) -> MutexGuard<'_, HostState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -302,16 +282,12 @@ impl Shared {
 
 impl std::fmt::Debug for Host {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Host")
-            .field("name", &self.shared.name)
-            .finish_non_exhaustive()
+        f.debug_struct("Host").field("name", &self.shared.name).finish_non_exhaustive()
     }
 }
 
 impl std::fmt::Debug for HostConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("HostConfig")
-            .field("name", &self.name)
-            .finish_non_exhaustive()
+        f.debug_struct("HostConfig").field("name", &self.name).finish_non_exhaustive()
     }
 }

@@ -60,9 +60,6 @@ mod tests {
     fn only_global_ipv6_addresses_count() {
         let table = "20010db8000000000000000000000001 02 40 00 80     eth0\n\
                      fe800000000000000000000000000001 02 40 20 80     eth0\n";
-        assert_eq!(
-            global_v6(table),
-            ["2001:db8::1".parse::<Ipv6Addr>().unwrap()]
-        );
+        assert_eq!(global_v6(table), ["2001:db8::1".parse::<Ipv6Addr>().unwrap()]);
     }
 }

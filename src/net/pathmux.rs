@@ -91,13 +91,7 @@ impl PathMux {
         let socket = UdpSocket::from_std(socket.into())?;
         let state = UdpSocketState::new((&socket).into())?;
         let (control, controls) = mpsc::channel(CONTROL_QUEUE);
-        let mux = Self {
-            socket,
-            state,
-            dual_stack,
-            control,
-            paths: RwLock::default(),
-        };
+        let mux = Self { socket, state, dual_stack, control, paths: RwLock::default() };
         Ok((Arc::new(mux), controls))
     }
 
@@ -118,12 +112,14 @@ impl PathMux {
         Virtual(paths.next)
     }
 
-    /// The peer's datagrams go to `address` from now on. Its older addresses stay accepted until the
-    /// peer is removed: datagrams may be under way.
+    /// Datagrams from `address` are the peer's from now on, until it is removed.
+    pub(crate) fn accept(&self, peer: Virtual, address: SocketAddr) {
+        write(&self.paths).by_address.insert(address, peer);
+    }
+
+    /// The peer's datagrams go to `address` from now on.
     pub(crate) fn set_path(&self, peer: Virtual, address: SocketAddr) {
-        let mut paths = write(&self.paths);
-        paths.by_address.insert(address, peer);
-        paths.active.insert(peer, address);
+        write(&self.paths).active.insert(peer, address);
     }
 
     /// The peer is gone.
@@ -189,10 +185,7 @@ impl PathMux {
 
 impl AsyncUdpSocket for PathMux {
     fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-        Box::pin(WritePoller {
-            mux: self,
-            waiting: None,
-        })
+        Box::pin(WritePoller { mux: self, waiting: None })
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
@@ -206,9 +199,9 @@ impl AsyncUdpSocket for PathMux {
             segment_size: transmit.segment_size,
             src_ip: None,
         };
-        let sent = self.socket.try_io(Interest::WRITABLE, || {
-            self.state.send((&self.socket).into(), &real)
-        });
+        let sent = self
+            .socket
+            .try_io(Interest::WRITABLE, || self.state.send((&self.socket).into(), &real));
         match sent {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(error),
             Err(error) => {
@@ -268,9 +261,7 @@ impl AsyncUdpSocket for PathMux {
 
 impl fmt::Debug for PathMux {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PathMux")
-            .field("paths", &self.paths)
-            .finish_non_exhaustive()
+        f.debug_struct("PathMux").field("paths", &self.paths).finish_non_exhaustive()
     }
 }
 
@@ -300,11 +291,7 @@ impl fmt::Debug for WritePoller {
 }
 
 fn bind_to(address: SocketAddr, dual_stack: bool) -> io::Result<Socket> {
-    let socket = Socket::new(
-        Domain::for_address(address),
-        Type::DGRAM,
-        Some(Protocol::UDP),
-    )?;
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
     if dual_stack {
         socket.set_only_v6(false)?;
     }
@@ -321,11 +308,9 @@ fn bind_to(address: SocketAddr, dual_stack: bool) -> io::Result<Socket> {
 
 /// The maps are never left half changed, so a panic elsewhere does not spoil them.
 fn read(lock: &RwLock<Paths>) -> std::sync::RwLockReadGuard<'_, Paths> {
-    lock.read()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
+    lock.read().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 fn write(lock: &RwLock<Paths>) -> std::sync::RwLockWriteGuard<'_, Paths> {
-    lock.write()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
+    lock.write().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

@@ -50,8 +50,6 @@ impl Submitted {
 
 impl fmt::Debug for Submitted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Submitted")
-            .field("seq", &self.seq)
-            .finish_non_exhaustive()
+        f.debug_struct("Submitted").field("seq", &self.seq).finish_non_exhaustive()
     }
 }

@@ -1,15 +1,20 @@
 //! One side's registration with one server: kept for ever, made again when it is lost.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::address::ServerAddress;
 use crate::identity::{MacAddress, PairKey, PeerId, SecretKey};
+pub use crate::net::rendezvous::link::{Acceptor, receive, send};
 pub use crate::proto::rendezvous::{Introduction, RecordedKey};
 use crate::wire::rendezvous::Routing;
+
+mod driver;
+mod link;
 
 /// Which side of a pairing registers.
 #[derive(Clone, Debug)]
@@ -98,31 +103,71 @@ pub struct RegistrationStatus {
 #[derive(Debug)]
 pub struct Registration {
     task: JoinHandle<()>,
+    commands: mpsc::UnboundedSender<Command>,
+    known: Arc<Mutex<Known>>,
+    server: ServerAddress,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Command {
+    SeekAgain,
+    SetInUse(bool),
+}
+
+/// What the status tells.
+#[derive(Debug, Default)]
+struct Known {
+    connected: bool,
+    confirmed: Option<Instant>,
+    tcp_public: Option<SocketAddr>,
+    tcp_private: Option<SocketAddr>,
+    stun: Vec<SocketAddr>,
 }
 
 impl Registration {
-    /// Registers, and goes on doing so; what happens arrives at `events`.
+    /// Registers, and goes on doing so; what happens arrives at `events`, which has to be read.
     pub fn start(config: RegistrationConfig, events: mpsc::Sender<RendezvousEvent>) -> Self {
-        let task = tokio::spawn(async move {
-            let _ = (config, events);
-        });
-        Self { task }
+        let known = Arc::new(Mutex::new(Known::default()));
+        let server = config.server.clone();
+        // each command is a word of our own process, and is taken at once
+        let (commands, inbox) = mpsc::unbounded_channel();
+        let task = tokio::spawn(driver::run(config, events, inbox, known.clone()));
+        Self { task, commands, known, server }
     }
 
     /// How it is doing.
     pub fn status(&self) -> RegistrationStatus {
-        unimplemented!("follows")
+        let known = lock(&self.known);
+        RegistrationStatus {
+            server: self.server.clone(),
+            connected: known.connected,
+            age: known.confirmed.map(|at| at.elapsed()),
+            tcp_public: known.tcp_public,
+            tcp_private: known.tcp_private,
+            stun: known.stun.clone(),
+        }
     }
 
-    /// As a client: asks for a new match now.
-    pub fn seek_again(&self) {}
+    /// As a client: asks for a new match now; a lost server is tried at once too.
+    pub fn seek_again(&self) {
+        // without a task there is nobody to ask
+        let _ = self.commands.send(Command::SeekAgain);
+    }
 
-    /// Whether a session stands: the registration is then repeated every 5 s instead of 20 s.
-    pub fn set_in_use(&self, _in_use: bool) {}
+    /// Whether a session stands: the registration is then repeated every 5 s, else every 20 s. A
+    /// client starts in use, a host idle.
+    pub fn set_in_use(&self, in_use: bool) {
+        let _ = self.commands.send(Command::SetInUse(in_use));
+    }
 }
 
 impl Drop for Registration {
     fn drop(&mut self) {
         self.task.abort();
     }
+}
+
+fn lock(known: &Mutex<Known>) -> MutexGuard<'_, Known> {
+    // plain values: whoever panicked left nothing half done
+    known.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -36,9 +36,7 @@ pub struct Authorised {
 
 impl std::fmt::Debug for Authorised {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Authorised")
-            .field("share", &self.share)
-            .finish_non_exhaustive()
+        f.debug_struct("Authorised").field("share", &self.share).finish_non_exhaustive()
     }
 }
 

@@ -87,24 +87,16 @@ impl ClientSession {
     pub async fn establish(config: ClientConfig) -> Result<Arc<Self>, Failure> {
         let (timeout, wait) = (config.timeout, config.wait);
         let (core, supervisor, mut phase) = Supervisor::new(config)?;
-        let session = Self {
-            core,
-            phase: phase.clone(),
-            supervisor: tokio::spawn(supervisor.run()),
-        };
-        let settled = tokio::time::timeout(timeout, phase.wait_for(Phase::is_settled))
-            .await
-            .is_ok();
+        let session =
+            Self { core, phase: phase.clone(), supervisor: tokio::spawn(supervisor.run()) };
+        let settled =
+            tokio::time::timeout(timeout, phase.wait_for(Phase::is_settled)).await.is_ok();
         // 507: whoever waits for the owner has found the host, so time no longer counts
         if !settled && wait && session.phase.borrow().denied.is_some() {
             let _ = phase.wait_for(Phase::is_settled).await;
         }
         let phase = session.phase.borrow().clone();
-        if phase.up {
-            Ok(Arc::new(session))
-        } else {
-            Err(phase.failure(timeout))
-        }
+        if phase.up { Ok(Arc::new(session)) } else { Err(phase.failure(timeout)) }
     }
 
     /// What the host granted, last time.

@@ -64,9 +64,7 @@ pub(crate) async fn send<T: Serialize>(
     let mut buffer = BytesMut::with_capacity(256);
     buffer.extend_from_slice(prefix);
     put_header(&mut buffer, value, body.len())?;
-    stream
-        .write_all_chunks(&mut [buffer.freeze(), body])
-        .await?;
+    stream.write_all_chunks(&mut [buffer.freeze(), body]).await?;
     Ok(())
 }
 
@@ -101,11 +99,7 @@ async fn receive_bytes(stream: &mut RecvStream, len: usize) -> Result<Bytes, Rec
     if len == 0 {
         return Ok(Bytes::new());
     }
-    let first = stream
-        .read_chunk(len, true)
-        .await?
-        .ok_or(ReceiveError::Ended)?
-        .bytes;
+    let first = stream.read_chunk(len, true).await?.ok_or(ReceiveError::Ended)?.bytes;
     if first.len() == len {
         return Ok(first);
     }
@@ -113,10 +107,7 @@ async fn receive_bytes(stream: &mut RecvStream, len: usize) -> Result<Bytes, Rec
     bytes.extend_from_slice(&first);
     while bytes.len() < len {
         let missing = len - bytes.len();
-        let chunk = stream
-            .read_chunk(missing, true)
-            .await?
-            .ok_or(ReceiveError::Ended)?;
+        let chunk = stream.read_chunk(missing, true).await?.ok_or(ReceiveError::Ended)?;
         bytes.extend_from_slice(&chunk.bytes);
     }
     Ok(bytes.freeze())

@@ -25,9 +25,8 @@ use zeroize::Zeroizing;
 use crate::identity::{PeerId, SecretKey};
 
 /// What comes before the 32 bytes of an Ed25519 key in a `SubjectPublicKeyInfo` (RFC 8410).
-const SPKI_PREFIX: [u8; 12] = [
-    0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00,
-];
+const SPKI_PREFIX: [u8; 12] =
+    [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 /// What comes before the 32 bytes of an Ed25519 seed in PKCS#8 (RFC 8410).
 const PKCS8_PREFIX: [u8; 16] = [
     0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20,
@@ -69,9 +68,7 @@ pub fn server_config(secret: &SecretKey, expected: Expected, alpn: &[u8]) -> Ser
         .with_protocol_versions(&[&rustls::version::TLS13])
         .expect("the ring provider speaks TLS 1.3")
         .with_client_cert_verifier(Arc::new(Verifier { expected, provider }))
-        .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(certified(
-            secret,
-        ))));
+        .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(certified(secret))));
     config.alpn_protocols = vec![alpn.to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
@@ -109,10 +106,7 @@ pub fn is_wrong_key(error: &Error) -> bool {
 
 /// [`is_wrong_key`], of the error that a TLS stream gives.
 pub fn is_wrong_key_io(error: &io::Error) -> bool {
-    error
-        .get_ref()
-        .and_then(|inner| inner.downcast_ref())
-        .is_some_and(is_wrong_key)
+    error.get_ref().and_then(|inner| inner.downcast_ref()).is_some_and(is_wrong_key)
 }
 
 fn certified(secret: &SecretKey) -> Arc<CertifiedKey> {
@@ -142,11 +136,7 @@ impl Verifier {
             Expected::Fingerprint(expected) => peer.fingerprint() == expected,
             Expected::Anyone => true,
         };
-        if right {
-            Ok(())
-        } else {
-            Err(CertificateError::ApplicationVerificationFailure.into())
-        }
+        if right { Ok(()) } else { Err(CertificateError::ApplicationVerificationFailure.into()) }
     }
 
     fn check_signature(
@@ -183,9 +173,7 @@ impl ServerCertVerifier for Verifier {
         _cert: &CertificateDer<'_>,
         _signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::PeerIncompatible(
-            rustls::PeerIncompatible::Tls12NotOffered,
-        ))
+        Err(Error::PeerIncompatible(rustls::PeerIncompatible::Tls12NotOffered))
     }
 
     fn verify_tls13_signature(
@@ -227,9 +215,7 @@ impl ClientCertVerifier for Verifier {
         _cert: &CertificateDer<'_>,
         _signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::PeerIncompatible(
-            rustls::PeerIncompatible::Tls12NotOffered,
-        ))
+        Err(Error::PeerIncompatible(rustls::PeerIncompatible::Tls12NotOffered))
     }
 
     fn verify_tls13_signature(
@@ -252,8 +238,128 @@ impl ClientCertVerifier for Verifier {
 
 impl fmt::Debug for Verifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Verifier")
-            .field("expected", &self.expected)
-            .finish_non_exhaustive()
+        f.debug_struct("Verifier").field("expected", &self.expected).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+    use super::*;
+
+    const ALPN: &[u8] = b"test";
+
+    /// Shakes hands; what each side says of the other.
+    async fn shake(
+        client: ClientConfig,
+        server: ServerConfig,
+    ) -> (io::Result<Option<PeerId>>, io::Result<Option<PeerId>>) {
+        let (near, far) = tokio::io::duplex(4096);
+        let dialling = async {
+            let connector = TlsConnector::from(Arc::new(client));
+            let mut stream = connector.connect(server_name(), near).await?;
+            let peer = stream.get_ref().1.peer_certificates().and_then(peer_of);
+            // a server's refusal of our key comes only after our side is done
+            stream.read_u8().await?;
+            Ok(peer)
+        };
+        let answering = async {
+            let mut stream = TlsAcceptor::from(Arc::new(server)).accept(far).await?;
+            stream.write_u8(1).await?;
+            Ok(stream.get_ref().1.peer_certificates().and_then(peer_of))
+        };
+        tokio::join!(dialling, answering)
+    }
+
+    fn secret(seed: u8) -> SecretKey {
+        SecretKey::from_seed([seed; 32])
+    }
+
+    #[tokio::test]
+    async fn both_sides_learn_the_key_that_the_other_has_proved() {
+        let (client, server) = (secret(1), secret(2));
+        for expected in [
+            Expected::Anyone,
+            Expected::Peer(server.peer_id()),
+            Expected::Fingerprint(server.peer_id().fingerprint()),
+        ] {
+            let (seen_server, seen_client) = shake(
+                client_config(&client, expected, ALPN),
+                server_config(&server, Expected::Peer(client.peer_id()), ALPN),
+            )
+            .await;
+            assert_eq!(seen_server.unwrap(), Some(server.peer_id()));
+            assert_eq!(seen_client.unwrap(), Some(client.peer_id()));
+        }
+    }
+
+    #[tokio::test]
+    async fn another_key_is_refused_by_either_side_and_told_apart() {
+        let other = secret(3).peer_id();
+        for expected in [Expected::Peer(other), Expected::Fingerprint(other.fingerprint())] {
+            let (seen_server, seen_client) = shake(
+                client_config(&secret(1), expected, ALPN),
+                server_config(&secret(2), Expected::Anyone, ALPN),
+            )
+            .await;
+            assert!(is_wrong_key_io(&seen_server.unwrap_err()));
+            assert!(is_wrong_key_io(&seen_client.unwrap_err()));
+        }
+        let (seen_server, seen_client) = shake(
+            client_config(&secret(1), Expected::Anyone, ALPN),
+            server_config(&secret(2), Expected::Peer(other), ALPN),
+        )
+        .await;
+        assert!(is_wrong_key_io(&seen_server.unwrap_err()));
+        assert!(is_wrong_key_io(&seen_client.unwrap_err()));
+    }
+
+    #[tokio::test]
+    async fn another_protocol_or_a_client_without_a_key_is_refused_and_is_no_wrong_key() {
+        let (seen_server, seen_client) = shake(
+            client_config(&secret(1), Expected::Anyone, b"other"),
+            server_config(&secret(2), Expected::Anyone, ALPN),
+        )
+        .await;
+        assert!(!is_wrong_key_io(&seen_server.unwrap_err()));
+        assert!(!is_wrong_key_io(&seen_client.unwrap_err()));
+
+        let mut keyless = client_config(&secret(1), Expected::Anyone, ALPN);
+        keyless.client_auth_cert_resolver = Arc::new(NoKey);
+        let server = server_config(&secret(2), Expected::Anyone, ALPN);
+        assert!(shake(keyless, server).await.1.is_err());
+    }
+
+    #[derive(Debug)]
+    struct NoKey;
+
+    impl rustls::client::ResolvesClientCert for NoKey {
+        fn resolve(
+            &self,
+            _root_hint_subjects: &[&[u8]],
+            _sigschemes: &[SignatureScheme],
+        ) -> Option<Arc<CertifiedKey>> {
+            None
+        }
+
+        fn only_raw_public_keys(&self) -> bool {
+            true
+        }
+
+        fn has_certs(&self) -> bool {
+            false
+        }
+    }
+
+    #[test]
+    fn a_key_that_anybody_could_sign_with_is_no_key() {
+        let verifier =
+            Verifier { expected: Expected::Anyone, provider: Arc::new(ring::default_provider()) };
+        let mut neutral = SPKI_PREFIX.to_vec();
+        neutral.push(1);
+        neutral.extend([0; 31]);
+        assert!(verifier.check(&neutral, &[]).is_err());
     }
 }

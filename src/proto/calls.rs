@@ -70,10 +70,7 @@ impl<C: Clone, R> Caller<C, R> {
         let id = self.next;
         self.next = RequestId(id.0 + 1);
         if matches!(self.link, Link::Ended) {
-            self.outputs.push_back(Output::Complete {
-                id,
-                result: Err(Errno::ENOTCONN),
-            });
+            self.outputs.push_back(Output::Complete { id, result: Err(Errno::ENOTCONN) });
             return id;
         }
         self.calls.insert(id, call);
@@ -160,21 +157,14 @@ impl<C: Clone, R> Caller<C, R> {
             let Some(call) = self.calls.get(&id).cloned() else {
                 continue;
             };
-            self.outputs.push_back(Output::Send {
-                connection,
-                id,
-                call,
-            });
+            self.outputs.push_back(Output::Send { connection, id, call });
         }
     }
 
     fn fail_all(&mut self, errno: Errno) {
         self.unsent.clear();
         for id in std::mem::take(&mut self.calls).into_keys() {
-            self.outputs.push_back(Output::Complete {
-                id,
-                result: Err(errno),
-            });
+            self.outputs.push_back(Output::Complete { id, result: Err(errno) });
         }
     }
 }
@@ -190,18 +180,11 @@ mod tests {
     }
 
     fn send(connection: u64, id: u64, call: u8) -> Output<u8, u8> {
-        Output::Send {
-            connection: ConnectionId(connection),
-            id: RequestId(id),
-            call,
-        }
+        Output::Send { connection: ConnectionId(connection), id: RequestId(id), call }
     }
 
     fn complete(id: u64, result: Result<u8, Errno>) -> Output<u8, u8> {
-        Output::Complete {
-            id: RequestId(id),
-            result,
-        }
+        Output::Complete { id: RequestId(id), result }
     }
 
     #[test]
@@ -254,10 +237,7 @@ mod tests {
         }
         assert_eq!(drain(&mut caller).len(), CALLS_IN_FLIGHT_MAX);
         caller.cancel(RequestId(1));
-        assert_eq!(
-            drain(&mut caller),
-            [send(1, CALLS_IN_FLIGHT_MAX as u64 + 1, 7)]
-        );
+        assert_eq!(drain(&mut caller), [send(1, CALLS_IN_FLIGHT_MAX as u64 + 1, 7)]);
     }
 
     #[test]
@@ -267,9 +247,6 @@ mod tests {
         caller.end();
         caller.call(8);
         let not_connected = Err(Errno::ENOTCONN);
-        assert_eq!(
-            drain(&mut caller),
-            [complete(1, not_connected), complete(2, not_connected)]
-        );
+        assert_eq!(drain(&mut caller), [complete(1, not_connected), complete(2, not_connected)]);
     }
 }

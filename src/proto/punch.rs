@@ -1,9 +1,10 @@
 //! Finding and keeping a path: probes to every candidate, the first answer moves the connection.
 //!
 //! Both peers run this machine at once, so that each side's probes open its own NAT for the other's
-//! (RFC 5128, 3.3). A path is up when an address has answered an authenticated ping of this match;
-//! only then do QUIC's datagrams come from it or go to it. Afterwards pings keep the NAT's mapping
-//! alive (R6), and silence brings the search back.
+//! (RFC 5128, 3.3). An address is proved when it has answered an authenticated ping of this match:
+//! only then are QUIC's datagrams taken from it. A path is up when its address is proved and has
+//! asked us in turn, so that the peer, too, takes what we send. Afterwards pings keep the NAT's
+//! mapping alive (R6), and silence brings the search back.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
@@ -79,6 +80,11 @@ pub enum Output {
         /// What.
         bytes: [u8; PROBE_BYTES],
     },
+    /// Datagrams of the connection may come from here from now on.
+    Proved {
+        /// The address that answered.
+        address: SocketAddr,
+    },
     /// Datagrams of the connection go here from now on.
     PathUp {
         /// The address that answered.
@@ -98,13 +104,16 @@ pub enum Output {
 #[derive(Debug, Default)]
 struct Candidate {
     pings: VecDeque<(u64, Instant)>,
+    /// The round-trip time of its last answer.
+    proved: Option<Duration>,
+    /// Whether it has asked us.
+    asked: bool,
 }
 
 #[derive(Debug)]
 struct Active {
     address: SocketAddr,
     rtt: Duration,
-    heard: Instant,
     next_ping: Instant,
     /// The first ping since something was heard.
     asked: Option<Instant>,
@@ -148,20 +157,11 @@ impl Punch {
         }
         match probe.kind {
             ProbeKind::Ping => {
-                let pong = Probe {
-                    kind: ProbeKind::Pong,
-                    role: self.role,
-                    ..probe
-                };
-                self.outputs.push_back(Output::Transmit {
-                    to: from,
-                    bytes: pong.seal(&self.key),
-                });
-                self.hear(from, now);
-                // A NAT gave the peer an address that it does not know itself: ask there at once
-                if self.learn(from) {
-                    self.ping(from, now);
-                }
+                let pong = Probe { kind: ProbeKind::Pong, role: self.role, ..probe };
+                self.outputs.push_back(Output::Transmit { to: from, bytes: pong.seal(&self.key) });
+                // Perhaps a NAT gave the peer an address that it does not know itself
+                self.learn(from);
+                self.handle_asked(from, now);
             }
             ProbeKind::Pong => self.handle_pong(probe.nonce, from, now),
         }
@@ -173,30 +173,19 @@ impl Punch {
         if self.next_probe > now {
             return;
         }
-        let better: Vec<SocketAddr> = self
-            .candidates
-            .keys()
-            .copied()
-            .filter(|to| self.is_wanted(*to))
-            .collect();
+        let better: Vec<SocketAddr> =
+            self.candidates.keys().copied().filter(|to| self.is_wanted(*to)).collect();
         for to in better {
             self.ping(to, now);
         }
-        let interval = if now < self.round_ends {
-            PROBE_INTERVAL
-        } else {
-            SLOW_INTERVAL
-        };
+        let interval = if now < self.round_ends { PROBE_INTERVAL } else { SLOW_INTERVAL };
         self.next_probe = now + interval;
     }
 
     /// When [`Self::handle_timeout`] wants to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let searching = self
-            .candidates
-            .keys()
-            .any(|to| self.is_wanted(*to))
-            .then_some(self.next_probe);
+        let searching =
+            self.candidates.keys().any(|to| self.is_wanted(*to)).then_some(self.next_probe);
         let keeping = self.active.as_ref().map(|active| match active.asked {
             Some(asked) => active.next_ping.min(asked + SILENCE_MAX),
             None => active.next_ping,
@@ -211,43 +200,45 @@ impl Punch {
 
     /// The path in use, with its round-trip time.
     pub fn path(&self) -> Option<(SocketAddr, Rung, Duration)> {
-        self.active
-            .as_ref()
-            .map(|path| (path.address, Rung::of(path.address), path.rtt))
+        self.active.as_ref().map(|path| (path.address, Rung::of(path.address), path.rtt))
+    }
+
+    fn handle_asked(&mut self, from: SocketAddr, now: Instant) {
+        let Some(candidate) = self.candidates.get_mut(&from) else { return };
+        candidate.asked = true;
+        match candidate.proved {
+            Some(rtt) => self.consider(from, rtt, now),
+            None => self.ping(from, now),
+        }
     }
 
     fn handle_pong(&mut self, nonce: u64, from: SocketAddr, now: Instant) {
-        let Some(candidate) = self.candidates.get_mut(&from) else {
-            return;
-        };
-        let Some(at) = candidate
-            .pings
-            .iter()
-            .position(|(asked, _)| *asked == nonce)
-        else {
+        let Some(candidate) = self.candidates.get_mut(&from) else { return };
+        let Some(at) = candidate.pings.iter().position(|(asked, _)| *asked == nonce) else {
             return;
         };
         let rtt = now.saturating_duration_since(candidate.pings[at].1);
         candidate.pings.clear();
+        let asked = candidate.asked;
+        if candidate.proved.replace(rtt).is_none() {
+            self.outputs.push_back(Output::Proved { address: from });
+        }
         self.hear(from, now);
-        let rung = Rung::of(from);
+        if asked {
+            self.consider(from, rtt, now);
+        }
+    }
+
+    /// Takes an address that works both ways, unless the path in use is as good.
+    fn consider(&mut self, address: SocketAddr, rtt: Duration, now: Instant) {
+        let rung = Rung::of(address);
         match &mut self.active {
-            Some(active) if active.address == from => active.rtt = rtt,
+            Some(active) if active.address == address => active.rtt = rtt,
             Some(active) if Rung::of(active.address) <= rung => {}
             _ => {
                 let next_ping = now + KEEP_ALIVE;
-                self.active = Some(Active {
-                    address: from,
-                    rtt,
-                    heard: now,
-                    next_ping,
-                    asked: None,
-                });
-                self.outputs.push_back(Output::PathUp {
-                    address: from,
-                    rung,
-                    rtt,
-                });
+                self.active = Some(Active { address, rtt, next_ping, asked: None });
+                self.outputs.push_back(Output::PathUp { address, rung, rtt });
             }
         }
     }
@@ -259,9 +250,11 @@ impl Punch {
         if active.asked.is_some_and(|asked| now >= asked + SILENCE_MAX) {
             let address = active.address;
             self.active = None;
+            self.candidates.insert(address, Candidate::default());
             self.round_ends = now + PUNCH_ROUND;
             self.next_probe = now;
             self.outputs.push_back(Output::PathDown { address });
+            self.fall_back(now);
             return;
         }
         if now >= active.next_ping {
@@ -272,30 +265,35 @@ impl Punch {
         }
     }
 
+    /// Another address that works both ways takes the place of one that is silent.
+    fn fall_back(&mut self, now: Instant) {
+        let works = |(address, candidate): (&SocketAddr, &Candidate)| {
+            let rtt = candidate.proved.filter(|_| candidate.asked)?;
+            Some((Rung::of(*address), rtt, *address))
+        };
+        if let Some((_, rtt, address)) = self.candidates.iter().filter_map(works).min() {
+            self.consider(address, rtt, now);
+        }
+    }
+
     /// Only addresses that would be better than the path in use are probed.
     fn is_wanted(&self, address: SocketAddr) -> bool {
-        self.active
-            .as_ref()
-            .is_none_or(|path| Rung::of(address) < Rung::of(path.address))
+        self.active.as_ref().is_none_or(|path| Rung::of(address) < Rung::of(path.address))
     }
 
     fn hear(&mut self, from: SocketAddr, now: Instant) {
         if let Some(active) = &mut self.active
             && active.address == from
         {
-            active.heard = now;
             active.asked = None;
             active.next_ping = now + KEEP_ALIVE;
         }
     }
 
-    fn learn(&mut self, address: SocketAddr) -> bool {
-        let new = !self.candidates.contains_key(&address);
-        if !new || self.candidates.len() >= CANDIDATES_MAX {
-            return false;
+    fn learn(&mut self, address: SocketAddr) {
+        if self.candidates.len() < CANDIDATES_MAX {
+            self.candidates.entry(address).or_default();
         }
-        self.candidates.insert(address, Candidate::default());
-        true
     }
 
     fn ping(&mut self, to: SocketAddr, now: Instant) {
@@ -308,15 +306,10 @@ impl Punch {
             candidate.pings.pop_front();
         }
         candidate.pings.push_back((nonce, now));
-        let probe = Probe {
-            kind: ProbeKind::Ping,
-            role: self.role,
-            tag: self.tag,
-            nonce,
-        };
-        self.outputs.push_back(Output::Transmit {
-            to,
-            bytes: probe.seal(&self.key),
-        });
+        let probe = Probe { kind: ProbeKind::Ping, role: self.role, tag: self.tag, nonce };
+        self.outputs.push_back(Output::Transmit { to, bytes: probe.seal(&self.key) });
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,7 @@
 //! A connection to the server is an input here: it is made, it carries messages in order, it is lost.
 
 use std::fmt;
+use std::time::Duration;
 
 use crate::identity::{PairKey, PeerId};
 use crate::wire::rendezvous::{MatchId, Routing, ToServer};
@@ -11,6 +12,15 @@ use crate::wire::rendezvous::{MatchId, Routing, ToServer};
 pub mod client;
 pub mod host;
 pub mod matcher;
+mod registry;
+mod upkeep;
+
+#[cfg(test)]
+mod tests;
+
+/// How long a side that does not know its UDP public address waits for it before it asks to be
+/// matched: an introduction without it would be worth little.
+pub const MAPPING_PATIENCE: Duration = Duration::from_millis(400);
 
 /// A key that a host has recorded, authorised or not.
 #[derive(Clone, Debug)]
@@ -55,4 +65,6 @@ pub enum Output {
     Introduced(Introduction),
     /// Nobody answers, for now; as a client only.
     NoMatch,
+    /// The server has gone silent: make a new connection.
+    Silent,
 }

@@ -198,3 +198,98 @@ impl Session {
         self.state = to;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::{HostRun, Seq};
+
+    fn grant() -> Grant {
+        Grant {
+            share: "files".to_owned(),
+            read_only: false,
+            run: HostRun(1),
+            resumed: false,
+            applied: Seq::ZERO,
+            host_name: "home".to_owned(),
+            host_mac: [2, 0, 0, 0, 0, 1],
+        }
+    }
+
+    fn outputs(session: &mut Session) -> Vec<Output> {
+        std::iter::from_fn(|| session.poll_output()).collect()
+    }
+
+    fn up(now: Instant) -> Session {
+        let mut session = Session::new(false);
+        session.handle_path_up();
+        session.handle_connected(ConnectionId(1));
+        session.handle_verdict(ConnectionId(1), Verdict::Approved(grant()), now);
+        outputs(&mut session);
+        session
+    }
+
+    #[test]
+    fn a_path_leads_to_a_connection_and_approval() {
+        let mut session = Session::new(false);
+        session.handle_path_up();
+        assert_eq!(outputs(&mut session), [Output::Connect(ConnectionId(1))]);
+        session.handle_connected(ConnectionId(1));
+        assert_eq!(outputs(&mut session), [Output::Identify(ConnectionId(1))]);
+        session.handle_verdict(ConnectionId(1), Verdict::Approved(grant()), Instant::now());
+        assert_eq!(outputs(&mut session), [Output::Up(ConnectionId(1), grant())]);
+    }
+
+    #[test]
+    fn a_lost_connection_is_replaced_under_the_session() {
+        let now = Instant::now();
+        let mut session = up(now);
+        session.handle_lost(ConnectionId(1), CloseReason::Done, now);
+        assert_eq!(outputs(&mut session), [Output::Down(ConnectionId(1))]);
+        session.handle_timeout(now + RETRY);
+        assert_eq!(outputs(&mut session), [Output::Connect(ConnectionId(2))]);
+        // News about the old one change nothing
+        session.handle_lost(ConnectionId(1), CloseReason::Revoked, now);
+        assert_eq!(*session.state(), State::Connecting(ConnectionId(2)));
+    }
+
+    #[test]
+    fn without_a_path_it_waits_for_one() {
+        let now = Instant::now();
+        let mut session = up(now);
+        session.handle_path_down();
+        session.handle_lost(ConnectionId(1), CloseReason::Done, now);
+        session.handle_timeout(now + RETRY);
+        assert_eq!(*session.state(), State::Searching);
+        session.handle_path_up();
+        assert_eq!(*session.state(), State::Connecting(ConnectionId(2)));
+    }
+
+    #[test]
+    fn a_denial_ends_it_unless_somebody_waits_for_the_owner() {
+        let now = Instant::now();
+        for wait in [false, true] {
+            let mut session = Session::new(wait);
+            session.handle_path_up();
+            session.handle_connected(ConnectionId(1));
+            let denied = Verdict::Denied(Denial::Unauthorised);
+            session.handle_verdict(ConnectionId(1), denied, now);
+            outputs(&mut session);
+            session.handle_timeout(now + ASK_AGAIN);
+            let asks = outputs(&mut session) == [Output::Connect(ConnectionId(2))];
+            assert_eq!(asks, wait);
+            assert_eq!(matches!(session.state(), State::Ended(End::Denied(_))), !wait);
+        }
+    }
+
+    #[test]
+    fn a_revocation_ends_it_for_good() {
+        let now = Instant::now();
+        let mut session = up(now);
+        session.handle_lost(ConnectionId(1), CloseReason::Revoked, now);
+        let expected = [Output::Down(ConnectionId(1)), Output::Ended(End::Revoked)];
+        assert_eq!(outputs(&mut session), expected);
+        session.handle_path_up();
+        assert_eq!(outputs(&mut session), []);
+    }
+}

@@ -50,15 +50,8 @@ struct Server {
 
 #[derive(Debug)]
 enum State {
-    Resting {
-        until: Instant,
-    },
-    Asking {
-        transaction: Transaction,
-        requests: u32,
-        next: Instant,
-        rto: Duration,
-    },
+    Resting { until: Instant },
+    Asking { transaction: Transaction, requests: u32, next: Instant, rto: Duration },
 }
 
 impl Server {
@@ -74,13 +67,7 @@ impl StunClient {
     /// A client without servers, which asks each every `interval`; transaction numbers come from
     /// `seed`, which must be fresh: whoever knows it can answer in a server's place.
     pub fn new(seed: [u8; 32], interval: Duration) -> Self {
-        Self {
-            seed,
-            drawn: 0,
-            interval,
-            servers: Vec::new(),
-            outputs: VecDeque::new(),
-        }
+        Self { seed, drawn: 0, interval, servers: Vec::new(), outputs: VecDeque::new() }
     }
 
     /// Asks these servers from now on, at most [`SERVERS_MAX`]; those that were asked before go on.
@@ -90,17 +77,10 @@ impl StunClient {
             if kept.len() == SERVERS_MAX || kept.iter().any(|server| server.address == address) {
                 continue;
             }
-            let known = self
-                .servers
-                .iter()
-                .position(|known| known.address == address);
+            let known = self.servers.iter().position(|known| known.address == address);
             kept.push(match known {
                 Some(known) => self.servers.swap_remove(known),
-                None => Server {
-                    address,
-                    mapped: None,
-                    state: State::Resting { until: now },
-                },
+                None => Server { address, mapped: None, state: State::Resting { until: now } },
             });
         }
         self.servers = kept;
@@ -137,9 +117,7 @@ impl StunClient {
         }) else {
             return false;
         };
-        server.state = State::Resting {
-            until: now + self.interval,
-        };
+        server.state = State::Resting { until: now + self.interval };
         if let Some(mapped) = mapped.map(canonical)
             && server.mapped != Some(mapped)
         {
@@ -162,25 +140,15 @@ impl StunClient {
         let (transaction, requests, rto) = match self.servers[index].state {
             State::Resting { .. } => (self.draw(), 1, STUN_RTO),
             State::Asking { requests, .. } if requests >= REQUESTS_MAX => {
-                self.servers[index].state = State::Resting {
-                    until: now + self.interval,
-                };
+                self.servers[index].state = State::Resting { until: now + self.interval };
                 return;
             }
-            State::Asking {
-                transaction,
-                requests,
-                rto,
-                ..
-            } => (transaction, requests + 1, (rto * 2).min(RTO_MAX)),
+            State::Asking { transaction, requests, rto, .. } => {
+                (transaction, requests + 1, (rto * 2).min(RTO_MAX))
+            }
         };
         let server = &mut self.servers[index];
-        server.state = State::Asking {
-            transaction,
-            requests,
-            next: now + rto,
-            rto,
-        };
+        server.state = State::Asking { transaction, requests, next: now + rto, rto };
         self.outputs.push_back(StunOutput::Transmit {
             to: server.address,
             bytes: stun::binding_request(transaction),
@@ -232,11 +200,7 @@ mod tests {
             let server = address("203.0.113.5:3478");
             let mut client = StunClient::new([1; 32], INTERVAL);
             client.set_servers(&[server], now);
-            Self {
-                client,
-                now,
-                server,
-            }
+            Self { client, now, server }
         }
 
         fn requests(&mut self) -> Vec<Vec<u8>> {
@@ -258,10 +222,8 @@ mod tests {
         }
 
         fn answer(&mut self, request: &[u8], seen: &str, from: SocketAddr) -> bool {
-            let stun::Request::Answer(answer) = stun::answer(request, address(seen)) else {
-                panic!("not a request");
-            };
-            self.client.handle_datagram(&answer, from, self.now)
+            let answer = stun::answer(request, address(seen), None).unwrap();
+            self.client.handle_datagram(&answer.bytes, from, self.now)
         }
 
         fn wait(&mut self) {
@@ -273,11 +235,9 @@ mod tests {
     #[test]
     fn a_mapping_is_told_once_and_again_when_it_changes() {
         let mut world = World::new();
-        for (seen, told) in [
-            ("198.51.100.1:4000", true),
-            ("198.51.100.1:4000", false),
-            ("198.51.100.1:4001", true),
-        ] {
+        for (seen, told) in
+            [("198.51.100.1:4000", true), ("198.51.100.1:4000", false), ("198.51.100.1:4001", true)]
+        {
             let request = world.requests().pop().unwrap();
             assert!(world.answer(&request, seen, world.server));
             let expected: Vec<_> = told.then(|| address(seen)).into_iter().collect();
@@ -328,9 +288,7 @@ mod tests {
         let mut world = World::new();
         let request = world.requests().pop().unwrap();
         let other = address("203.0.113.6:3478");
-        world
-            .client
-            .set_servers(&[other, world.server, other], world.now);
+        world.client.set_servers(&[other, world.server, other], world.now);
         assert_eq!(world.requests().len(), 1);
         assert!(world.answer(&request, "198.51.100.1:4000", world.server));
         world.client.set_servers(&[], world.now);

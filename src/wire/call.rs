@@ -189,11 +189,7 @@ impl Attr {
 
     /// Which version of the data this is: equal versions, equal data (close-to-open).
     pub fn data_version(&self) -> DataVersion {
-        DataVersion {
-            mtime: self.mtime,
-            ctime: self.ctime,
-            size: self.size,
-        }
+        DataVersion { mtime: self.mtime, ctime: self.ctime, size: self.size }
     }
 }
 

@@ -63,11 +63,7 @@ impl Errno {
 
 impl From<u16> for Errno {
     fn from(number: u16) -> Self {
-        if number == 0 || number > Self::MAX {
-            Self::EIO
-        } else {
-            Self(number)
-        }
+        if number == 0 || number > Self::MAX { Self::EIO } else { Self(number) }
     }
 }
 

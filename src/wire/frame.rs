@@ -29,10 +29,7 @@ impl FrameHead {
         if header_len > HEADER_BYTES_MAX || body_len > BODY_BYTES_MAX {
             return Err(FrameTooLong);
         }
-        Ok(Self {
-            header_len,
-            body_len,
-        })
+        Ok(Self { header_len, body_len })
     }
 
     /// Reads the lengths that a peer sent.

@@ -115,16 +115,8 @@ impl Probe {
             1 => Role::Host,
             _ => return None,
         };
-        let nonce = datagram[10..SIGNED_BYTES]
-            .try_into()
-            .ok()
-            .map(u64::from_be_bytes)?;
-        Some(Self {
-            kind,
-            role,
-            tag,
-            nonce,
-        })
+        let nonce = datagram[10..SIGNED_BYTES].try_into().ok().map(u64::from_be_bytes)?;
+        Some(Self { kind, role, tag, nonce })
     }
 }
 
@@ -132,12 +124,8 @@ impl Probe {
 mod tests {
     use super::*;
 
-    const PROBE: Probe = Probe {
-        kind: ProbeKind::Ping,
-        role: Role::Client,
-        tag: ProbeTag([7; 8]),
-        nonce: 9,
-    };
+    const PROBE: Probe =
+        Probe { kind: ProbeKind::Ping, role: Role::Client, tag: ProbeTag([7; 8]), nonce: 9 };
 
     #[test]
     fn a_probe_survives_its_bytes() {

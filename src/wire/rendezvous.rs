@@ -234,21 +234,11 @@ impl Seal<'_> {
         nonce: [u8; 24],
         routing: &Routing,
     ) -> Result<Sealed, EncodeError> {
-        let secret = Routing {
-            tcp_public: None,
-            udp_public: None,
-            ..routing.clone().bounded()
-        };
+        let secret = Routing { tcp_public: None, udp_public: None, ..routing.clone().bounded() };
         let plain = codec::encode(&secret)?;
         let bytes = self
             .cipher(pair_key)
-            .encrypt(
-                &nonce.into(),
-                Payload {
-                    msg: &plain,
-                    aad: &self.occasion(),
-                },
-            )
+            .encrypt(&nonce.into(), Payload { msg: &plain, aad: &self.occasion() })
             .map_err(|_| EncodeError)?;
         if bytes.len() > SEALED_BYTES_MAX {
             return Err(EncodeError);
@@ -263,13 +253,7 @@ impl Seal<'_> {
         }
         let plain = self
             .cipher(pair_key)
-            .decrypt(
-                &sealed.nonce.into(),
-                Payload {
-                    msg: &sealed.bytes,
-                    aad: &self.occasion(),
-                },
-            )
+            .decrypt(&sealed.nonce.into(), Payload { msg: &sealed.bytes, aad: &self.occasion() })
             .ok()?;
         codec::decode(&plain).ok().filter(Routing::is_bounded)
     }
@@ -368,10 +352,7 @@ mod tests {
         assert_eq!(opened.udp_private, full().udp_private);
         assert_eq!(opened.mac, full().mac);
         assert_eq!(opened.udp_public, None);
-        let message = ToServer::Seek {
-            index: BlindedMac([0; 16]),
-            sealed,
-        };
+        let message = ToServer::Seek { index: BlindedMac([0; 16]), sealed };
         let framed = frame(&message).unwrap();
         assert_eq!(unframe(&framed[4..]), Ok(message));
     }
@@ -397,14 +378,9 @@ mod tests {
 
     #[test]
     fn a_length_past_the_bound_is_refused_before_anything_is_read() {
-        assert_eq!(
-            frame_length(u32::MAX.to_le_bytes()),
-            Err(DecodeError::TooLong)
-        );
+        assert_eq!(frame_length(u32::MAX.to_le_bytes()), Err(DecodeError::TooLong));
         assert_eq!(frame_length([0, 0x40, 0, 0]), Ok(CONTROL_BYTES_MAX));
-        let most = ToServer::Register {
-            indices: vec![BlindedMac([7; 16]); INDICES_PER_MESSAGE],
-        };
+        let most = ToServer::Register { indices: vec![BlindedMac([7; 16]); INDICES_PER_MESSAGE] };
         assert!(frame(&most).unwrap().len() < CONTROL_BYTES_MAX);
     }
 }

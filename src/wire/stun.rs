@@ -2,10 +2,11 @@
 //!
 //! A datagram is ours to look at when its first byte is 0..=3 (RFC 9443); the codec is `stun-types`.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use stun_types::attribute::{
-    Attribute, AttributeStaticType, AttributeType, Fingerprint, Software, XorMappedAddress,
+    Attribute, AttributeStaticType, AttributeType, Fingerprint, RawAttribute, Software,
+    XorMappedAddress,
 };
 use stun_types::message::{
     BINDING, Message, MessageClass, MessageWrite, MessageWriteExt, MessageWriteVec, TransactionId,
@@ -15,6 +16,8 @@ use stun_types::message::{
 pub const STUN_BYTES_MAX: usize = 1280;
 /// A message without attributes, bytes.
 const HEADER_BYTES: usize = 20;
+const CHANGE_REQUEST: AttributeType = AttributeType::new(0x0003);
+const OTHER_ADDRESS: AttributeType = AttributeType::new(0x802c);
 const MAGIC_COOKIE: [u8; 4] = [0x21, 0x12, 0xa4, 0x42];
 /// Fills our requests up to what the longest answer takes (IPv6, with a fingerprint), 52 bytes.
 const SOFTWARE: &str = "p2pfs, a disk at home";
@@ -22,13 +25,15 @@ const SOFTWARE: &str = "p2pfs, a disk at home";
 /// The number of a transaction.
 pub type Transaction = [u8; 12];
 
-/// What a server does with a datagram.
+/// What a server sends back.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Request {
-    /// A binding request: send this back.
-    Answer(Vec<u8>),
-    /// Anything else: say nothing.
-    Ignored,
+pub struct Answer {
+    /// The message.
+    pub bytes: Vec<u8>,
+    /// From the server's other IP address (RFC 5780).
+    pub change_ip: bool,
+    /// From the server's other port (RFC 5780).
+    pub change_port: bool,
 }
 
 /// Whether a datagram may be STUN: by its first byte, its length and the magic cookie.
@@ -70,46 +75,71 @@ pub fn binding_response(datagram: &[u8]) -> Option<(Transaction, Option<SocketAd
     Some((transaction, mapped))
 }
 
-/// The server's side: answers a binding request from `source`.
+/// The server's side: answers a binding request from `source`; `None` for everything that is none.
 ///
-/// A request with an attribute that we would have to understand is answered with error 420, as the
-/// RFC wants it; everything that is not a request is ignored. An answer is at most 32 bytes longer
-/// than its question, and not longer at all than one of ours.
-pub fn answer(datagram: &[u8], source: SocketAddr) -> Request {
-    let Some(message) = parse(datagram) else {
-        return Request::Ignored;
-    };
+/// A server with a second address names it as `other`, the one that differs in IP and port, and then
+/// grants `CHANGE-REQUEST` (RFC 5780). A request with an attribute that we would have to understand is
+/// answered with error 420, as the RFC wants it. Without `other` an answer is at most 32 bytes longer
+/// than its question, and never longer than one of our own questions.
+pub fn answer(datagram: &[u8], source: SocketAddr, other: Option<SocketAddr>) -> Option<Answer> {
+    let message = parse(datagram)?;
     if !message.has_class(MessageClass::Request) || !message.has_method(BINDING) {
-        return Request::Ignored;
+        return None;
     }
     let mut unknown: Vec<AttributeType> = message
         .iter_attributes()
         .map(|(_, attribute)| attribute.get_type())
         .filter(|kind| kind.comprehension_required())
+        .filter(|kind| other.is_none() || *kind != CHANGE_REQUEST)
         .collect();
     unknown.truncate(8);
+    let change = match other.and_then(|_| message.raw_attribute(CHANGE_REQUEST)) {
+        Some(attribute) => <[u8; 4]>::try_from(&*attribute.value).ok()?[3],
+        None => 0,
+    };
     let mut answer = if unknown.is_empty() {
         let mut answer = Message::builder_success(&message, MessageWriteVec::new());
-        let source = SocketAddr::new(source.ip().to_canonical(), source.port());
-        let mapped = XorMappedAddress::new(source, message.transaction_id());
-        if answer.add_attribute(&mapped).is_err() {
-            return Request::Ignored;
+        let mapped = XorMappedAddress::new(canonical(source), message.transaction_id());
+        answer.add_attribute(&mapped).ok()?;
+        if let Some(other) = other {
+            let other = plain_address(canonical(other));
+            let other = RawAttribute::new(OTHER_ADDRESS, &other);
+            answer.add_attribute(&other).ok()?;
         }
         answer
     } else {
         Message::unknown_attributes(&message, &unknown, MessageWriteVec::new())
     };
-    if message.has_attribute(Fingerprint::TYPE) && answer.add_fingerprint().is_err() {
-        return Request::Ignored;
+    if message.has_attribute(Fingerprint::TYPE) {
+        answer.add_fingerprint().ok()?;
     }
-    Request::Answer(answer.finish())
+    Some(Answer {
+        bytes: answer.finish(),
+        change_ip: unknown.is_empty() && change & 4 != 0,
+        change_port: unknown.is_empty() && change & 2 != 0,
+    })
+}
+
+/// A `MAPPED-ADDRESS` value (RFC 8489, 14.1).
+fn plain_address(address: SocketAddr) -> Vec<u8> {
+    let (family, ip) = match address.ip() {
+        IpAddr::V4(ip) => (1, ip.octets().to_vec()),
+        IpAddr::V6(ip) => (2, ip.octets().to_vec()),
+    };
+    let mut value = vec![0, family];
+    value.extend(address.port().to_be_bytes());
+    value.extend(ip);
+    value
+}
+
+/// A dual-stack socket reports IPv4 as mapped IPv6.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 fn parse(datagram: &[u8]) -> Option<Message<'_>> {
     // a fingerprint, where there is one, is checked by the codec
-    is_stun(datagram)
-        .then(|| Message::from_bytes(datagram).ok())
-        .flatten()
+    is_stun(datagram).then(|| Message::from_bytes(datagram).ok()).flatten()
 }
 
 fn transaction_id(transaction: Transaction) -> TransactionId {
@@ -135,10 +165,9 @@ mod tests {
     }
 
     fn answered(request: &[u8], source: &str) -> Vec<u8> {
-        match answer(request, source.parse().unwrap()) {
-            Request::Answer(bytes) => bytes,
-            Request::Ignored => panic!("no answer"),
-        }
+        let answer = answer(request, source.parse().unwrap(), None).unwrap();
+        assert!(!answer.change_ip && !answer.change_port);
+        answer.bytes
     }
 
     #[test]
@@ -147,10 +176,7 @@ mod tests {
             let request = binding_request(ID);
             let response = answered(&request, source);
             assert!(response.len() <= request.len());
-            assert_eq!(
-                binding_response(&response),
-                Some((ID, Some(source.parse().unwrap())))
-            );
+            assert_eq!(binding_response(&response), Some((ID, Some(source.parse().unwrap()))));
         }
     }
 
@@ -187,6 +213,23 @@ mod tests {
     }
 
     #[test]
+    fn a_server_with_a_second_address_names_it_and_answers_from_there_when_asked() {
+        let other = "203.0.113.6:3479".parse().unwrap();
+        for (flags, change_ip, change_port) in
+            [(0, false, false), (2, false, true), (6, true, true)]
+        {
+            let mut request = bare();
+            request[3] = 8;
+            request.extend([0, 3, 0, 4, 0, 0, 0, flags]);
+            let source = "203.0.113.7:4000".parse().unwrap();
+            let answer = answer(&request, source, Some(other)).unwrap();
+            assert_eq!((answer.change_ip, answer.change_port), (change_ip, change_port));
+            assert_eq!(binding_response(&answer.bytes), Some((ID, Some(source))));
+            assert_eq!(answer.bytes[32..], [0x80, 0x2c, 0, 8, 0, 1, 0x0d, 0x97, 203, 0, 113, 6]);
+        }
+    }
+
+    #[test]
     fn everything_else_gets_no_answer() {
         let source = "203.0.113.7:4000".parse().unwrap();
         let mut wrong_cookie = bare();
@@ -211,7 +254,7 @@ mod tests {
             &forged,
             &response,
         ] {
-            assert_eq!(answer(datagram, source), Request::Ignored);
+            assert_eq!(answer(datagram, source, None), None);
         }
     }
 
@@ -228,9 +271,10 @@ mod tests {
             datagram.extend(ID);
             datagram.extend(&body);
             let source = "203.0.113.7:4000".parse().unwrap();
-            if let Request::Answer(bytes) = answer(&datagram, source) {
-                prop_assert!(bytes.len() <= datagram.len() + 32);
+            if let Some(answer) = answer(&datagram, source, None) {
+                prop_assert!(answer.bytes.len() <= datagram.len() + 32);
             }
+            answer(&datagram, source, Some(source));
             binding_response(&datagram);
         }
 
@@ -240,7 +284,7 @@ mod tests {
             let mut request = binding_request(ID);
             let at = at % request.len();
             request[at] = to;
-            answer(&request, source);
+            answer(&request, source, None);
             let mut response = answered(&bare(), "203.0.113.7:4000");
             let at = at % response.len();
             response[at] = to;

@@ -43,10 +43,7 @@ impl Tree {
     /// Reads everything.
     #[track_caller]
     pub(super) fn read(root: &Path) -> Self {
-        let mut tree = Self {
-            root: root.to_owned(),
-            nodes: BTreeMap::new(),
-        };
+        let mut tree = Self { root: root.to_owned(), nodes: BTreeMap::new() };
         let mut todo = vec![PathBuf::new()];
         while let Some(dir) = todo.pop() {
             for entry in fs::read_dir(root.join(&dir)).unwrap() {
@@ -90,12 +87,7 @@ impl Tree {
                 differences.push(format!("{path:?} is new"));
             }
         }
-        let shown = differences
-            .iter()
-            .take(10)
-            .cloned()
-            .collect::<Vec<_>>()
-            .join("\n");
+        let shown = differences.iter().take(10).cloned().collect::<Vec<_>>().join("\n");
         assert!(
             differences.is_empty(),
             "{} against {}: {} differences\n{shown}",
@@ -152,11 +144,7 @@ impl Content {
         } else if kind.is_file() {
             let (read, hash) = hash_of(path);
             assert_eq!(read, meta.len(), "{}: read and stat differ", path.display());
-            Self::File {
-                size: meta.len(),
-                hash,
-                nlink: meta.nlink(),
-            }
+            Self::File { size: meta.len(), hash, nlink: meta.nlink() }
         } else {
             Self::Other
         }

@@ -45,9 +45,7 @@ pub(super) fn tree(root: &Path) {
 /// 48 directories of 40 small files, as a source tree has them.
 fn many(dir: &Path, dice: &mut Dice) {
     for group in 0..48 {
-        let group = dir
-            .join(format!("part-{:02}", group / 8))
-            .join(format!("module-{group:02}"));
+        let group = dir.join(format!("part-{:02}", group / 8)).join(format!("module-{group:02}"));
         fs::create_dir_all(&group).unwrap();
         for number in 0..40 {
             let size = match dice.below(10) {
@@ -107,11 +105,7 @@ pub(super) fn odd_names(dir: &Path) {
         fs::write(path, name).unwrap();
     }
     fs::create_dir(dir.join(OsStr::from_bytes(b"dir \xf0\x28"))).unwrap();
-    fs::write(
-        dir.join(OsStr::from_bytes(b"dir \xf0\x28/inner \xfe")),
-        b"inner",
-    )
-    .unwrap();
+    fs::write(dir.join(OsStr::from_bytes(b"dir \xf0\x28/inner \xfe")), b"inner").unwrap();
 }
 
 /// Hard links within and across directories; symlinks of every kind.
@@ -145,9 +139,7 @@ fn links(dir: &Path, dice: &mut Dice) {
 fn modes(dir: &Path) {
     fs::create_dir(dir).unwrap();
     let root = programs::is_root();
-    for mode in [
-        0o400, 0o444, 0o600, 0o640, 0o644, 0o755, 0o777, 0o4755, 0o2755, 0o1644,
-    ] {
+    for mode in [0o400, 0o444, 0o600, 0o640, 0o644, 0o755, 0o777, 0o4755, 0o2755, 0o1644] {
         let path = dir.join(format!("{mode:04o}"));
         fs::write(&path, "x").unwrap();
         if root {
@@ -178,10 +170,7 @@ fn real(dir: &Path) {
 
 /// Times: with nanoseconds, before 1970, far ahead; directories too, after their entries.
 fn old_times(dir: &Path, dice: &mut Dice) {
-    let mut paths: Vec<_> = fs::read_dir(dir)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .collect();
+    let mut paths: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
     paths.sort();
     for path in &paths {
         if fs::symlink_metadata(path).unwrap().is_dir() {
@@ -196,10 +185,7 @@ fn old_times(dir: &Path, dice: &mut Dice) {
             tv_sec: seconds,
             tv_nsec: i64::try_from(dice.below(1_000_000_000)).unwrap(),
         };
-        let times = Timestamps {
-            last_access: time,
-            last_modification: time,
-        };
+        let times = Timestamps { last_access: time, last_modification: time };
         utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
     }
 }
@@ -210,8 +196,7 @@ fn file(path: &Path, size: u64, dice: &mut Dice) {
     while left > 0 {
         let bytes = dice.roll().to_le_bytes();
         let part = left.min(8);
-        file.write_all(&bytes[..usize::try_from(part).unwrap()])
-            .unwrap();
+        file.write_all(&bytes[..usize::try_from(part).unwrap()]).unwrap();
         left -= part;
     }
     file.flush().unwrap();

@@ -52,12 +52,8 @@ impl Daemon {
                 let _ = lines.send(line);
             }
         });
-        let mut daemon = Self {
-            child: Some(child),
-            ready: String::new(),
-            log,
-            _dir: Arc::clone(dir),
-        };
+        let mut daemon =
+            Self { child: Some(child), ready: String::new(), log, _dir: Arc::clone(dir) };
         let start = format!("ready {word} ");
         loop {
             let Ok(line) = said.recv_timeout(READY) else {

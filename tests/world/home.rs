@@ -37,14 +37,7 @@ impl Home {
         let host = world.host(&server.ready, &[format!("disk={}", disk.display())]);
         let key = world.pair("key", &["--authorise"]);
         let mountpoint = world.directory("home");
-        Self {
-            world,
-            server,
-            host,
-            disk,
-            key,
-            mountpoint,
-        }
+        Self { world, server, host, disk, key, mountpoint }
     }
 
     /// Mounts the disk by `p2pfs-mountd mount`.
@@ -56,8 +49,7 @@ impl Home {
     /// The same, whatever comes of it.
     #[track_caller]
     pub(crate) fn try_mount(&self, options: &str) -> Outcome {
-        self.world
-            .mount(&self.key.source("disk"), &self.mountpoint, options)
+        self.world.mount(&self.key.source("disk"), &self.mountpoint, options)
     }
 
     /// Unmounts; nothing may be left.

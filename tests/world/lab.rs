@@ -71,10 +71,8 @@ impl Lab {
     pub(crate) fn new(host: Attached, client: Attached) -> Self {
         static LABS: AtomicU32 = AtomicU32::new(0);
         let number = LABS.fetch_add(1, Ordering::Relaxed);
-        let mut lab = Self {
-            name: format!("p2pfs-{}-{number}", std::process::id()),
-            spaces: Vec::new(),
-        };
+        let mut lab =
+            Self { name: format!("p2pfs-{}-{number}", std::process::id()), spaces: Vec::new() };
         lab.space("wan");
         lab.ip("wan", "link add br0 type bridge");
         lab.ip("wan", "link set br0 up");
@@ -152,9 +150,7 @@ impl Lab {
 
     fn ip(&self, node: &str, args: &str) {
         let space = format!("{}-{node}", self.name);
-        run(Command::new("ip")
-            .args(["-n", &space])
-            .args(args.split(' ')));
+        run(Command::new("ip").args(["-n", &space]).args(args.split(' ')));
     }
 
     /// Writes a network setting of a namespace; one that the kernel does not have stays.
@@ -194,11 +190,6 @@ fn feed(mut command: Command, text: &str) {
     use std::io::Write;
 
     let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
-    child
-        .stdin
-        .take()
-        .unwrap()
-        .write_all(text.as_bytes())
-        .unwrap();
+    child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
     assert!(child.wait().unwrap().success(), "nft refuses the rules");
 }

@@ -72,20 +72,11 @@ impl Outcome {
     pub(crate) fn refused(self, exit: i32, code: &str) -> Self {
         assert_eq!(self.code, Some(exit), "{self:#?}");
         let start = format!("error[{code}]: ");
-        let mut lines = self
-            .stderr
-            .lines()
-            .skip_while(|line| !line.starts_with(&start));
+        let mut lines = self.stderr.lines().skip_while(|line| !line.starts_with(&start));
         let what = lines.next();
-        assert!(
-            what.is_some_and(|line| line.len() > start.len()),
-            "{self:#?}"
-        );
+        assert!(what.is_some_and(|line| line.len() > start.len()), "{self:#?}");
         let hint = lines.find(|line| line.starts_with("hint: "));
-        assert!(
-            hint.is_some_and(|line| line.len() > 10),
-            "no hint: {self:#?}"
-        );
+        assert!(hint.is_some_and(|line| line.len() > 10), "no hint: {self:#?}");
         self
     }
 

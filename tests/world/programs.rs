@@ -28,10 +28,7 @@ fn build() -> PathBuf {
     if profile_dir.ends_with("release") {
         command.arg("--release");
     }
-    assert!(
-        command.status().unwrap().success(),
-        "the programs do not build"
-    );
+    assert!(command.status().unwrap().success(), "the programs do not build");
     profile_dir.to_owned()
 }
 

@@ -82,9 +82,7 @@ async fn admit(
             Verdict::Denied(denial.clone())
         }
     };
-    stream::send(&mut send, &[], &verdict, Bytes::new())
-        .await
-        .ok()?;
+    stream::send(&mut send, &[], &verdict, Bytes::new()).await.ok()?;
     let _ = send.finish();
     decided.ok()
 }
@@ -96,10 +94,7 @@ fn decide(
     request: &Identify,
 ) -> Result<Arc<HostSession>, Denial> {
     let peer = introduced.peer;
-    let from = introduced
-        .path
-        .map(|path| path.address)
-        .or(introduced.routing.udp_public);
+    let from = introduced.path.map(|path| path.address).or(introduced.routing.udp_public);
     let from = from.unwrap_or_else(|| connection.remote_address());
     let authorised = shared.policy.authorise(peer, from, request)?;
     let mut state = shared.lock();
@@ -139,8 +134,6 @@ async fn serve_stream(
 
 fn peer_of(connection: &Connection) -> Option<PeerId> {
     let identity = connection.peer_identity()?;
-    let certs = identity
-        .downcast::<Vec<rustls::pki_types::CertificateDer<'static>>>()
-        .ok()?;
+    let certs = identity.downcast::<Vec<rustls::pki_types::CertificateDer<'static>>>().ok()?;
     tls::peer_of(&certs)
 }

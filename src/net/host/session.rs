@@ -63,12 +63,7 @@ impl HostSession {
         };
         Arc::new(Self {
             peer,
-            client_name: request
-                .client_name
-                .chars()
-                .filter(|c| !c.is_control())
-                .take(64)
-                .collect(),
+            client_name: request.client_name.chars().filter(|c| !c.is_control()).take(64).collect(),
             authorised,
             began: Instant::now(),
             state: Mutex::new(state),
@@ -116,9 +111,7 @@ impl HostSession {
 
     /// How long it has had no connection.
     pub(super) fn idle(&self, now: Instant) -> Option<Duration> {
-        self.lock()
-            .quiet_since
-            .map(|since| now.saturating_duration_since(since))
+        self.lock().quiet_since.map(|since| now.saturating_duration_since(since))
     }
 
     pub(super) fn cursor(&self) -> Seq {
@@ -127,10 +120,7 @@ impl HostSession {
 
     pub(super) fn remote(&self) -> Option<SocketAddr> {
         let state = self.lock();
-        state
-            .quiet_since
-            .is_none()
-            .then(|| state.connection.remote_address())
+        state.quiet_since.is_none().then(|| state.connection.remote_address())
     }
 
     pub(super) fn status(&self, path: Option<PathInfo>, routing: Option<&Routing>) -> Value {
@@ -327,7 +317,5 @@ fn upto(call: &Call) -> Option<Seq> {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Errno> + Send + 'static,
 ) -> Result<T, Errno> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or(Err(Errno::EIO))
+    tokio::task::spawn_blocking(work).await.unwrap_or(Err(Errno::EIO))
 }

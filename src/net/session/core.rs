@@ -92,10 +92,7 @@ impl Core {
             closing: false,
             view,
         };
-        Arc::new(Self {
-            inner: Mutex::new(inner),
-            wake: Notify::new(),
-        })
+        Arc::new(Self { inner: Mutex::new(inner), wake: Notify::new() })
     }
 
     /// Asks and waits; dropping the future cancels the call.
@@ -108,10 +105,7 @@ impl Core {
             inner.pump(&core);
             id
         };
-        let guard = CancelOnDrop {
-            core: &core,
-            id: Some(id),
-        };
+        let guard = CancelOnDrop { core: &core, id: Some(id) };
         // The supervisor keeps the grace's time
         if !core.lock().caller_is_up() {
             core.wake.notify_one();
@@ -304,12 +298,7 @@ impl Inner {
         }
         while let Some(output) = self.log.poll_output() {
             match output {
-                log::Output::Ship {
-                    seq,
-                    after,
-                    payload: (mutation, body),
-                    ..
-                } => {
+                log::Output::Ship { seq, after, payload: (mutation, body), .. } => {
                     if let Some(link) = &self.link {
                         link.ship(seq, after, mutation, body);
                     }

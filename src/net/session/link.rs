@@ -46,11 +46,7 @@ impl Link {
     pub(crate) async fn open(connection: Connection, core: &Arc<Core>) -> Result<Self, LinkError> {
         let control = open_lane(&connection, core).await?;
         let bulk = open_lane(&connection, core).await?;
-        Ok(Self {
-            connection,
-            control,
-            bulk,
-        })
+        Ok(Self { connection, control, bulk })
     }
 
     /// Starts a call; its answer goes to `core`.
@@ -72,19 +68,8 @@ impl Link {
 
     /// Puts an entry on its lane. A lane that is gone went with the connection: the log ships again.
     pub(crate) fn ship(&self, seq: Seq, after: Vec<Seq>, mutation: Mutation, body: Bytes) {
-        let lane = if body.len() > BULK_BYTES {
-            &self.bulk
-        } else {
-            &self.control
-        };
-        let _ = lane.send((
-            LogEntry {
-                seq,
-                after,
-                mutation,
-            },
-            body,
-        ));
+        let lane = if body.len() > BULK_BYTES { &self.bulk } else { &self.control };
+        let _ = lane.send((LogEntry { seq, after, mutation }, body));
     }
 }
 
@@ -138,14 +123,10 @@ async fn write_lane(mut send: SendStream, mut shipments: mpsc::UnboundedReceiver
                 if !shipments.is_empty() && buffer.len() < GATHER_BYTES {
                     continue;
                 }
-                send.write_chunk(buffer.split().freeze())
-                    .await
-                    .map_err(SendError::from)?;
+                send.write_chunk(buffer.split().freeze()).await.map_err(SendError::from)?;
             } else {
                 let mut chunks = [buffer.split().freeze(), body];
-                send.write_all_chunks(&mut chunks)
-                    .await
-                    .map_err(SendError::from)?;
+                send.write_all_chunks(&mut chunks).await.map_err(SendError::from)?;
             }
         }
         Ok::<(), SendError>(())
@@ -165,10 +146,7 @@ async fn read_lane(connection: Connection, mut receive: RecvStream, core: Arc<Co
             Err(error) if error.is_misbehaviour() => error.to_string(),
             Err(_) => return,
         };
-        tracing::warn!(
-            error = misbehaved,
-            "the host misbehaved: closing the connection"
-        );
+        tracing::warn!(error = misbehaved, "the host misbehaved: closing the connection");
         close(&connection, CloseReason::Misbehaved);
         return;
     }

@@ -80,12 +80,7 @@ impl Supervisor {
             };
             let secret = config.secret.clone();
             let routing = endpoint.routing();
-            let config = RegistrationConfig {
-                secret,
-                server,
-                side,
-                routing,
-            };
+            let config = RegistrationConfig { secret, server, side, routing };
             Registration::start(config, events_in.clone())
         };
         let registrations = config.servers.iter().cloned().map(register).collect();
@@ -119,11 +114,7 @@ impl Supervisor {
         let mut tick = tokio::time::interval(TICK);
         while !matches!(self.machine.state(), State::Ended(_)) {
             let timers = [self.machine.poll_timeout(), core.poll_timeout()];
-            let wake = timers
-                .into_iter()
-                .flatten()
-                .min()
-                .unwrap_or_else(|| Instant::now() + TICK);
+            let wake = timers.into_iter().flatten().min().unwrap_or_else(|| Instant::now() + TICK);
             tokio::select! {
                 Some(event) = self.events.recv() => self.handle_rendezvous(event),
                 Some((peer, event)) = self.paths.recv() => self.handle_path(peer, event),
@@ -149,12 +140,9 @@ impl Supervisor {
         match event {
             RendezvousEvent::Connected { stun, .. } => {
                 self.endpoint.set_stun_servers(stun);
-                self.phase
-                    .send_modify(|phase| phase.server_connected = true);
+                self.phase.send_modify(|phase| phase.server_connected = true);
             }
-            RendezvousEvent::Lost {
-                error: RendezvousError::ServerChanged,
-            } => {
+            RendezvousEvent::Lost { error: RendezvousError::ServerChanged } => {
                 tracing::warn!("the server has another key than the one that was pinned");
                 self.phase.send_modify(|phase| phase.server_changed = true);
             }
@@ -196,12 +184,20 @@ impl Supervisor {
                     if let Some((_, connection)) = self.connection.take() {
                         link::close(&connection, CloseReason::Replaced);
                     }
+                    self.give_up_attempt();
                 }
                 self.set_path(Some(path));
             }
             PathEvent::Up(path) if self.peer == Some(peer) => self.set_path(Some(path)),
             PathEvent::Down if self.peer == Some(peer) => self.set_path(None),
             PathEvent::Up(_) | PathEvent::Down => {}
+        }
+    }
+
+    /// A handshake with a peer that was replaced leads nowhere.
+    fn give_up_attempt(&mut self) {
+        if let State::Connecting(id) | State::Identifying(id) = *self.machine.state() {
+            self.machine.handle_lost(id, CloseReason::Replaced, Instant::now());
         }
     }
 
@@ -237,8 +233,7 @@ impl Supervisor {
             }
             Progress::WrongHost(id) => {
                 self.phase.send_modify(|phase| phase.wrong_host = true);
-                self.machine
-                    .handle_lost(id, CloseReason::Done, Instant::now());
+                self.machine.handle_lost(id, CloseReason::Done, Instant::now());
             }
             Progress::Lost(id, why) => {
                 self.connection.take_if(|(current, _)| *current == id);
@@ -270,10 +265,7 @@ impl Supervisor {
         let Some(peer) = self.peer else { return };
         let report = self.report.clone();
         let name = "host.p2pfs";
-        let dialled = self
-            .endpoint
-            .quic
-            .connect_with(self.quic.clone(), peer.address(), name);
+        let dialled = self.endpoint.quic.connect_with(self.quic.clone(), peer.address(), name);
         tokio::spawn(async move {
             let connected = match dialled {
                 Ok(connecting) => tokio::time::timeout(HANDSHAKE, connecting).await,
@@ -321,9 +313,8 @@ impl Supervisor {
                     let _ = report.send(Progress::Lost(id, why));
                 }
                 _ => {
-                    let why = connection
-                        .close_reason()
-                        .map_or(CloseReason::Done, |e| reason_of(&e));
+                    let why =
+                        connection.close_reason().map_or(CloseReason::Done, |e| reason_of(&e));
                     link::close(&connection, CloseReason::Done);
                     let _ = report.send(Progress::Lost(id, why));
                 }
@@ -360,17 +351,10 @@ impl Supervisor {
 
     fn handle_tick(&mut self) {
         let own = self.endpoint.routing().borrow().clone();
-        let statuses: Vec<_> = self
-            .registrations
-            .iter()
-            .map(Registration::status)
-            .collect();
+        let statuses: Vec<_> = self.registrations.iter().map(Registration::status).collect();
         let age = statuses.iter().filter_map(|status| status.age).min();
         let tcp_public = statuses.iter().find_map(|status| status.tcp_public);
-        let tcp_private = statuses
-            .iter()
-            .filter_map(|status| status.tcp_private)
-            .collect();
+        let tcp_private = statuses.iter().filter_map(|status| status.tcp_private).collect();
         self.core.update(|view| {
             view.own = own;
             view.own.tcp_public = tcp_public;

@@ -161,11 +161,8 @@ impl<P, R: Clone, W> Applier<P, R, W> {
             self.stable = upto;
             self.outputs.push_back(Output::Stable { upto });
         }
-        self.sync = if self.cursor > self.stable {
-            Sync::Due(now + SYNC_AFTER)
-        } else {
-            Sync::Idle
-        };
+        self.sync =
+            if self.cursor > self.stable { Sync::Due(now + SYNC_AFTER) } else { Sync::Idle };
     }
 
     /// A sync may be due.
@@ -214,13 +211,7 @@ impl<P, R: Clone, W> Applier<P, R, W> {
             self.start(seq, payload);
             return;
         }
-        self.waiting.insert(
-            seq,
-            Waiting {
-                missing: after.len(),
-                payload,
-            },
-        );
+        self.waiting.insert(seq, Waiting { missing: after.len(), payload });
         for needed in after {
             self.dependents.entry(needed).or_default().push(seq);
         }
@@ -249,8 +240,7 @@ impl<P, R: Clone, W> Applier<P, R, W> {
         while let Some(entry) = self.barriers.first_entry()
             && *entry.key() <= self.cursor
         {
-            self.outputs
-                .extend(entry.remove().into_iter().map(Output::Reached));
+            self.outputs.extend(entry.remove().into_iter().map(Output::Reached));
         }
     }
 }

@@ -76,51 +76,23 @@ impl<P: Clone, R> Log<P, R> {
         let seq = self.last.next();
         self.last = seq;
         if self.ended {
-            self.outputs.push_back(Output::Applied {
-                seq,
-                result: Err(Errno::ENOTCONN),
-            });
+            self.outputs.push_back(Output::Applied { seq, result: Err(Errno::ENOTCONN) });
             return seq;
         }
-        let mut after: Vec<Seq> = after
-            .iter()
-            .copied()
-            .filter(|seq| self.unapplied.contains_key(seq))
-            .collect();
+        let mut after: Vec<Seq> =
+            after.iter().copied().filter(|seq| self.unapplied.contains_key(seq)).collect();
         after.sort_unstable();
         after.dedup();
-        debug_assert!(
-            after.len() <= LOG_AFTER_MAX,
-            "callers name at most 4 predecessors"
-        );
+        debug_assert!(after.len() <= LOG_AFTER_MAX, "callers name at most 4 predecessors");
         self.unapplied_bytes += bytes;
-        if let Some(connection) = self.link {
-            let (after, payload) = (after.clone(), payload.clone());
-            self.outputs.push_back(Output::Ship {
-                connection,
-                seq,
-                after,
-                payload,
-            });
-        }
-        self.unapplied.insert(
-            seq,
-            Unapplied {
-                after,
-                payload,
-                bytes,
-            },
-        );
+        self.unapplied.insert(seq, Unapplied { after, payload, bytes });
+        self.ship();
         seq
     }
 
     /// Whether `bytes` more fit into what may be under way. One entry always fits an empty log.
     pub fn has_room(&self, bytes: usize) -> bool {
-        let span = self
-            .unapplied
-            .keys()
-            .next()
-            .map_or(0, |first| self.last.0 - first.0 + 1);
+        let span = self.last.next().0 - self.first_unapplied().0;
         let entries_max = LOG_ENTRIES_UNAPPLIED_MAX as u64;
         let fits = self.unapplied_bytes + bytes <= LOG_BYTES_UNAPPLIED_MAX;
         self.ended || span == 0 || (span < entries_max && fits)
@@ -137,15 +109,8 @@ impl<P: Clone, R> Log<P, R> {
             self.fail_all(Errno::EIO);
             return;
         }
-        for (&seq, entry) in &self.unapplied {
-            let (after, payload) = (entry.after.clone(), entry.payload.clone());
-            self.outputs.push_back(Output::Ship {
-                connection,
-                seq,
-                after,
-                payload,
-            });
-        }
+        self.next_to_ship = self.first_unapplied();
+        self.ship();
     }
 
     /// The connection is gone; a report about an older one changes nothing.
@@ -177,18 +142,14 @@ impl<P: Clone, R> Log<P, R> {
         Ok(())
     }
 
-    /// All entries up to `upto` are on the host's disk.
+    /// All entries up to `upto` are on the host's disk, also those whose acknowledgement of being
+    /// applied was lost with a connection and is still to come again.
     ///
     /// # Errors
     ///
-    /// [`PeerMisbehaved::Unasked`] if an entry among them was not acknowledged as applied.
+    /// [`PeerMisbehaved::Unasked`] for entries that were never made.
     pub fn handle_stable(&mut self, upto: Seq) -> Result<(), PeerMisbehaved> {
-        let applied = self
-            .unapplied
-            .keys()
-            .next()
-            .is_none_or(|first| *first > upto);
-        if upto > self.last || !applied {
+        if upto > self.last {
             return Err(PeerMisbehaved::Unasked);
         }
         if upto > self.stable {
@@ -215,7 +176,7 @@ impl<P: Clone, R> Log<P, R> {
         self.last
     }
 
-    /// The newest entry that is stable with all before it.
+    /// The newest entry that is stable with all before it, as far as the host has said.
     pub fn stable(&self) -> Seq {
         self.stable
     }
@@ -226,11 +187,7 @@ impl<P: Clone, R> Log<P, R> {
     }
 
     fn first_unapplied(&self) -> Seq {
-        self.unapplied
-            .keys()
-            .next()
-            .copied()
-            .unwrap_or_else(|| self.last.next())
+        self.unapplied.keys().next().copied().unwrap_or_else(|| self.last.next())
     }
 
     fn ship(&mut self) {
@@ -238,12 +195,7 @@ impl<P: Clone, R> Log<P, R> {
         let end = Seq(self.first_unapplied().0 + LOG_ENTRIES_UNAPPLIED_MAX as u64);
         for (&seq, entry) in self.unapplied.range(self.next_to_ship..end) {
             let (after, payload) = (entry.after.clone(), entry.payload.clone());
-            self.outputs.push_back(Output::Ship {
-                connection,
-                seq,
-                after,
-                payload,
-            });
+            self.outputs.push_back(Output::Ship { connection, seq, after, payload });
             self.next_to_ship = seq.next();
         }
     }
@@ -251,10 +203,7 @@ impl<P: Clone, R> Log<P, R> {
     fn fail_all(&mut self, errno: Errno) {
         self.unapplied_bytes = 0;
         for seq in std::mem::take(&mut self.unapplied).into_keys() {
-            self.outputs.push_back(Output::Applied {
-                seq,
-                result: Err(errno),
-            });
+            self.outputs.push_back(Output::Applied { seq, result: Err(errno) });
         }
         self.outputs.push_back(Output::Progress);
     }

@@ -1,1 +1,496 @@
-//! x
+//! The server's half: who is registered, and who looks for whom.
+//!
+//! Whether an index is unknown, its host away or the client refused, the client hears the same after
+//! the same time, and stays registered: it is matched as soon as a host accepts it.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use crate::identity::{BlindedMac, PeerId};
+use crate::limits::{INDICES_MAX, SERVER_PEERS_MAX};
+use crate::proto::PeerMisbehaved;
+use crate::proto::rendezvous::registry::{Registered, Registry};
+use crate::proto::rendezvous::upkeep::Draw;
+use crate::wire::rendezvous::{FromServer, MatchId, Public, Role, Sealed, StunAddress, ToServer};
+
+/// A registration that is not refreshed for so long is over; an index stays with its host as long.
+pub const REGISTRATION_LIFE: Duration = Duration::from_secs(60);
+/// Who has not said what it is by then is sent away.
+const HELLO_TIME: Duration = Duration::from_secs(10);
+/// When a client hears that there is no match, whatever the reason.
+const NO_MATCH_AFTER: Duration = Duration::from_secs(1);
+/// Between two looks at who has gone silent.
+const SWEEP: Duration = Duration::from_secs(5);
+/// Messages that a connection may send at once; a host with all its keys sends less.
+const BURST: u32 = 64;
+/// Time in which a connection may send one more message.
+const MESSAGE_EVERY: Duration = Duration::from_millis(125);
+
+/// One daemon's connection, numbered by the server.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Link(pub u64);
+
+/// The server holds as many registrations as it can.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("the server is full")]
+pub struct Full;
+
+/// What to do next.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum MatcherOutput {
+    /// Send a message to a daemon, in order.
+    Send(Link, FromServer),
+    /// The registration is over: close the connection.
+    Close(Link),
+}
+
+/// How many there are.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct MatcherStats {
+    /// Registered hosts.
+    pub hosts: usize,
+    /// Registered clients.
+    pub clients: usize,
+    /// Introductions since the start.
+    pub matches: u64,
+}
+
+/// All registrations of a server.
+#[derive(Debug)]
+pub struct Matcher {
+    stun: Vec<StunAddress>,
+    draw: Draw,
+    peers: BTreeMap<Link, Peer>,
+    registry: Registry,
+    /// Clients by what they look for.
+    waiting: BTreeSet<(BlindedMac, Link)>,
+    matches: BTreeMap<MatchId, Match>,
+    /// Clients that have to hear [`FromServer::NoMatch`].
+    unanswered: BTreeSet<(Instant, Link)>,
+    sweep_at: Option<Instant>,
+    made: u64,
+    outputs: VecDeque<MatcherOutput>,
+}
+
+#[derive(Debug)]
+struct Peer {
+    key: PeerId,
+    public: Public,
+    refreshed: Instant,
+    /// When the burst is whole again.
+    whole_at: Instant,
+    role: Option<RoleState>,
+}
+
+#[derive(Debug)]
+enum RoleState {
+    Host { indices: BTreeSet<BlindedMac>, matches: BTreeSet<MatchId> },
+    Client { seek: Option<Seek> },
+}
+
+#[derive(Debug)]
+struct Seek {
+    index: BlindedMac,
+    sealed: Sealed,
+    asked: Option<MatchId>,
+    answer_at: Instant,
+}
+
+/// A client was named to a host, which has not answered yet.
+#[derive(Debug)]
+struct Match {
+    host: Link,
+    client: Link,
+}
+
+impl Matcher {
+    /// An empty server, whose STUN answers at `stun`; match numbers come from `seed`.
+    pub fn new(stun: Vec<StunAddress>, seed: [u8; 32]) -> Self {
+        Self {
+            stun,
+            draw: Draw::new(seed),
+            peers: BTreeMap::new(),
+            registry: Registry::default(),
+            waiting: BTreeSet::new(),
+            matches: BTreeMap::new(),
+            unanswered: BTreeSet::new(),
+            sweep_at: None,
+            made: 0,
+            outputs: VecDeque::new(),
+        }
+    }
+
+    /// A daemon has connected and proved its key.
+    ///
+    /// # Errors
+    ///
+    /// [`Full`]: the connection is to be closed.
+    pub fn handle_connected(
+        &mut self,
+        link: Link,
+        key: PeerId,
+        observed: SocketAddr,
+        now: Instant,
+    ) -> Result<(), Full> {
+        if self.peers.len() >= SERVER_PEERS_MAX {
+            return Err(Full);
+        }
+        let public = Public { tcp: Some(observed), udp: None };
+        let peer = Peer { key, public, refreshed: now, whole_at: now, role: None };
+        self.peers.insert(link, peer);
+        self.sweep_at.get_or_insert(now + SWEEP);
+        Ok(())
+    }
+
+    /// A daemon's connection is gone.
+    pub fn handle_disconnected(&mut self, link: Link, now: Instant) {
+        self.drop_seek(link);
+        let Some(peer) = self.peers.remove(&link) else {
+            return;
+        };
+        if let Some(RoleState::Host { indices, matches }) = peer.role {
+            for index in indices {
+                self.registry.release(index, link, now);
+            }
+            for match_id in matches {
+                self.drop_match(match_id);
+            }
+        }
+    }
+
+    /// A daemon's message.
+    ///
+    /// # Errors
+    ///
+    /// [`PeerMisbehaved`]: nothing has changed, and the connection is to be closed.
+    pub fn handle_message(
+        &mut self,
+        link: Link,
+        message: ToServer,
+        now: Instant,
+    ) -> Result<(), PeerMisbehaved> {
+        if !message.is_bounded() {
+            return Err(PeerMisbehaved::TooMany);
+        }
+        let peer = self.peers.get(&link).ok_or(PeerMisbehaved::Sequence)?;
+        // an answer to what we asked costs nothing: others decide how often a host is asked
+        let whole_at =
+            if self.is_answer(link, &message) { peer.whole_at } else { peer.charged(now)? };
+        match message {
+            ToServer::Hello { role } => self.hello(link, role)?,
+            ToServer::Refresh { number, udp_public } => {
+                self.refresh(link, number, udp_public, now)?;
+            }
+            ToServer::Register { indices } => self.register(link, &indices, now)?,
+            ToServer::Withdraw { indices } => self.withdraw(link, &indices)?,
+            ToServer::Seek { index, sealed } => self.seek(link, index, sealed, now)?,
+            ToServer::Accept { match_id, sealed } => self.accept(link, match_id, sealed)?,
+            ToServer::Decline { match_id } => self.decline(link, match_id)?,
+        }
+        if let Some(peer) = self.peers.get_mut(&link) {
+            peer.whole_at = whole_at;
+        }
+        Ok(())
+    }
+
+    /// Ends what has gone silent, and answers clients for whom nobody came.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        while let Some((at, link)) = self.unanswered.first().copied()
+            && at <= now
+        {
+            self.unanswered.pop_first();
+            self.send(link, FromServer::NoMatch);
+        }
+        if self.sweep_at.is_some_and(|at| at <= now) {
+            self.sweep(now);
+        }
+    }
+
+    fn sweep(&mut self, now: Instant) {
+        let over: Vec<_> = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| peer.end() <= now)
+            .map(|(link, _)| *link)
+            .collect();
+        for link in over {
+            self.handle_disconnected(link, now);
+            self.outputs.push_back(MatcherOutput::Close(link));
+        }
+        self.registry.expire(now);
+        let idle = self.peers.is_empty() && self.registry.is_empty();
+        self.sweep_at = (!idle).then(|| now + SWEEP);
+    }
+
+    /// What to do next; to be drained after everything else.
+    pub fn poll_output(&mut self) -> Option<MatcherOutput> {
+        self.outputs.pop_front()
+    }
+
+    /// When [`Self::handle_timeout`] wants to be called.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let unanswered = self.unanswered.first().map(|(at, _)| *at);
+        unanswered.into_iter().chain(self.sweep_at).min()
+    }
+
+    /// How many there are.
+    pub fn stats(&self) -> MatcherStats {
+        let mut stats = MatcherStats { matches: self.made, ..MatcherStats::default() };
+        for peer in self.peers.values() {
+            match peer.role {
+                Some(RoleState::Host { .. }) => stats.hosts += 1,
+                Some(RoleState::Client { .. }) => stats.clients += 1,
+                None => {}
+            }
+        }
+        stats
+    }
+
+    fn hello(&mut self, link: Link, role: Role) -> Result<(), PeerMisbehaved> {
+        let peer = self.peer(link)?;
+        if peer.role.is_some() {
+            return Err(PeerMisbehaved::Sequence);
+        }
+        peer.role = Some(match role {
+            Role::Host => RoleState::Host { indices: BTreeSet::new(), matches: BTreeSet::new() },
+            Role::Client => RoleState::Client { seek: None },
+        });
+        if let Some(observed) = peer.public.tcp {
+            let stun = self.stun.clone();
+            self.send(link, FromServer::Welcome { observed, stun });
+        }
+        Ok(())
+    }
+
+    fn refresh(
+        &mut self,
+        link: Link,
+        number: u64,
+        udp: Option<SocketAddr>,
+        now: Instant,
+    ) -> Result<(), PeerMisbehaved> {
+        let peer = self.peer(link)?;
+        if peer.role.is_none() {
+            return Err(PeerMisbehaved::Sequence);
+        }
+        peer.refreshed = now;
+        peer.public.udp = udp;
+        self.send(link, FromServer::Confirmed { number });
+        Ok(())
+    }
+
+    fn register(
+        &mut self,
+        link: Link,
+        new: &[BlindedMac],
+        now: Instant,
+    ) -> Result<(), PeerMisbehaved> {
+        let peer = self.peer(link)?;
+        let key = peer.key;
+        let indices = peer.indices()?;
+        let more = new.iter().filter(|index| !indices.contains(index)).count();
+        if indices.len() + more > INDICES_MAX {
+            return Err(PeerMisbehaved::TooMany);
+        }
+        let mut taken = Vec::new();
+        for index in new.iter().copied() {
+            match self.registry.register(index, key, link, now) {
+                Registered::Taken => taken.push(index),
+                Registered::Bound { before } => {
+                    if let Some(before) = before
+                        && let Ok(indices) = self.peer(before).and_then(Peer::indices)
+                    {
+                        indices.remove(&index);
+                    }
+                    self.peer(link)?.indices()?.insert(index);
+                    self.introduce_waiting(index, link);
+                }
+            }
+        }
+        if !taken.is_empty() {
+            self.send(link, FromServer::Taken { indices: taken });
+        }
+        Ok(())
+    }
+
+    fn withdraw(&mut self, link: Link, gone: &[BlindedMac]) -> Result<(), PeerMisbehaved> {
+        let indices = self.peer(link)?.indices()?;
+        for index in gone {
+            indices.remove(index);
+        }
+        for index in gone {
+            self.registry.withdraw(*index, link);
+        }
+        Ok(())
+    }
+
+    fn seek(
+        &mut self,
+        link: Link,
+        index: BlindedMac,
+        sealed: Sealed,
+        now: Instant,
+    ) -> Result<(), PeerMisbehaved> {
+        self.peer(link)?.wanted()?;
+        self.drop_seek(link);
+        let answer_at = now + NO_MATCH_AFTER;
+        *self.peer(link)?.wanted()? = Some(Seek { index, sealed, asked: None, answer_at });
+        self.waiting.insert((index, link));
+        self.unanswered.insert((answer_at, link));
+        if let Some(host) = self.registry.find(index) {
+            self.ask(host, link);
+        }
+        Ok(())
+    }
+
+    fn introduce_waiting(&mut self, index: BlindedMac, host: Link) {
+        let clients: Vec<_> = self
+            .waiting
+            .range((index, Link(0))..=(index, Link(u64::MAX)))
+            .map(|(_, client)| *client)
+            .collect();
+        for client in clients {
+            self.ask(host, client);
+        }
+    }
+
+    /// Names a waiting client to the host that has its index.
+    fn ask(&mut self, host: Link, client: Link) {
+        let match_id = MatchId(self.draw.bytes());
+        let Ok(peer) = self.peer(client) else {
+            return;
+        };
+        let (key, public) = (peer.key, peer.public);
+        let Ok(Some(seek)) = peer.wanted() else {
+            return;
+        };
+        let sought = FromServer::Sought {
+            match_id,
+            index: seek.index,
+            client: key,
+            public,
+            sealed: seek.sealed.clone(),
+        };
+        if let Some(before) = seek.asked.replace(match_id) {
+            self.forget_match(before);
+        }
+        self.matches.insert(match_id, Match { host, client });
+        if let Ok(matches) = self.peer(host).and_then(Peer::matches) {
+            matches.insert(match_id);
+        }
+        self.send(host, sought);
+    }
+
+    fn accept(
+        &mut self,
+        link: Link,
+        match_id: MatchId,
+        sealed: Sealed,
+    ) -> Result<(), PeerMisbehaved> {
+        let peer = self.peer(link)?;
+        let (host, public) = (peer.key, peer.public);
+        // unknown: the client left while the host was asked
+        if peer.matches()?.contains(&match_id)
+            && let Some(made) = self.forget_match(match_id)
+        {
+            self.drop_seek(made.client);
+            self.made += 1;
+            let introduced = FromServer::Introduced { match_id, host, public, sealed };
+            self.send(made.client, introduced);
+        }
+        Ok(())
+    }
+
+    fn decline(&mut self, link: Link, match_id: MatchId) -> Result<(), PeerMisbehaved> {
+        if self.peer(link)?.matches()?.contains(&match_id) {
+            self.drop_match(match_id);
+        }
+        Ok(())
+    }
+
+    /// The host will not answer this one; its client goes on waiting.
+    fn drop_match(&mut self, match_id: MatchId) {
+        if let Some(dropped) = self.forget_match(match_id)
+            && let Ok(Some(seek)) = self.peer(dropped.client).and_then(Peer::wanted)
+            && seek.asked == Some(match_id)
+        {
+            seek.asked = None;
+        }
+    }
+
+    fn forget_match(&mut self, match_id: MatchId) -> Option<Match> {
+        let forgotten = self.matches.remove(&match_id)?;
+        if let Ok(matches) = self.peer(forgotten.host).and_then(Peer::matches) {
+            matches.remove(&match_id);
+        }
+        Some(forgotten)
+    }
+
+    /// The client no longer waits.
+    fn drop_seek(&mut self, client: Link) {
+        let wanted = self.peer(client).and_then(Peer::wanted);
+        let Some(seek) = wanted.ok().and_then(Option::take) else {
+            return;
+        };
+        self.waiting.remove(&(seek.index, client));
+        self.unanswered.remove(&(seek.answer_at, client));
+        if let Some(match_id) = seek.asked {
+            self.forget_match(match_id);
+        }
+    }
+
+    fn is_answer(&self, link: Link, message: &ToServer) -> bool {
+        let (ToServer::Accept { match_id, .. } | ToServer::Decline { match_id }) = message else {
+            return false;
+        };
+        self.matches.get(match_id).is_some_and(|asked| asked.host == link)
+    }
+
+    fn peer(&mut self, link: Link) -> Result<&mut Peer, PeerMisbehaved> {
+        self.peers.get_mut(&link).ok_or(PeerMisbehaved::Sequence)
+    }
+
+    fn send(&mut self, to: Link, message: FromServer) {
+        self.outputs.push_back(MatcherOutput::Send(to, message));
+    }
+}
+
+impl Peer {
+    /// The time at which its burst is whole again after one more message.
+    fn charged(&self, now: Instant) -> Result<Instant, PeerMisbehaved> {
+        let whole_at = self.whole_at.max(now) + MESSAGE_EVERY;
+        if whole_at - now > MESSAGE_EVERY * BURST {
+            return Err(PeerMisbehaved::TooMany);
+        }
+        Ok(whole_at)
+    }
+
+    fn end(&self) -> Instant {
+        match self.role {
+            Some(_) => self.refreshed + REGISTRATION_LIFE,
+            None => self.refreshed + HELLO_TIME,
+        }
+    }
+
+    fn indices(&mut self) -> Result<&mut BTreeSet<BlindedMac>, PeerMisbehaved> {
+        match &mut self.role {
+            Some(RoleState::Host { indices, .. }) => Ok(indices),
+            _ => Err(PeerMisbehaved::Sequence),
+        }
+    }
+
+    fn matches(&mut self) -> Result<&mut BTreeSet<MatchId>, PeerMisbehaved> {
+        match &mut self.role {
+            Some(RoleState::Host { matches, .. }) => Ok(matches),
+            _ => Err(PeerMisbehaved::Sequence),
+        }
+    }
+
+    fn wanted(&mut self) -> Result<&mut Option<Seek>, PeerMisbehaved> {
+        match &mut self.role {
+            Some(RoleState::Client { seek }) => Ok(seek),
+            _ => Err(PeerMisbehaved::Sequence),
+        }
+    }
+}

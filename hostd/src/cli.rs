@@ -1,0 +1,185 @@
+//! The command line: syntax only.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::error::ErrorKind;
+use clap::{Args, Parser, Subcommand};
+use p2pfs::address::ServerAddress;
+use p2pfs::failure::{Code, Failure};
+use p2pfs::net::daemon;
+
+use crate::keys::Access;
+use crate::owner::Request;
+use crate::{keys, pair, serve, status};
+
+/// Serves folders of this machine to the owner's keys.
+#[derive(Debug, Parser)]
+#[command(name = "p2pfs-hostd", version)]
+struct Cli {
+    /// Where settings, keys and the control socket are
+    #[arg(long, value_name = "DIR", global = true)]
+    state: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve shares until SIGTERM
+    Serve(ServeArgs),
+    /// Make a USB stick or a folder a key of this host
+    Pair(PairArgs),
+    /// Show the keys, and say which may come in
+    Keys {
+        #[command(subcommand)]
+        command: KeysCommand,
+    },
+    /// Show shares, servers and sessions
+    Status {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// `serve`.
+#[derive(Args, Debug)]
+pub struct ServeArgs {
+    /// A folder and the name that clients see; replaces the remembered shares
+    #[arg(long = "share", value_name = "NAME=DIR", value_parser = share)]
+    pub shares: Vec<(String, PathBuf)>,
+    /// A share that nobody may change
+    #[arg(long, value_name = "NAME")]
+    pub read_only: Vec<String>,
+    /// Where clients ask for this host; replaces the remembered servers
+    #[arg(long = "server", value_name = "ADDRESS")]
+    pub servers: Vec<ServerAddress>,
+    /// The UDP address to use [default: a free port on every interface]
+    #[arg(long, value_name = "IP:PORT")]
+    pub listen: Option<SocketAddr>,
+}
+
+/// `pair`.
+#[derive(Args, Debug)]
+pub struct PairArgs {
+    /// The key's folder, or `usb` for the stick that is plugged in
+    #[arg(long, value_name = "K|usb")]
+    pub key: PathBuf,
+    /// Let it in at once
+    #[arg(long)]
+    pub authorise: bool,
+    /// Whether it may change files
+    #[arg(long, value_name = "ro|rw", default_value = "rw")]
+    pub access: Access,
+    /// The shares it may use [default: all]
+    #[arg(long, value_name = "A,B", value_delimiter = ',')]
+    pub shares: Vec<String>,
+    /// Allow clients to keep the identity without the stick
+    #[arg(long)]
+    pub portable: bool,
+    /// Where the key's client asks for this host [default: the host's own servers]
+    #[arg(long = "server", value_name = "ADDRESS")]
+    pub servers: Vec<ServerAddress>,
+    /// What the key is called in the list [default: its folder's name]
+    #[arg(long, value_name = "N")]
+    pub name: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum KeysCommand {
+    /// Show all keys
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Let a key in
+    Authorise {
+        /// The key's id, or its first characters (at least 4)
+        id: String,
+    },
+    /// Keep a key out; its sessions end now
+    Revoke {
+        /// The key's id, or its first characters (at least 4)
+        id: String,
+    },
+    /// Forget a key; its sessions end now
+    Remove {
+        /// The key's id, or its first characters (at least 4)
+        id: String,
+    },
+}
+
+/// Reads the command line and does what it says.
+///
+/// # Errors
+///
+/// A [`Failure`], for people.
+pub fn run() -> anyhow::Result<()> {
+    let Some(cli) = parse()? else {
+        return Ok(());
+    };
+    let dir = daemon::state_dir(cli.state, "hostd")?;
+    match cli.command {
+        Command::Serve(args) => serve::run(&dir, args)?,
+        Command::Pair(args) => pair::run(&dir, args)?,
+        Command::Keys { command } => match command {
+            KeysCommand::List { json } => keys::list(&dir, json)?,
+            KeysCommand::Authorise { id } => keys::change(&dir, &Request::Authorise { id })?,
+            KeysCommand::Revoke { id } => keys::change(&dir, &Request::Revoke { id })?,
+            KeysCommand::Remove { id } => keys::change(&dir, &Request::Remove { id })?,
+        },
+        Command::Status { json } => status::run(&dir, json)?,
+    }
+    Ok(())
+}
+
+/// `None`: it was only about help, which is printed.
+fn parse() -> anyhow::Result<Option<Cli>> {
+    let error = match Cli::try_parse() {
+        Ok(cli) => return Ok(Some(cli)),
+        Err(error) => error,
+    };
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        error.print()?;
+        return Ok(None);
+    }
+    let text = error.render().to_string();
+    let text = text.strip_prefix("error: ").unwrap_or(&text);
+    let what = text.split("\n\nUsage").next().unwrap_or(text).trim();
+    let what = match error.kind() {
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => "a command is missing",
+        _ => what,
+    };
+    Err(Failure::new(Code::Usage, what, "p2pfs-hostd --help shows what there is").into())
+}
+
+fn share(text: &str) -> Result<(String, PathBuf), String> {
+    let (name, dir) = text.split_once('=').ok_or("it looks like NAME=DIR")?;
+    if dir.is_empty() {
+        return Err("DIR is missing".into());
+    }
+    crate::config::check_share_name(name)?;
+    Ok((name.to_owned(), dir.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_in_order() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_share_has_a_name_and_a_directory() {
+        assert_eq!(share("a=/b=c"), Ok(("a".into(), "/b=c".into())));
+        for bad in ["/dir", "=/dir", "a=", "a:b=/dir", "a/b=/dir", "a,b=/dir"] {
+            assert!(share(bad).is_err(), "{bad}");
+        }
+    }
+}

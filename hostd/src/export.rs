@@ -1,0 +1,273 @@
+//! A directory of this machine, as sessions see it.
+//!
+//! [`Share`] is the directory with the nodes that its sessions know; [`View`] is one session's open
+//! files. Everything goes by descriptors and single names (`beneath`): no path from the network is
+//! ever handed to the kernel. Errors are the kernel's own.
+//!
+//! Lock order: a view's `known`, then the share's node table. Neither is held over a system call.
+
+mod beneath;
+mod change;
+mod dir;
+mod meta;
+mod node;
+mod read;
+#[cfg(test)]
+mod tests;
+mod xattr;
+
+use std::collections::{HashMap, HashSet};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use p2pfs::id::{HandleId, NodeId};
+use p2pfs::limits::{FORGET_NODES_MAX, HANDLES_MAX};
+use p2pfs::net::serve::Export;
+use p2pfs::wire::call::{Access, Call, Entry, Reply};
+use p2pfs::wire::errno::Errno;
+use p2pfs::wire::log::{Mutation, Outcome};
+use p2pfs::wire::name::Name;
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io;
+use serde::{Deserialize, Serialize};
+
+use node::Nodes;
+
+/// Ours, in the root of a share: clients neither see nor touch it.
+const OURS: &[u8] = b".p2pfs";
+
+/// A directory that is served.
+#[derive(Debug)]
+pub struct Share {
+    nodes: Nodes,
+}
+
+/// How a share knows its disk again.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct RootIdentity {
+    /// The file system's id (`f_fsid`), in hexadecimal.
+    #[serde(with = "hexadecimal")]
+    pub fsid: u64,
+    /// The root's inode number, likewise.
+    #[serde(with = "hexadecimal")]
+    pub inode: u64,
+}
+
+/// One session's view of a share.
+#[derive(Debug)]
+pub struct View {
+    share: Arc<Share>,
+    handles: Mutex<HashMap<HandleId, Arc<OpenFile>>>,
+    /// The nodes that the session was told.
+    known: Mutex<HashSet<NodeId>>,
+}
+
+/// An open file or directory.
+#[derive(Debug)]
+struct OpenFile {
+    node: NodeId,
+    /// Keeps the node within reach, also when its last name is gone.
+    path: Arc<OwnedFd>,
+    file: OwnedFd,
+    access: Access,
+    /// A listing is a seek and a read: one at a time.
+    listing: Mutex<()>,
+}
+
+impl Share {
+    /// Opens the directory.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says; `ENOSYS` where it has no `openat2` (before Linux 5.6).
+    pub fn open(dir: &Path) -> io::Result<Arc<Self>> {
+        Self::open_with(dir, true)
+    }
+
+    /// `handles`: whether file handles are used where the process may open them.
+    fn open_with(dir: &Path, handles: bool) -> io::Result<Arc<Self>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::openat(CWD, dir, flags, Mode::empty())?;
+        let probe = Name::new(OURS).map_err(|_| io::Errno::INVAL)?;
+        match beneath::hold(root.as_fd(), &probe) {
+            Ok(_) | Err(io::Errno::NOENT) => {}
+            Err(error) => return Err(error),
+        }
+        let nodes = Nodes::new(root, handles)?;
+        Ok(Arc::new(Self { nodes }))
+    }
+
+    /// How the share will know its disk again.
+    pub fn root_identity(&self) -> RootIdentity {
+        let (fsid, inode) = self.nodes.root_identity();
+        RootIdentity { fsid, inode }
+    }
+
+    /// A new session's view.
+    pub fn view(self: &Arc<Self>) -> Arc<View> {
+        Arc::new(View {
+            share: Arc::clone(self),
+            handles: Mutex::default(),
+            known: Mutex::default(),
+        })
+    }
+}
+
+impl Export for View {
+    fn call(&self, call: Call) -> Result<(Reply, Bytes), Errno> {
+        let reply = match call {
+            Call::Lookup { parent, name } => Reply::Entry(self.lookup(parent, &name)?),
+            Call::GetAttr { node, handle } => Reply::Attr(self.attr(node, handle)?),
+            Call::ReadLink { node } => Reply::Target(self.read_link(node)?),
+            Call::ReadDir { node, handle, cookie, entries_max } => {
+                Reply::Dir(self.read_dir(node, handle, cookie, entries_max)?)
+            }
+            Call::Open { node, handle, access } => Reply::Attr(self.open(node, handle, access)?),
+            Call::Read { handle, offset, len } => {
+                return Ok((Reply::Data, self.read(handle, offset, len)?));
+            }
+            Call::StatFs => Reply::StatFs(self.space()?),
+            Call::Sync { handle, data_only, .. } => {
+                self.sync(handle, data_only).map(|()| Reply::Done)?
+            }
+            Call::SyncAll { .. } => self.sync_all().map(|()| Reply::Done)?,
+            Call::Release { handle, .. } => {
+                self.handles().remove(&handle);
+                Reply::Done
+            }
+            Call::Forget { nodes } => self.forget(&nodes).map(|()| Reply::Done)?,
+            Call::GetXattr { node, name } => {
+                return Ok((Reply::Data, self.get_xattr(node, &name)?));
+            }
+        };
+        Ok((reply, Bytes::new()))
+    }
+
+    fn apply(&self, mutation: Mutation, body: Bytes) -> Result<Outcome, Errno> {
+        self.change(mutation, &body)
+    }
+
+    fn sync_all(&self) -> Result<(), Errno> {
+        rustix::fs::syncfs(self.nodes().root()).map_err(errno)
+    }
+}
+
+impl View {
+    fn nodes(&self) -> &Nodes {
+        &self.share.nodes
+    }
+
+    /// The directory in which `name` is to be looked at or changed.
+    fn dir(&self, parent: NodeId, name: &Name) -> Result<Arc<OwnedFd>, Errno> {
+        if parent == NodeId::ROOT && name.as_bytes() == OURS {
+            return Err(Errno::ENOENT);
+        }
+        self.nodes().find(parent)
+    }
+
+    /// Tells the session of a node: from now on it may name it.
+    fn enter(&self, fd: &Arc<OwnedFd>, parent: NodeId, name: &Name) -> Result<Entry, Errno> {
+        let entry = self.tell(fd, parent, name)?;
+        self.nodes().hold(entry.node, fd);
+        Ok(entry)
+    }
+
+    /// As [`Self::enter`], for a node that will hardly be used next: its descriptor is not kept.
+    fn tell(&self, fd: &OwnedFd, parent: NodeId, name: &Name) -> Result<Entry, Errno> {
+        let found = self.nodes().look(fd).map_err(errno)?;
+        let mut known = lock(&self.known);
+        let new = known.insert(found.id);
+        self.nodes().remember(&found, parent, name, new);
+        Ok(Entry { node: found.id, attr: found.attr })
+    }
+
+    fn forget(&self, nodes: &[NodeId]) -> Result<(), Errno> {
+        if nodes.len() > FORGET_NODES_MAX {
+            return Err(Errno::EINVAL);
+        }
+        let mut known = lock(&self.known);
+        let told = nodes.iter().copied().filter(|node| known.remove(node));
+        self.share.nodes.forget(told);
+        Ok(())
+    }
+
+    fn handles(&self) -> MutexGuard<'_, HashMap<HandleId, Arc<OpenFile>>> {
+        lock(&self.handles)
+    }
+
+    fn handle(&self, handle: HandleId) -> Result<Arc<OpenFile>, Errno> {
+        self.handles().get(&handle).cloned().ok_or(Errno::EBADF)
+    }
+
+    /// What holds the node: its open file, which also reaches it unlinked, or whatever finds it.
+    fn holder(&self, node: NodeId, handle: Option<HandleId>) -> Result<Arc<OwnedFd>, Errno> {
+        match handle.map(|handle| self.handle(handle)) {
+            Some(Ok(open)) if open.node == node => Ok(Arc::clone(&open.path)),
+            _ => self.nodes().find(node),
+        }
+    }
+
+    /// Gives an open file its number. One that is sent again stays the same open.
+    fn admit(&self, handle: HandleId, open: OpenFile) -> Result<(), Errno> {
+        let mut handles = self.handles();
+        if handles.len() >= HANDLES_MAX {
+            return Err(Errno::EMFILE);
+        }
+        match handles.get(&handle) {
+            Some(same) if same.node == open.node => Ok(()),
+            Some(_) => Err(Errno::EINVAL),
+            None => {
+                handles.insert(handle, Arc::new(open));
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        let known = std::mem::take(&mut *lock(&self.known));
+        self.share.nodes.forget(known);
+    }
+}
+
+impl OpenFile {
+    fn new(node: NodeId, path: Arc<OwnedFd>, file: OwnedFd, access: Access) -> Self {
+        Self { node, path, file, access, listing: Mutex::new(()) }
+    }
+}
+
+/// The host's errno, as it crosses the wire.
+fn errno(error: io::Errno) -> Errno {
+    Errno::from_number(error.raw_os_error())
+}
+
+fn access_flags(access: Access) -> OFlags {
+    match access {
+        Access::Read => OFlags::RDONLY,
+        Access::Write => OFlags::WRONLY,
+        Access::ReadWrite => OFlags::RDWR,
+    }
+}
+
+/// Every guarded value here is whole between any two statements.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// TOML's integers end at 2^63.
+mod hexadecimal {
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    pub(super) fn serialize<S: Serializer>(value: &u64, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&format!("{value:x}"))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
+        let text = String::deserialize(from)?;
+        u64::from_str_radix(&text, 16).map_err(de::Error::custom)
+    }
+}

@@ -1,0 +1,142 @@
+//! The system calls that find things: one name at a time, never out of the share.
+//!
+//! A name is resolved by `openat2` beneath an open directory, without following symlinks, without
+//! magic links and without crossing into another mount. What is found is held by an `O_PATH`
+//! descriptor, so no race can put something else in its place.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use p2pfs::wire::name::Name;
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
+use rustix::io;
+
+/// `openat2` answers EAGAIN while somebody renames nearby.
+const RACES_MAX: u32 = 16;
+
+/// What names an inode of one file system for ever: `struct file_handle`.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct FileHandle {
+    kind: libc::c_int,
+    bytes: Box<[u8]>,
+}
+
+/// `struct file_handle` with room for the largest.
+#[repr(C)]
+struct RawHandle {
+    bytes: libc::c_uint,
+    kind: libc::c_int,
+    handle: [u8; MAX_HANDLE_SZ],
+}
+
+const MAX_HANDLE_SZ: usize = 128;
+
+/// Holds the entry `name` of `dir`; a symlink itself, not what it points to.
+pub(super) fn hold(dir: BorrowedFd<'_>, name: &Name) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    open_beneath(dir, name, flags, Mode::empty())
+}
+
+/// Opens or makes a regular file `name` in `dir`.
+pub(super) fn create(
+    dir: BorrowedFd<'_>,
+    name: &Name,
+    flags: OFlags,
+    mode: Mode,
+) -> io::Result<OwnedFd> {
+    // Not blocking: where it opens what is there, that may be a FIFO
+    let flags = flags | OFlags::CREATE | OFlags::NONBLOCK | OFlags::NOCTTY;
+    open_beneath(dir, name, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, mode)
+}
+
+/// Opens what a descriptor holds once more, with other rights.
+pub(super) fn reopen(fd: BorrowedFd<'_>, flags: OFlags) -> io::Result<OwnedFd> {
+    let flags = flags | OFlags::CLOEXEC | OFlags::NOCTTY;
+    rustix::fs::openat(CWD, proc_path(fd), flags, Mode::empty())
+}
+
+/// A path to what a descriptor holds, for calls that take no descriptor. They follow this link and
+/// land on the held inode itself, even on a symlink.
+pub(super) fn proc_path(fd: BorrowedFd<'_>) -> CString {
+    CString::new(format!("/proc/self/fd/{}", fd.as_raw_fd())).expect("digits hold no NUL")
+}
+
+/// A name as system calls take it.
+pub(super) fn c_name(name: &Name) -> io::Result<CString> {
+    CString::new(name.as_bytes()).map_err(|_| io::Errno::INVAL)
+}
+
+fn open_beneath(
+    dir: BorrowedFd<'_>,
+    name: &Name,
+    flags: OFlags,
+    mode: Mode,
+) -> io::Result<OwnedFd> {
+    let name = c_name(name)?;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
+    for _ in 1..RACES_MAX {
+        match rustix::fs::openat2(dir, &*name, flags, mode, resolve) {
+            Err(io::Errno::AGAIN | io::Errno::INTR) => {}
+            result => return result,
+        }
+    }
+    rustix::fs::openat2(dir, &*name, flags, mode, resolve)
+}
+
+impl FileHandle {
+    /// The handle of what `fd` holds; `None` where the file system has none.
+    #[expect(unsafe_code, reason = "rustix has no name_to_handle_at")]
+    pub(super) fn of(fd: BorrowedFd<'_>) -> Option<Self> {
+        let mut raw =
+            RawHandle { bytes: MAX_HANDLE_SZ as libc::c_uint, kind: 0, handle: [0; MAX_HANDLE_SZ] };
+        let mut mount = 0;
+        // SAFETY: the path is a C string, and `raw` has the layout of `struct file_handle` followed
+        // by the `bytes` bytes that it announces.
+        let result = unsafe {
+            libc::name_to_handle_at(
+                fd.as_raw_fd(),
+                c"".as_ptr(),
+                (&raw mut raw).cast(),
+                &raw mut mount,
+                AtFlags::EMPTY_PATH.bits().cast_signed(),
+            )
+        };
+        let bytes = raw.handle.get(..raw.bytes as usize)?;
+        (result == 0).then(|| Self { kind: raw.kind, bytes: bytes.into() })
+    }
+
+    /// Holds what the handle names; `root` is any open file of the same file system. Takes
+    /// `CAP_DAC_READ_SEARCH`; ESTALE if it is gone.
+    #[expect(unsafe_code, reason = "rustix has no open_by_handle_at")]
+    pub(super) fn hold(&self, root: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+        use std::os::fd::FromRawFd;
+
+        let mut raw = RawHandle {
+            bytes: self.bytes.len() as libc::c_uint,
+            kind: self.kind,
+            handle: [0; MAX_HANDLE_SZ],
+        };
+        raw.handle[..self.bytes.len()].copy_from_slice(&self.bytes);
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        // SAFETY: `raw` has the layout of `struct file_handle` followed by its bytes, which are at
+        // most MAX_HANDLE_SZ since `of` read them.
+        let fd = unsafe {
+            libc::open_by_handle_at(
+                root.as_fd().as_raw_fd(),
+                (&raw mut raw).cast(),
+                flags.bits().cast_signed(),
+            )
+        };
+        if fd < 0 {
+            let error = std::io::Error::last_os_error();
+            return Err(io::Errno::from_io_error(&error).unwrap_or(io::Errno::STALE));
+        }
+        // SAFETY: the call has just made this descriptor, and nobody else knows it.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+
+    /// The bytes that make up the identity.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+}

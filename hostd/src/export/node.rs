@@ -1,0 +1,233 @@
+//! The nodes that clients know: how each is found again.
+//!
+//! One table for all sessions of a share. A node is found by a descriptor that is still open, else by
+//! its file handle where the process may open handles, else by its last known place, and then only if
+//! what is there is still the same node.
+
+use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use lru::LruCache;
+use p2pfs::id::NodeId;
+use p2pfs::wire::errno::Errno;
+use p2pfs::wire::name::Name;
+use rustix::io;
+
+use super::beneath::{self, FileHandle};
+use super::errno;
+use super::meta;
+
+/// Descriptors kept for nodes that were used last; far below the limit that `serve` asks for.
+const HELD_MAX: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
+/// Nodes that clients know at once, at about 250 bytes; beyond it the one used least is ESTALE.
+const KNOWN_MAX: NonZeroUsize = NonZeroUsize::new(1 << 20).unwrap();
+/// Forgotten nodes that are kept a while: a `Forget` may cross an answer that names the node again.
+const FORGOTTEN_MAX: NonZeroUsize = NonZeroUsize::new(1 << 14).unwrap();
+/// How far a place is followed upwards; renames on the host can leave a circle of stale places.
+const DEPTH_MAX: usize = 1024;
+
+/// The share's root and the nodes below it.
+#[derive(Debug)]
+pub(super) struct Nodes {
+    root: Arc<OwnedFd>,
+    root_ino: u64,
+    fsid: u64,
+    /// Whether this process may open file handles (`CAP_DAC_READ_SEARCH`).
+    by_handle: bool,
+    /// Never held over a system call.
+    table: Mutex<Table>,
+}
+
+#[derive(Debug)]
+struct Table {
+    known: LruCache<NodeId, Known>,
+    forgotten: LruCache<NodeId, Known>,
+    held: LruCache<NodeId, Arc<OwnedFd>>,
+}
+
+#[derive(Debug)]
+struct Known {
+    trail: Trail,
+    /// How many sessions know it.
+    sessions: u32,
+    /// Whatever still holds it: `held`, or an open file of a session.
+    fd: Weak<OwnedFd>,
+}
+
+/// How a node is found again without a descriptor.
+#[derive(Clone, Debug)]
+enum Trail {
+    Handle(FileHandle),
+    Place { parent: NodeId, name: Name },
+}
+
+/// A node that was just found on the disk.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) id: NodeId,
+    pub(super) attr: p2pfs::wire::call::Attr,
+    handle: Option<FileHandle>,
+}
+
+impl Nodes {
+    pub(super) fn new(root: OwnedFd, handles: bool) -> io::Result<Self> {
+        let stat = meta::stat(root.as_fd())?;
+        let by_handle = handles
+            && FileHandle::of(root.as_fd()).is_some_and(|handle| handle.hold(root.as_fd()).is_ok());
+        Ok(Self {
+            root_ino: stat.stx_ino,
+            fsid: rustix::fs::fstatvfs(&root)?.f_fsid,
+            root: Arc::new(root),
+            by_handle,
+            table: Mutex::new(Table {
+                known: LruCache::unbounded(),
+                forgotten: LruCache::new(FORGOTTEN_MAX),
+                held: LruCache::new(HELD_MAX),
+            }),
+        })
+    }
+
+    pub(super) fn root(&self) -> &Arc<OwnedFd> {
+        &self.root
+    }
+
+    /// The file system's id and the root's inode number: how a share knows its disk.
+    pub(super) fn root_identity(&self) -> (u64, u64) {
+        (self.fsid, self.root_ino)
+    }
+
+    /// A descriptor that holds the node.
+    pub(super) fn find(&self, id: NodeId) -> Result<Arc<OwnedFd>, Errno> {
+        self.find_within(id, DEPTH_MAX)
+    }
+
+    fn find_within(&self, id: NodeId, depth: usize) -> Result<Arc<OwnedFd>, Errno> {
+        if id == NodeId::ROOT {
+            return Ok(Arc::clone(&self.root));
+        }
+        let depth = depth.checked_sub(1).ok_or(Errno::ESTALE)?;
+        let trail = {
+            let mut table = self.table();
+            if let Some(fd) = table.held.get(&id) {
+                return Ok(Arc::clone(fd));
+            }
+            let known = table.get(id).ok_or(Errno::ESTALE)?;
+            if let Some(fd) = known.fd.upgrade() {
+                return Ok(fd);
+            }
+            known.trail.clone()
+        };
+        let fd = match trail {
+            Trail::Handle(handle) => handle.hold(self.root.as_fd()).map_err(errno)?,
+            Trail::Place { parent, name } => {
+                let parent = self.find_within(parent, depth)?;
+                beneath::hold(parent.as_fd(), &name).map_err(|_| Errno::ESTALE)?
+            }
+        };
+        if self.look(&fd).map_err(errno)?.id != id {
+            return Err(Errno::ESTALE);
+        }
+        let fd = Arc::new(fd);
+        self.table().hold(id, &fd);
+        Ok(fd)
+    }
+
+    /// Who it is that a descriptor holds.
+    pub(super) fn look(&self, fd: &OwnedFd) -> io::Result<Found> {
+        let stat = meta::stat(fd.as_fd())?;
+        let handle = FileHandle::of(fd.as_fd());
+        Ok(Found {
+            id: meta::identity(self.fsid, &stat, handle.as_ref()),
+            attr: meta::attr_of(&stat),
+            handle,
+        })
+    }
+
+    /// Remembers where a node is. `new`: the session does not know it yet.
+    pub(super) fn remember(&self, found: &Found, parent: NodeId, name: &Name, new: bool) {
+        let trail = match &found.handle {
+            Some(handle) if self.by_handle => Trail::Handle(handle.clone()),
+            _ => Trail::Place { parent, name: name.clone() },
+        };
+        let mut table = self.table();
+        let Table { known, forgotten, .. } = &mut *table;
+        if let Some(node) = forgotten.pop(&found.id) {
+            known.put(found.id, node);
+        }
+        let node = known.get_or_insert_mut(found.id, || Known {
+            trail: trail.clone(),
+            sessions: 0,
+            fd: Weak::new(),
+        });
+        node.trail = trail;
+        node.sessions += u32::from(new);
+        if known.len() > KNOWN_MAX.get() {
+            known.pop_lru();
+        }
+    }
+
+    /// Keeps a descriptor at hand for a node that is remembered.
+    pub(super) fn hold(&self, id: NodeId, fd: &Arc<OwnedFd>) {
+        self.table().hold(id, fd);
+    }
+
+    /// A node has another place now: its name moved.
+    pub(super) fn moved(&self, parent: NodeId, dir: &OwnedFd, name: &Name) {
+        if self.by_handle {
+            return;
+        }
+        let found = beneath::hold(dir.as_fd(), name).and_then(|fd| self.look(&fd));
+        if let Ok(found) = found
+            && let Some(node) = self.table().get(found.id)
+        {
+            node.trail = Trail::Place { parent, name: name.clone() };
+        }
+    }
+
+    /// One session less knows these nodes.
+    pub(super) fn forget(&self, ids: impl IntoIterator<Item = NodeId>) {
+        let mut table = self.table();
+        for id in ids {
+            let Some(node) = table.known.peek_mut(&id) else {
+                continue;
+            };
+            node.sessions = node.sessions.saturating_sub(1);
+            if node.sessions == 0 {
+                table.held.pop(&id);
+                if let Some(node) = table.known.pop(&id) {
+                    table.forgotten.put(id, node);
+                }
+            }
+        }
+    }
+
+    /// As if many other nodes had been used since.
+    #[cfg(test)]
+    pub(super) fn drop_descriptors(&self) {
+        self.table().held.clear();
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        // Every change of the table is whole before anything can panic
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    fn get(&mut self, id: NodeId) -> Option<&mut Known> {
+        if self.known.contains(&id) {
+            return self.known.get_mut(&id);
+        }
+        self.forgotten.get_mut(&id)
+    }
+
+    fn hold(&mut self, id: NodeId, fd: &Arc<OwnedFd>) {
+        if let Some(known) = self.get(id) {
+            // One that an open file keeps alive outlives the cache: it stays the one to find
+            let fd = known.fd.upgrade().unwrap_or_else(|| Arc::clone(fd));
+            known.fd = Arc::downgrade(&fd);
+            self.held.put(id, fd);
+        }
+    }
+}

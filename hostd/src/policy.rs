@@ -1,0 +1,305 @@
+//! Who may come in, and to what.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use p2pfs::failure::{Code, Failure};
+use p2pfs::identity::PeerId;
+use p2pfs::identity::sealed::same_device;
+use p2pfs::net::serve::{Authorised, Policy};
+use p2pfs::wire::session::{Denial, Identify};
+use serde_json::{Value, json};
+
+use crate::config::{Config, ShareConfig};
+use crate::export::Share;
+use crate::keys::{Access, Record, State};
+use crate::owner::Owner;
+
+/// The shares that are served; one whose disk is missing is offline until the disk is back.
+#[derive(Debug)]
+pub struct Shares {
+    shares: Mutex<BTreeMap<String, Served>>,
+}
+
+#[derive(Debug)]
+struct Served {
+    config: ShareConfig,
+    /// `None`: offline.
+    share: Option<Arc<Share>>,
+}
+
+/// The owner's list of keys, applied to the shares.
+#[derive(Debug)]
+pub struct House {
+    owner: Arc<Owner>,
+    shares: Arc<Shares>,
+}
+
+impl Shares {
+    /// Opens all shares of `config`. One that is served for the first time is bound to its disk there.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::Usage`] if a share that was never served has no directory. One that was served before
+    /// and has lost its disk is offline, with a line on stderr.
+    pub fn open(config: &mut Config) -> Result<Self, Failure> {
+        let mut shares = BTreeMap::new();
+        for (name, config) in &mut config.shares {
+            let share = match open(name, config) {
+                Ok(share) => {
+                    config.root = Some(share.root_identity());
+                    Some(share)
+                }
+                Err(failure) if config.root.is_some() => {
+                    eprintln!("{}", failure.report());
+                    None
+                }
+                Err(failure) => {
+                    return Err(Failure { code: Code::Usage, ..failure });
+                }
+            };
+            let config = config.clone();
+            shares.insert(name.clone(), Served { config, share });
+        }
+        Ok(Self { shares: Mutex::new(shares) })
+    }
+
+    /// As `status --json` shows them.
+    pub fn status(&self) -> Value {
+        let shares = self.lock();
+        let shown = shares.iter().map(|(name, served)| {
+            json!({
+                "name": name,
+                "path": served.config.path,
+                "read_only": served.config.read_only,
+                "online": served.share.is_some(),
+            })
+        });
+        shown.collect()
+    }
+
+    fn names(&self, key: &Record) -> Vec<String> {
+        let shares = self.lock();
+        shares.keys().filter(|name| key.may_use(name)).cloned().collect()
+    }
+
+    /// The share and whether it is read-only. One that is offline is tried again.
+    fn find(&self, name: &str) -> Option<Result<(Arc<Share>, bool), Failure>> {
+        let mut shares = self.lock();
+        let served = shares.get_mut(name)?;
+        let share = match &served.share {
+            Some(share) => Ok(Arc::clone(share)),
+            None => open(name, &served.config),
+        };
+        if let Ok(share) = &share {
+            served.share = Some(Arc::clone(share));
+        }
+        Some(share.map(|share| (share, served.config.read_only)))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Served>> {
+        // A share is put in whole
+        self.shares.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl House {
+    /// The rules of this owner for these shares.
+    pub fn new(owner: Arc<Owner>, shares: Arc<Shares>) -> Self {
+        Self { owner, shares }
+    }
+
+    fn choose(&self, key: &Record, wanted: Option<&str>) -> Result<String, Denial> {
+        let mut names = self.shares.names(key);
+        match wanted {
+            Some(wanted) if names.iter().any(|name| name == wanted) => Ok(wanted.to_owned()),
+            Some(wanted) if !key.may_use(wanted) && self.shares.lock().contains_key(wanted) => {
+                Err(Denial::ShareDenied)
+            }
+            None if names.len() == 1 => Ok(names.remove(0)),
+            _ => Err(Denial::ShareUnknown(names)),
+        }
+    }
+}
+
+impl Policy for House {
+    fn authorise(
+        &self,
+        peer: PeerId,
+        from: SocketAddr,
+        request: &Identify,
+    ) -> Result<Authorised, Denial> {
+        let key = {
+            let mut keys = self.owner.keys();
+            keys.seen(peer, now(), from.to_string());
+            keys.of(peer).cloned().ok_or(Denial::Unauthorised)?
+        };
+        match key.state {
+            State::Unauthorised => return Err(Denial::Unauthorised),
+            State::Revoked => return Err(Denial::Revoked),
+            State::Authorised => {}
+        }
+        if !same_device(&key.device, &request.device) {
+            tracing::warn!(key = %key.id(), "a key came with another device than it was paired with");
+            return Err(Denial::DeviceMismatch);
+        }
+        let share = self.choose(&key, request.share.as_deref())?;
+        let unknown = || Denial::ShareUnknown(self.shares.names(&key));
+        let (opened, read_only) =
+            self.shares.find(&share).ok_or_else(unknown)?.map_err(|failure| {
+                eprintln!("{}", failure.report());
+                let mut others = self.shares.names(&key);
+                others.retain(|name| *name != share);
+                Denial::ShareUnknown(others)
+            })?;
+        Ok(Authorised {
+            share,
+            read_only: read_only || key.access == Access::ReadOnly,
+            export: opened.view(),
+        })
+    }
+}
+
+/// Opens a share's directory, if it is the one that it was.
+fn open(name: &str, config: &ShareConfig) -> Result<Arc<Share>, Failure> {
+    let dir: &Path = &config.path;
+    let share = Share::open(dir).map_err(|error| {
+        let error = std::io::Error::from(error);
+        Failure::new(
+            Code::Internal,
+            format!("share {name} is offline: cannot open {}: {error}", dir.display()),
+            "check that its disk is mounted and that this user may read it",
+        )
+    })?;
+    if config.root.is_some_and(|root| root != share.root_identity()) {
+        return Err(Failure::new(
+            Code::Internal,
+            format!("share {name} is offline: {} is another directory than it was", dir.display()),
+            format!(
+                "mount the disk that belongs there; if it is meant to be another one, remove \
+                 `root` of shares.{name} from hostd.toml in the state directory"
+            ),
+        ));
+    }
+    Ok(share)
+}
+
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use p2pfs::id::SessionId;
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::keys::tests::record;
+    use crate::owner::Lock;
+
+    #[test]
+    fn only_an_authorised_key_with_its_own_device_comes_in() {
+        let (_dir, house) = house(&["disk"]);
+        let key = record(1);
+        let ask = || house.authorise(key.peer, from(), &identify(&key, None));
+        assert_eq!(ask().unwrap_err(), Denial::Unauthorised);
+        house.owner.keys().put(key.clone()).unwrap();
+        assert_eq!(ask().unwrap_err(), Denial::Unauthorised);
+        set(&house, &key, State::Authorised);
+        assert_eq!(ask().unwrap().share, "disk");
+        let mut other = identify(&key, None);
+        other.device.serial.push('0');
+        let refused = house.authorise(key.peer, from(), &other).unwrap_err();
+        assert_eq!(refused, Denial::DeviceMismatch);
+        set(&house, &key, State::Revoked);
+        assert_eq!(ask().unwrap_err(), Denial::Revoked);
+        let seen = house.owner.keys().of(key.peer).cloned().unwrap();
+        assert_eq!(seen.last_from.as_deref(), Some("192.0.2.1:7"));
+        assert!(seen.last_seen.is_some());
+    }
+
+    #[test]
+    fn a_key_gets_the_shares_that_it_may_use() {
+        let (_dir, house) = house(&["music", "photos", "private"]);
+        let mut key = record(1);
+        key.state = State::Authorised;
+        key.access = Access::ReadOnly;
+        key.shares = vec!["music".into(), "photos".into()];
+        house.owner.keys().put(key.clone()).unwrap();
+        let ask = |share| house.authorise(key.peer, from(), &identify(&key, share));
+        assert!(ask(Some("music")).unwrap().read_only);
+        assert_eq!(ask(Some("private")).unwrap_err(), Denial::ShareDenied);
+        let list = Denial::ShareUnknown(vec!["music".into(), "photos".into()]);
+        assert_eq!(ask(Some("films")).unwrap_err(), list);
+        assert_eq!(ask(None).unwrap_err(), list);
+    }
+
+    #[test]
+    fn a_share_without_its_disk_is_offline_until_it_is_back() {
+        let (dir, house) = house(&["disk"]);
+        let mut config = Config::load(dir.path()).unwrap();
+        let (disk, away) = (dir.path().join("disk"), dir.path().join("away"));
+        fs::rename(&disk, &away).unwrap();
+        let missing = Shares::open(&mut config).unwrap();
+        assert_eq!(missing.status()[0]["online"], false);
+        fs::create_dir(&disk).unwrap();
+        let replaced = Shares::open(&mut config).unwrap();
+        let house = House::new(Arc::clone(&house.owner), Arc::new(replaced));
+        let mut key = record(1);
+        key.state = State::Authorised;
+        house.owner.keys().put(key.clone()).unwrap();
+        let ask = || house.authorise(key.peer, from(), &identify(&key, Some("disk")));
+        assert_eq!(ask().unwrap_err(), Denial::ShareUnknown(Vec::new()));
+        fs::remove_dir(&disk).unwrap();
+        fs::rename(&away, &disk).unwrap();
+        assert_eq!(ask().unwrap().share, "disk");
+        assert_eq!(house.shares.status()[0]["online"], true);
+    }
+
+    #[test]
+    fn a_share_that_never_was_is_wrong_usage() {
+        let mut config = Config::default();
+        let share = ShareConfig { path: "/nonexistent".into(), read_only: false, root: None };
+        config.shares.insert("disk".into(), share);
+        assert_eq!(Shares::open(&mut config).unwrap_err().code, Code::Usage);
+    }
+
+    fn house(names: &[&str]) -> (TempDir, House) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = Config::default();
+        for name in names {
+            let path = dir.path().join(name);
+            fs::create_dir(&path).unwrap();
+            let share = ShareConfig { path, read_only: false, root: None };
+            config.shares.insert((*name).into(), share);
+        }
+        let shares = Arc::new(Shares::open(&mut config).unwrap());
+        config.save(dir.path()).unwrap();
+        let lock = Lock::take(dir.path()).unwrap();
+        let owner = Arc::new(Owner::open(dir.path(), lock).unwrap());
+        (dir, House::new(owner, shares))
+    }
+
+    fn set(house: &House, key: &Record, state: State) {
+        house.owner.keys().set_state(key.id().as_str(), state).unwrap();
+    }
+
+    fn from() -> SocketAddr {
+        "192.0.2.1:7".parse().unwrap()
+    }
+
+    fn identify(key: &Record, share: Option<&str>) -> Identify {
+        Identify {
+            session: SessionId([1; 16]),
+            device: key.device.clone(),
+            share: share.map(str::to_owned),
+            client_name: "laptop".into(),
+        }
+    }
+}

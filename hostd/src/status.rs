@@ -1,0 +1,76 @@
+//! `status`.
+
+use std::path::Path;
+
+use p2pfs::failure::Failure;
+use serde_json::Value;
+
+use crate::owner::{self, Request};
+
+/// Prints what goes on.
+///
+/// # Errors
+///
+/// The host's files cannot be read.
+pub fn run(dir: &Path, json: bool) -> Result<(), Failure> {
+    let status = owner::ask(dir, &Request::Status)?;
+    if json {
+        println!("{status:#}");
+    } else {
+        print!("{}", text(&status));
+    }
+    Ok(())
+}
+
+fn text(status: &Value) -> String {
+    let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let list = |field: &str| status[field].as_array().cloned().unwrap_or_default();
+    let mut lines = vec![format!(
+        "host {} ({}), MAC {}, {}, {} keys",
+        word(&status["name"]),
+        word(&status["id"]),
+        word(&status["mac"]),
+        if status["running"] == true { "running" } else { "not running" },
+        status["keys"],
+    )];
+    for share in list("shares") {
+        let mut notes = String::new();
+        if share["read_only"] == true {
+            notes.push_str(", read only");
+        }
+        if share["online"] == false {
+            notes.push_str(", OFFLINE");
+        }
+        lines.push(format!("share {}: {}{notes}", word(&share["name"]), word(&share["path"])));
+    }
+    for server in list("servers") {
+        let state = if server["connected"] == true { "connected" } else { "not reachable" };
+        lines.push(format!("server {}: {state}", word(&server["address"])));
+    }
+    for session in list("sessions") {
+        lines.push(format!("session {session}"));
+    }
+    lines.push(String::new());
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_status_is_told_in_lines() {
+        let status = json!({
+            "id": "ID", "name": "home", "mac": "02:00:00:00:00:01", "running": true, "keys": 2,
+            "shares": [{ "name": "a", "path": "/a", "read_only": true, "online": false }],
+            "servers": [{ "address": "p2pfs://s", "connected": true }],
+        });
+        assert_eq!(
+            text(&status),
+            "host home (ID), MAC 02:00:00:00:00:01, running, 2 keys\n\
+             share a: /a, read only, OFFLINE\nserver p2pfs://s: connected\n"
+        );
+    }
+}

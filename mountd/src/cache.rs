@@ -1,0 +1,6 @@
+//! What was read before: blocks of files, and reading ahead.
+
+pub mod block;
+pub(crate) mod readahead;
+
+pub use block::{BlockCache, CacheStats};

@@ -1,0 +1,461 @@
+//! What the mount does, without FUSE: nodes, open files, caching, write-behind.
+//!
+//! * Reading is close to open: an open asks the host for fresh attributes, and what is cached of an
+//!   older version is dropped.
+//! * A `write` is accepted when the log has room for it; everything else waits until the host has
+//!   applied it. Errors of accepted writes come back with the file's next write, sync or close.
+//! * Attributes that the kernel is told always include the writes that were accepted before.
+
+mod dir;
+mod handle;
+mod inode;
+mod read;
+mod space;
+mod write;
+mod xattr;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use p2pfs::id::{HandleId, NodeId, Seq};
+use p2pfs::limits::FORGET_NODES_MAX;
+use p2pfs::net::remote::{Remote, Submitted};
+use p2pfs::wire::call::{Access, Attr, Call, Entry, Reply};
+use p2pfs::wire::errno::Errno;
+use p2pfs::wire::log::{AttrChange, Mutation, Outcome, RenameMode};
+use p2pfs::wire::name::{Name, Target};
+
+use crate::cache::BlockCache;
+use crate::lock::lock;
+
+pub use dir::{COOKIE_DOT, COOKIE_DOT_DOT, Portion};
+use handle::{Handle, HandleTable};
+pub(crate) use inode::Inode;
+use inode::{Effect, InodeTable};
+use space::Space;
+pub(crate) use xattr::local_answer as local_xattr;
+
+/// How long a node that the kernel let go stays known: directories are often walked twice.
+const FORGET_AFTER: Duration = Duration::from_secs(1);
+
+/// What the file system tells the kernel by itself.
+pub trait Kernel: Send + Sync {
+    /// Attributes of this node are out of date. Never waits; may be called while a request of the
+    /// node is being answered.
+    fn drop_attributes(&self, ino: u64);
+
+    /// Pages of this node are out of date. Only queues.
+    fn drop_pages(&self, ino: u64);
+}
+
+/// A share as a file system.
+pub struct Fs {
+    remote: Arc<dyn Remote>,
+    kernel: Arc<dyn Kernel>,
+    cache: Arc<BlockCache>,
+    inodes: InodeTable,
+    handles: HandleTable,
+    /// Grows with every change that is settled: tells answers from before and after it apart.
+    ticks: AtomicU64,
+    /// The last entry of the log.
+    last: AtomicU64,
+    idle: Mutex<Vec<u64>>,
+    space: Space,
+}
+
+/// A node as the kernel is told of it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Found {
+    /// The node.
+    pub node: NodeId,
+    /// Its attributes, with the writes that are under way.
+    pub attr: Attr,
+    /// Whether the kernel may keep them for a while.
+    pub settled: bool,
+}
+
+/// An open file.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Opened {
+    /// Its number.
+    pub handle: HandleId,
+    /// The kernel's pages of the file are still right.
+    pub keep_pages: bool,
+}
+
+/// How a file is opened.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct OpenMode {
+    /// Directions.
+    pub access: Access,
+    /// `O_APPEND`
+    pub append: bool,
+    /// `O_EXCL`, where the file is made.
+    pub exclusive: bool,
+    /// `O_TRUNC`, where the file is made.
+    pub truncate: bool,
+}
+
+impl Fs {
+    /// A file system on a share, with a block cache of `budget` bytes.
+    pub fn new(remote: Arc<dyn Remote>, kernel: Arc<dyn Kernel>, budget: u64) -> Arc<Self> {
+        Arc::new(Self {
+            remote,
+            kernel,
+            cache: Arc::new(BlockCache::new(budget)),
+            inodes: InodeTable::new(),
+            handles: HandleTable::default(),
+            ticks: AtomicU64::new(0),
+            last: AtomicU64::new(0),
+            idle: Mutex::default(),
+            space: Space::default(),
+        })
+    }
+
+    /// The block cache, for its counters.
+    pub fn cache(&self) -> &BlockCache {
+        &self.cache
+    }
+
+    /// The entry `name` of a directory; counts a reference of the kernel.
+    pub async fn lookup(&self, parent: u64, name: Name) -> Result<Found, Errno> {
+        let directory = self.inodes.get(parent)?;
+        let asked = self.tick();
+        let call = Call::Lookup { parent: directory.node, name };
+        match self.remote.call(call).await?.0 {
+            Reply::Entry(entry) => Ok(self.found(entry, parent, asked)),
+            _ => Err(Errno::EPROTO),
+        }
+    }
+
+    /// Attributes. Waits for the writes that were accepted before: `fstat` shows their times too.
+    pub async fn getattr(&self, ino: u64, handle: Option<HandleId>) -> Result<Found, Errno> {
+        let inode = self.node(ino, handle)?;
+        inode.applied(inode.last()).await;
+        let asked = self.tick();
+        let call = Call::GetAttr { node: inode.node, handle };
+        match self.remote.call(call).await?.0 {
+            Reply::Attr(attr) => Ok(self.seen(&inode, attr, asked)),
+            _ => Err(Errno::EPROTO),
+        }
+    }
+
+    /// Changes attributes.
+    pub async fn setattr(
+        self: &Arc<Self>,
+        ino: u64,
+        handle: Option<HandleId>,
+        change: AttrChange,
+    ) -> Result<Found, Errno> {
+        let inode = self.node(ino, handle)?;
+        let effect = change.size.map_or(Effect::None, Effect::Truncate);
+        let mutation = Mutation::SetAttr { node: inode.node, handle, change };
+        match self.change(&inode, effect, mutation, Bytes::new()).await? {
+            Outcome::Attr(attr) => Ok(self.seen(&inode, attr, self.tick())),
+            _ => Err(Errno::EPROTO),
+        }
+    }
+
+    /// A symlink's target.
+    pub async fn readlink(&self, ino: u64) -> Result<Target, Errno> {
+        let node = self.inodes.get(ino)?.node;
+        match self.remote.call(Call::ReadLink { node }).await?.0 {
+            Reply::Target(target) => Ok(target),
+            _ => Err(Errno::EPROTO),
+        }
+    }
+
+    /// Makes what `mutation` says in a directory: `Mkdir`, `Mknod` or `Symlink` built from the node
+    /// that the directory is. Counts a reference of the kernel.
+    pub async fn make(
+        &self,
+        parent: u64,
+        mutation: impl FnOnce(NodeId) -> Mutation,
+    ) -> Result<Found, Errno> {
+        let directory = self.inodes.get(parent)?;
+        let asked = self.tick();
+        let outcome = self.name_change(&[&directory], mutation(directory.node)).await?;
+        match outcome {
+            Outcome::Entry(entry) => Ok(self.found(entry, parent, asked)),
+            _ => Err(Errno::EPROTO),
+        }
+    }
+
+    /// Another name for a node; counts a reference of the kernel.
+    pub async fn link(self: &Arc<Self>, ino: u64, parent: u64, name: Name) -> Result<Found, Errno> {
+        let (inode, directory) = (self.inodes.get(ino)?, self.inodes.get(parent)?);
+        let mutation = Mutation::Link { node: inode.node, parent: directory.node, name };
+        directory.rename_tick(self.next_tick());
+        let outcome = self.change(&inode, Effect::None, mutation, Bytes::new()).await;
+        directory.rename_tick(self.next_tick());
+        match outcome? {
+            Outcome::Entry(entry) => Ok(self.found(entry, parent, self.tick())),
+            _ => Err(Errno::EPROTO),
+        }
+    }
+
+    /// Takes a file's name away.
+    pub async fn unlink(&self, parent: u64, name: Name) -> Result<(), Errno> {
+        let directory = self.inodes.get(parent)?;
+        let parent = directory.node;
+        let mutation = Mutation::Unlink { parent, name };
+        self.name_change(&[&directory], mutation).await.map(drop)
+    }
+
+    /// Removes an empty directory.
+    pub async fn rmdir(&self, parent: u64, name: Name) -> Result<(), Errno> {
+        let directory = self.inodes.get(parent)?;
+        let parent = directory.node;
+        let mutation = Mutation::Rmdir { parent, name };
+        self.name_change(&[&directory], mutation).await.map(drop)
+    }
+
+    /// Moves an entry.
+    pub async fn rename(
+        &self,
+        from: (u64, Name),
+        to: (u64, Name),
+        mode: RenameMode,
+    ) -> Result<(), Errno> {
+        let (old, new) = (self.inodes.get(from.0)?, self.inodes.get(to.0)?);
+        let mutation = Mutation::Rename {
+            parent: old.node,
+            name: from.1,
+            new_parent: new.node,
+            new_name: to.1,
+            mode,
+        };
+        self.name_change(&[&old, &new], mutation).await.map(drop)
+    }
+
+    /// Opens a file or directory.
+    pub async fn open(&self, ino: u64, mode: OpenMode) -> Result<Opened, Errno> {
+        let inode = self.inodes.get(ino)?;
+        let handle = self.handles.number()?;
+        let told = inode.told();
+        let asked = self.tick();
+        let call = Call::Open { node: inode.node, handle, access: mode.access };
+        let Reply::Attr(attr) = self.remote.call(call).await?.0 else {
+            return Err(Errno::EPROTO);
+        };
+        self.seen(&inode, attr, asked);
+        let check = inode.check_open(told);
+        if check.drop_attributes {
+            self.kernel.drop_attributes(ino);
+        }
+        self.insert_handle(handle, inode, mode.append);
+        Ok(Opened { handle, keep_pages: check.keep_pages })
+    }
+
+    /// Makes a file if it is not there, and opens it; counts a reference of the kernel.
+    pub async fn create(
+        self: &Arc<Self>,
+        parent: u64,
+        name: Name,
+        mode: u32,
+        how: OpenMode,
+    ) -> Result<(Found, Opened), Errno> {
+        let directory = self.inodes.get(parent)?;
+        let handle = self.handles.number()?;
+        let asked = self.tick();
+        let mutation = Mutation::Create {
+            parent: directory.node,
+            name,
+            mode,
+            exclusive: how.exclusive,
+            handle,
+            access: how.access,
+        };
+        let outcome = self.name_change(&[&directory], mutation).await?;
+        let Outcome::Entry(entry) = outcome else {
+            return Err(Errno::EPROTO);
+        };
+        let mut found = self.found(entry, parent, asked);
+        let inode = self.inodes.get(entry.node.ino)?;
+        let check = inode.check_open(inode.told());
+        self.insert_handle(handle, inode, how.append);
+        if how.truncate && found.attr.size > 0 {
+            // somebody else made it since the kernel looked
+            let change = AttrChange { size: Some(0), ..AttrChange::default() };
+            found = self.setattr(entry.node.ino, Some(handle), change).await?;
+        }
+        let keep_pages = check.keep_pages;
+        Ok((found, Opened { handle, keep_pages }))
+    }
+
+    /// Closes a handle; the host is told in its own time.
+    pub fn release(&self, handle: HandleId) {
+        if let Some(open) = self.handles.remove(handle) {
+            let upto = open.inode.last();
+            let call = self.remote.call(Call::Release { handle, upto });
+            tokio::spawn(async move {
+                if let Err(error) = call.await {
+                    tracing::debug!(%handle, %error, "the host did not take a release");
+                }
+            });
+        }
+    }
+
+    /// The kernel let go `count` references of a node.
+    pub fn forget(&self, ino: u64, count: u64) {
+        if self.inodes.forget(ino, count) {
+            lock(&self.idle).push(ino);
+        }
+    }
+
+    /// Tells the host which nodes the kernel let go, again and again until the file system is dropped.
+    pub async fn forget_for_ever(self: Arc<Self>) {
+        let fs = Arc::downgrade(&self);
+        drop(self);
+        let mut interval = tokio::time::interval(FORGET_AFTER);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            interval.tick().await;
+            let Some(fs) = fs.upgrade() else { return };
+            fs.forget_idle().await;
+        }
+    }
+
+    async fn forget_idle(&self) {
+        let mut nodes = Vec::new();
+        for ino in std::mem::take(&mut *lock(&self.idle)) {
+            match self.inodes.remove_idle(ino) {
+                Ok(Some(node)) => nodes.push(node),
+                Ok(None) => {}
+                Err(inode::Moving) => lock(&self.idle).push(ino),
+            }
+        }
+        for node in &nodes {
+            self.cache.drop_node(*node);
+        }
+        for nodes in nodes.chunks(FORGET_NODES_MAX) {
+            let nodes = nodes.to_vec();
+            if let Err(error) = self.remote.call(Call::Forget { nodes }).await {
+                tracing::debug!(%error, "the host did not take a forget");
+            }
+        }
+    }
+
+    /// Waits until everything that was accepted is on the host's disk.
+    pub async fn sync_all(&self) -> Result<(), Errno> {
+        let upto = Seq(self.last.load(Ordering::SeqCst));
+        self.remote.call(Call::SyncAll { upto }).await.map(drop)
+    }
+
+    /// Asks for the root, so that a mount is only usable when the host answers.
+    pub async fn check(&self) -> Result<Found, Errno> {
+        self.getattr(NodeId::ROOT.ino, None).await
+    }
+
+    // ------------------------------------------------------------------ shared by the parts
+
+    fn insert_handle(&self, id: HandleId, inode: Arc<Inode>, append: bool) {
+        self.handles.insert(Handle {
+            id,
+            inode,
+            append,
+            ahead: Mutex::default(),
+            listing: tokio::sync::Mutex::default(),
+        });
+    }
+
+    /// The node of a request: with a handle the one that was opened, which may be unlinked.
+    fn node(&self, ino: u64, handle: Option<HandleId>) -> Result<Arc<Inode>, Errno> {
+        match handle {
+            Some(handle) => Ok(Arc::clone(&self.handles.get(handle)?.inode)),
+            None => self.inodes.get(ino),
+        }
+    }
+
+    fn tick(&self) -> u64 {
+        self.ticks.load(Ordering::SeqCst)
+    }
+
+    fn next_tick(&self) -> u64 {
+        self.ticks.fetch_add(1, Ordering::SeqCst) + 1
+    }
+
+    fn submit(&self, mutation: Mutation, body: Bytes, after: Vec<Seq>) -> Submitted {
+        let submitted = self.remote.submit(mutation, body, after);
+        self.last.fetch_max(submitted.seq.0, Ordering::SeqCst);
+        submitted
+    }
+
+    /// Changes names in directories, and waits until it is applied.
+    async fn name_change(
+        &self,
+        directories: &[&Arc<Inode>],
+        mutation: Mutation,
+    ) -> Result<Outcome, Errno> {
+        // before and after: a page that was asked in between shows neither state for sure
+        let submitted = self.submit(mutation, Bytes::new(), Vec::new());
+        for directory in directories {
+            directory.rename_tick(self.next_tick());
+        }
+        let outcome = submitted.wait().await;
+        for directory in directories {
+            directory.rename_tick(self.next_tick());
+        }
+        outcome
+    }
+
+    /// Changes a node behind its other changes, and waits until it is applied.
+    async fn change(
+        self: &Arc<Self>,
+        inode: &Arc<Inode>,
+        effect: Effect,
+        mutation: Mutation,
+        body: Bytes,
+    ) -> Result<Outcome, Errno> {
+        let resized = effect != Effect::None;
+        let submitted = inode.submit(effect, |after| self.submit(mutation, body, after));
+        if resized {
+            self.drop_blocks(inode);
+        }
+        let seq = submitted.seq;
+        let outcome = submitted.wait().await;
+        let attr = outcome.map(|outcome| match outcome {
+            Outcome::Attr(attr) => Some(attr),
+            Outcome::Entry(entry) => Some(entry.attr),
+            Outcome::Done => None,
+        });
+        inode.applied(Seq(seq.0.saturating_sub(1))).await;
+        inode.settle(seq, attr, self.next_tick());
+        if resized {
+            self.drop_blocks(inode);
+        }
+        outcome
+    }
+
+    fn drop_blocks(&self, inode: &Inode) {
+        inode.next_epoch();
+        self.cache.drop_node(inode.node);
+    }
+
+    /// A node that the host told of, with one more reference.
+    fn found(&self, entry: Entry, parent: u64, asked: u64) -> Found {
+        let (inode, replaced) = self.inodes.refer(entry.node);
+        if let Some(old) = replaced {
+            self.cache.drop_node(old);
+        }
+        inode.set_parent(parent);
+        self.seen(&inode, entry.attr, asked)
+    }
+
+    /// Attributes that the host told at tick `asked` or later, as the kernel is told of them.
+    fn seen(&self, inode: &Inode, mut attr: Attr, asked: u64) -> Found {
+        let seen = inode.observe(&mut attr, asked);
+        if seen.changed {
+            self.drop_blocks(inode);
+        }
+        Found { node: inode.node, attr, settled: !seen.moving }
+    }
+}
+
+impl std::fmt::Debug for Fs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Fs").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,123 @@
+//! Listing directories: pages of the host, handed to the kernel in its smaller portions.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use p2pfs::id::HandleId;
+use p2pfs::limits::DIR_PAGE_ENTRIES_MAX;
+use p2pfs::wire::call::{Call, DirEntry, Reply};
+use p2pfs::wire::errno::Errno;
+
+use super::{Found, Fs};
+
+/// Where the listing goes on behind `.`: no file system's cookie is so large.
+pub const COOKIE_DOT: u64 = (1 << 63) - 8;
+/// Where the listing goes on behind `..`.
+pub const COOKIE_DOT_DOT: u64 = (1 << 63) - 9;
+
+/// How long a page's attributes may be told to the kernel as fresh.
+const PAGE_FRESH: Duration = Duration::from_secs(1);
+
+/// The page that a directory's handle is at.
+#[derive(Debug, Default)]
+pub(crate) struct Listing(Option<Arc<Page>>);
+
+#[derive(Debug)]
+struct Page {
+    /// The cookie that it was asked with.
+    from: u64,
+    entries: Vec<DirEntry>,
+    end: bool,
+    /// The file system's tick when it was asked.
+    asked: u64,
+    at: Instant,
+}
+
+/// A portion of a directory: the rest of a page.
+#[derive(Debug)]
+pub struct Portion {
+    page: Arc<Page>,
+    start: usize,
+    /// The directory's own number.
+    pub ino: u64,
+    /// Its parent's number.
+    pub parent: u64,
+    /// Which of `.` (0) and `..` (1) come first; 2: neither.
+    pub dots_from: u8,
+}
+
+impl Page {
+    /// The index of the first entry behind `cookie`.
+    fn position(&self, cookie: u64) -> Option<usize> {
+        if cookie == self.from {
+            return Some(0);
+        }
+        let found = self.entries.iter().position(|entry| entry.cookie == cookie);
+        found.map(|index| index + 1)
+    }
+}
+
+impl Portion {
+    /// The entries; empty at the directory's end.
+    pub fn entries(&self) -> &[DirEntry] {
+        self.page.entries.get(self.start..).unwrap_or_default()
+    }
+}
+
+impl Fs {
+    /// The entries behind `cookie`, which is 0 at the start.
+    pub async fn list(&self, handle: HandleId, cookie: u64) -> Result<Portion, Errno> {
+        let handle = self.handles.get(handle)?;
+        let (dots_from, host_cookie) = match cookie {
+            0 => (0, 0),
+            COOKIE_DOT => (1, 0),
+            COOKIE_DOT_DOT => (2, 0),
+            other => (2, other),
+        };
+        let mut listing = handle.listing.lock().await;
+        // a rewound directory is a fresh one; names that we changed since are not in the page
+        let kept =
+            listing.0.clone().filter(|page| cookie != 0 && page.asked >= handle.inode.names());
+        let kept = kept.and_then(|page| page.position(host_cookie).map(|start| (page, start)));
+        let (page, start) = match kept {
+            Some((page, start)) if start < page.entries.len() || page.end => (page, start),
+            _ => {
+                let asked = self.tick();
+                let call = Call::ReadDir {
+                    node: handle.inode.node,
+                    handle: handle.id,
+                    cookie: host_cookie,
+                    entries_max: DIR_PAGE_ENTRIES_MAX as u32,
+                };
+                let (Reply::Dir(page), _) = self.remote.call(call).await? else {
+                    return Err(Errno::EPROTO);
+                };
+                let page = Arc::new(Page {
+                    from: host_cookie,
+                    entries: page.entries,
+                    end: page.end,
+                    asked,
+                    at: Instant::now(),
+                });
+                (page, 0)
+            }
+        };
+        listing.0 = Some(Arc::clone(&page));
+        Ok(Portion {
+            page,
+            start,
+            ino: handle.inode.node.ino,
+            parent: handle.inode.parent(),
+            dots_from,
+        })
+    }
+
+    /// An entry of a portion as the kernel is told of it; counts a reference, as a look-up does.
+    pub fn show(&self, portion: &Portion, entry: &DirEntry) -> Found {
+        let mut found = self.found(entry.entry, portion.ino, portion.page.asked);
+        if portion.page.at.elapsed() > PAGE_FRESH {
+            found.settled = false;
+        }
+        found
+    }
+}

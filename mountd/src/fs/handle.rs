@@ -1,0 +1,54 @@
+//! Open files and directories.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use p2pfs::id::HandleId;
+use p2pfs::limits::HANDLES_MAX;
+use p2pfs::wire::errno::Errno;
+
+use super::dir::Listing;
+use super::inode::Inode;
+use crate::cache::readahead::ReadAhead;
+use crate::lock::lock;
+
+/// An open file or directory.
+#[derive(Debug)]
+pub(crate) struct Handle {
+    pub(crate) id: HandleId,
+    pub(crate) inode: Arc<Inode>,
+    /// `O_APPEND`: the kernel's offset is a hint.
+    pub(crate) append: bool,
+    pub(crate) ahead: Mutex<ReadAhead>,
+    pub(crate) listing: tokio::sync::Mutex<Listing>,
+}
+
+/// The open files of a mount.
+#[derive(Debug, Default)]
+pub(crate) struct HandleTable {
+    numbers: AtomicU64,
+    open: Mutex<HashMap<HandleId, Arc<Handle>>>,
+}
+
+impl HandleTable {
+    /// A number that no open of this session has had.
+    pub(crate) fn number(&self) -> Result<HandleId, Errno> {
+        if lock(&self.open).len() >= HANDLES_MAX {
+            return Err(Errno::EMFILE);
+        }
+        Ok(HandleId(self.numbers.fetch_add(1, Ordering::Relaxed) + 1))
+    }
+
+    pub(crate) fn insert(&self, handle: Handle) {
+        lock(&self.open).insert(handle.id, Arc::new(handle));
+    }
+
+    pub(crate) fn get(&self, id: HandleId) -> Result<Arc<Handle>, Errno> {
+        lock(&self.open).get(&id).cloned().ok_or(Errno::EBADF)
+    }
+
+    pub(crate) fn remove(&self, id: HandleId) -> Option<Arc<Handle>> {
+        lock(&self.open).remove(&id)
+    }
+}

@@ -1,0 +1,71 @@
+//! What mountd tells the kernel unasked.
+//!
+//! Dropping pages waits for reads of the node that are under way, and those wait for us: so one thread
+//! of its own does it, which holds no lock. Dropping attributes waits for nothing.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::sync::{Arc, OnceLock, mpsc};
+
+use fuser::{INodeNo, Notifier};
+
+use crate::fs::Kernel;
+
+/// The way to the kernel; without a session, notices go nowhere.
+pub struct KernelLink {
+    notifier: Arc<OnceLock<Notifier>>,
+    pages: mpsc::Sender<u64>,
+}
+
+impl KernelLink {
+    /// A link that a session is still to be connected to.
+    pub fn new() -> io::Result<Arc<Self>> {
+        let (pages, queue) = mpsc::channel();
+        let notifier = Arc::new(OnceLock::new());
+        let link = Self { notifier: Arc::clone(&notifier), pages };
+        std::thread::Builder::new()
+            .name("notify".to_owned())
+            .spawn(move || drop_pages(&queue, &notifier))?;
+        Ok(Arc::new(link))
+    }
+
+    pub(super) fn connect(&self, notifier: Notifier) {
+        // one session per link
+        let _ = self.notifier.set(notifier);
+    }
+}
+
+fn drop_pages(queue: &mpsc::Receiver<u64>, notifier: &OnceLock<Notifier>) {
+    while let Ok(first) = queue.recv() {
+        let nodes: BTreeSet<u64> = std::iter::once(first).chain(queue.try_iter()).collect();
+        let Some(notifier) = notifier.get() else {
+            continue;
+        };
+        for ino in nodes {
+            if let Err(error) = notifier.inval_inode(INodeNo(ino), 0, 0) {
+                tracing::debug!(ino, %error, "the kernel did not drop pages");
+            }
+        }
+    }
+}
+
+impl Kernel for KernelLink {
+    fn drop_attributes(&self, ino: u64) {
+        if let Some(notifier) = self.notifier.get()
+            && let Err(error) = notifier.inval_inode(INodeNo(ino), -1, 0)
+        {
+            tracing::debug!(ino, %error, "the kernel did not drop attributes");
+        }
+    }
+
+    fn drop_pages(&self, ino: u64) {
+        // the thread lives as long as we do
+        let _ = self.pages.send(ino);
+    }
+}
+
+impl std::fmt::Debug for KernelLink {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KernelLink").finish_non_exhaustive()
+    }
+}

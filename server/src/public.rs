@@ -1,0 +1,71 @@
+//! Under which name others reach us.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+
+use crate::cli::PublicName;
+
+/// What the server's address carries: what the owner said, or where we listen, or, for a wildcard, the
+/// machine's own address.
+pub(crate) fn address(public: Option<&PublicName>, listen: SocketAddr) -> (String, u16) {
+    match public {
+        Some(name) => (name.host.clone(), name.port.unwrap_or_else(|| listen.port())),
+        None if listen.ip().is_unspecified() => (own_address().to_string(), listen.port()),
+        None => (listen.ip().to_string(), listen.port()),
+    }
+}
+
+fn own_address() -> IpAddr {
+    outgoing()
+        .or_else(|| first_local(&std::fs::read_to_string("/proc/net/fib_trie").ok()?))
+        .unwrap_or_else(|| Ipv4Addr::LOCALHOST.into())
+}
+
+/// The address that we would send from; nothing is sent.
+fn outgoing() -> Option<IpAddr> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+    // a documentation address (RFC 5737): whatever lies beyond the default route
+    socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).ok()?;
+    let own = socket.local_addr().ok()?.ip();
+    (!own.is_loopback() && !own.is_unspecified()).then_some(own)
+}
+
+/// The first address of an interface but the loopback, from the kernel's routing table: without a
+/// default route.
+fn first_local(trie: &str) -> Option<IpAddr> {
+    let mut last = None;
+    for line in trie.lines().map(str::trim) {
+        if let Some(address) = line.strip_prefix("|-- ") {
+            last = address.parse::<Ipv4Addr>().ok();
+        } else if line == "/32 host LOCAL"
+            && let Some(address) = last.filter(|address| !address.is_loopback())
+        {
+            return Some(address.into());
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_owner_knows_best_then_the_socket() {
+        let listen = "203.0.113.5:4430".parse().unwrap();
+        assert_eq!(address(None, listen), ("203.0.113.5".to_owned(), 4430));
+        let named = "home.example".parse().unwrap();
+        assert_eq!(address(Some(&named), listen), ("home.example".to_owned(), 4430));
+        let named = "home.example:443".parse().unwrap();
+        assert_eq!(address(Some(&named), listen), ("home.example".to_owned(), 443));
+        assert_ne!(address(None, "0.0.0.0:1".parse().unwrap()).0, "0.0.0.0");
+    }
+
+    #[test]
+    fn the_routing_table_names_the_first_interface() {
+        let trie = "Main:\n  +-- 0.0.0.0/0 3 0 5\n     |-- 0.0.0.0\n        /0 universe UNICAST\n     \
+                    |-- 127.0.0.1\n        /32 host LOCAL\n     |-- 10.1.0.0\n        /24 link \
+                    UNICAST\n     |-- 10.1.0.7\n        /32 host LOCAL\n";
+        assert_eq!(first_local(trie), Some(IpAddr::from([10, 1, 0, 7])));
+        assert_eq!(first_local("Main:\n"), None);
+    }
+}

@@ -1,0 +1,131 @@
+//! The UDP side: STUN, from one address, or from two for a NAT's behaviour to be told (RFC 5780).
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use p2pfs::failure::Failure;
+use p2pfs::wire::stun;
+use tokio::net::UdpSocket;
+use tokio::task::JoinSet;
+
+use crate::quota::Quota;
+
+/// Requests of one address at once: a large household behind one NAT.
+const BURST: u32 = 256;
+/// Time in which an address may ask once more.
+const REQUEST_EVERY: Duration = Duration::from_millis(10);
+/// After the socket failed, so that a lasting failure does not cost a core.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Binding requests that were answered.
+#[derive(Debug, Default)]
+pub(crate) struct StunCounter(AtomicU64);
+
+impl StunCounter {
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// The open sockets, each with its address.
+#[derive(Debug)]
+pub(crate) struct StunSockets {
+    /// One; two that know nothing of each other; or four, where bit 0 of the place is the port and
+    /// bit 1 the IP address.
+    sockets: Vec<(UdpSocket, SocketAddr)>,
+}
+
+impl StunSockets {
+    /// Opens `first` and, if there is one, `second`. If they differ in IP address and port, the other
+    /// two combinations are opened as well.
+    pub(crate) async fn bind(
+        first: SocketAddr,
+        second: Option<SocketAddr>,
+    ) -> Result<Self, Failure> {
+        let mut sockets = vec![bind(first, "--stun").await?];
+        if let Some(second) = second {
+            let (one, two) = (sockets[0].1, bind(second, "--stun-alt").await?);
+            let two_ips = one.ip() != two.1.ip()
+                && !one.ip().is_unspecified()
+                && !two.1.ip().is_unspecified();
+            if two_ips && one.port() != two.1.port() {
+                let crossed = [(one.ip(), two.1.port()), (two.1.ip(), one.port())];
+                for address in crossed {
+                    sockets.push(bind(address.into(), "--stun-alt").await?);
+                }
+            } else {
+                tracing::warn!(
+                    "--stun and --stun-alt do not differ in IP address and port: clients cannot tell \
+                     how their NAT filters"
+                );
+            }
+            sockets.push(two);
+        }
+        Ok(Self { sockets })
+    }
+
+    /// The addresses that clients are told.
+    pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
+        match &self.sockets[..] {
+            [one, _, _, two] => vec![one.1, two.1],
+            some => some.iter().map(|(_, address)| *address).collect(),
+        }
+    }
+
+    /// Answers on all of them.
+    pub(crate) fn serve(self, counter: &Arc<StunCounter>, tasks: &mut JoinSet<()>) {
+        let all = Arc::new(self);
+        for place in 0..all.sockets.len() {
+            tasks.spawn(all.clone().serve_one(place, counter.clone()));
+        }
+    }
+
+    async fn serve_one(self: Arc<Self>, place: usize, counter: Arc<StunCounter>) {
+        let other = self.changed(place, true, true).map(|(_, other)| *other);
+        let mut quota = Quota::new(BURST, REQUEST_EVERY);
+        let mut buffer = [0; stun::STUN_BYTES_MAX + 1];
+        loop {
+            let (length, source) = match self.sockets[place].0.recv_from(&mut buffer).await {
+                Ok(received) => received,
+                Err(error) => {
+                    tracing::debug!(%error, "the STUN socket");
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
+                }
+            };
+            let Some(answer) = stun::answer(&buffer[..length], source, other) else {
+                continue;
+            };
+            if !quota.admit(source.ip(), Instant::now()) {
+                continue;
+            }
+            counter.0.fetch_add(1, Ordering::Relaxed);
+            let from = self.changed(place, answer.change_ip, answer.change_port);
+            let (from, _) = from.unwrap_or(&self.sockets[place]);
+            // never wait for one who asks: a lost answer is asked for again
+            match from.try_send_to(&answer.bytes, source) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => tracing::debug!(%error, "a STUN answer"),
+                Ok(_) => {}
+            }
+        }
+    }
+
+    /// The socket that differs so from the one in `place`; only four sockets have such.
+    fn changed(&self, place: usize, ip: bool, port: bool) -> Option<&(UdpSocket, SocketAddr)> {
+        let other = place ^ (usize::from(ip) << 1) ^ usize::from(port);
+        self.sockets.get(other).filter(|_| self.sockets.len() == 4)
+    }
+}
+
+async fn bind(address: SocketAddr, flag: &str) -> Result<(UdpSocket, SocketAddr), Failure> {
+    let bound = async {
+        let socket = UdpSocket::bind(address).await?;
+        let local = socket.local_addr()?;
+        Ok((socket, local))
+    };
+    bound.await.map_err(|error: io::Error| crate::unusable("UDP", address, flag, &error))
+}

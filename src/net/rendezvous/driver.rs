@@ -1,0 +1,304 @@
+//! Drives a registration's machine: connections, messages, time.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::limits::RENDEZVOUS_INTERVAL;
+use crate::net::daemon::random;
+use crate::net::rendezvous::link::{self, Link};
+use crate::net::rendezvous::{
+    Command, Known, RecordedKey, RegistrationConfig, RendezvousError, RendezvousEvent, Side, lock,
+};
+use crate::proto::PeerMisbehaved;
+use crate::proto::rendezvous::Output;
+use crate::proto::rendezvous::client::{ClientConfig, ClientSide};
+use crate::proto::rendezvous::host::HostSide;
+use crate::wire::rendezvous::{FromServer, Routing};
+
+/// Between two attempts to connect: the first, and the longest.
+const BACK_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
+/// Messages that have arrived and are not handled yet.
+const INBOX: usize = 16;
+
+/// Either side's machine.
+enum Machine {
+    Host(HostSide),
+    Client(ClientSide),
+}
+
+struct Driver {
+    config: RegistrationConfig,
+    keys: watch::Receiver<Vec<RecordedKey>>,
+    events: mpsc::Sender<RendezvousEvent>,
+    commands: mpsc::UnboundedReceiver<Command>,
+    known: Arc<Mutex<Known>>,
+    machine: Machine,
+}
+
+/// Nobody listens to our events any more.
+struct Unwanted;
+
+/// Why a connection ended.
+enum End {
+    Unwanted,
+    Lost(String),
+}
+
+pub(super) async fn run(
+    config: RegistrationConfig,
+    events: mpsc::Sender<RendezvousEvent>,
+    commands: mpsc::UnboundedReceiver<Command>,
+    known: Arc<Mutex<Known>>,
+) {
+    let (machine, keys) = match &config.side {
+        Side::Host { mac, keys } => (Machine::Host(HostSide::new(*mac, random())), keys.clone()),
+        Side::Client { pair_key, mac, host } => {
+            let client = ClientConfig {
+                peer: config.secret.peer_id(),
+                pair_key: pair_key.clone(),
+                mac: *mac,
+                host: *host,
+            };
+            (
+                Machine::Client(ClientSide::new(client, random(), Instant::now())),
+                watch::channel(Vec::new()).1,
+            )
+        }
+    };
+    let mut driver = Driver { config, keys, events, commands, known, machine };
+    // it ends only when nobody wants it
+    let Unwanted = driver.keep_registered().await;
+}
+
+impl Driver {
+    async fn keep_registered(&mut self) -> Unwanted {
+        let mut pause = BACK_OFF.0;
+        loop {
+            let error = match link::connect(&self.config.server, &self.config.secret).await {
+                Ok(link) => {
+                    let since = Instant::now();
+                    match self.use_link(link).await {
+                        End::Unwanted => return Unwanted,
+                        End::Lost(why) => {
+                            if since.elapsed() > RENDEZVOUS_INTERVAL {
+                                pause = BACK_OFF.0;
+                            }
+                            RendezvousError::Unreachable(why)
+                        }
+                    }
+                }
+                Err(error) => error,
+            };
+            tracing::debug!(server = %self.config.server.host, %error, "no registration");
+            if self.tell(RendezvousEvent::Lost { error }).await.is_err() {
+                return Unwanted;
+            }
+            // everybody who lost a server would otherwise come back at the same instant
+            let spread = f64::from(u16::from_le_bytes(random())) / f64::from(u16::MAX);
+            self.rest(pause.mul_f64(0.75 + 0.5 * spread)).await;
+            pause = (pause * 2).min(BACK_OFF.1);
+        }
+    }
+
+    /// Waits for the next attempt, or until somebody is in a hurry.
+    async fn rest(&mut self, pause: Duration) {
+        let deadline = tokio::time::Instant::now() + pause;
+        while let Ok(command) = tokio::time::timeout_at(deadline, next(&mut self.commands)).await {
+            self.obey(command);
+            if matches!(command, Command::SeekAgain) {
+                return;
+            }
+        }
+    }
+
+    async fn use_link(&mut self, link: Link) -> End {
+        let Link { server, local, mut read, mut write } = link;
+        let (arrived, mut inbox) = mpsc::channel(INBOX);
+        // dropped, and with it the reader, when this connection ends
+        let mut reader = JoinSet::new();
+        reader.spawn(async move {
+            loop {
+                let message = link::receive::<FromServer>(&mut read).await;
+                let ended = message.is_err();
+                if arrived.send(message).await.is_err() || ended {
+                    return;
+                }
+            }
+        });
+        lock(&self.known).tcp_private = Some(local);
+        self.take_news(local);
+        self.machine.handle_connected(Instant::now());
+        let end = loop {
+            if let Err(end) = self.drain(&mut write).await {
+                break end;
+            }
+            let wake = self.machine.poll_timeout();
+            tokio::select! {
+                message = inbox.recv() => {
+                    let message = match message {
+                        Some(Ok(message)) if message.is_bounded() => message,
+                        Some(Ok(_)) => break End::Lost("the server broke a bound".to_owned()),
+                        Some(Err(error)) => break End::Lost(error.to_string()),
+                        None => break End::Lost("the connection ended".to_owned()),
+                    };
+                    if let Err(end) = self.take(message, server).await {
+                        break end;
+                    }
+                }
+                () = changed(&mut self.config.routing) => self.take_news(local),
+                () = changed(&mut self.keys) => self.take_news(local),
+                command = next(&mut self.commands) => self.obey(command),
+                () = until(wake) => self.machine.handle_timeout(Instant::now()),
+                () = self.events.closed() => break End::Unwanted,
+            }
+        };
+        self.machine.handle_disconnected();
+        let mut known = lock(&self.known);
+        known.connected = false;
+        known.tcp_private = None;
+        known.tcp_public = None;
+        end
+    }
+
+    async fn take(&mut self, message: FromServer, server: std::net::SocketAddr) -> Result<(), End> {
+        let welcome = match &message {
+            FromServer::Welcome { observed, stun } => Some((*observed, stun.clone())),
+            _ => None,
+        };
+        self.machine
+            .handle_message(message, Instant::now())
+            .map_err(|error| End::Lost(error.to_string()))?;
+        let Some((tcp_public, stun)) = welcome else {
+            return Ok(());
+        };
+        let stun: Vec<_> = stun
+            .into_iter()
+            .map(|stun| {
+                let ip = stun.ip.unwrap_or_else(|| server.ip().to_canonical());
+                (ip, stun.port).into()
+            })
+            .collect();
+        {
+            let mut known = lock(&self.known);
+            known.connected = true;
+            known.tcp_public = Some(tcp_public);
+            known.stun.clone_from(&stun);
+        }
+        self.tell(RendezvousEvent::Connected { stun, tcp_public }).await
+    }
+
+    /// Does what the machine wants.
+    async fn drain(&mut self, write: &mut (impl tokio::io::AsyncWrite + Unpin)) -> Result<(), End> {
+        while let Some(output) = self.machine.poll_output() {
+            match output {
+                Output::Send(message) => link::send(write, &message)
+                    .await
+                    .map_err(|error| End::Lost(error.to_string()))?,
+                Output::Confirmed => lock(&self.known).confirmed = Some(Instant::now()),
+                Output::Introduced(introduction) => {
+                    self.tell(RendezvousEvent::Introduced(introduction)).await?;
+                }
+                Output::NoMatch => self.tell(RendezvousEvent::NoMatch).await?,
+                Output::Silent => return Err(End::Lost("the server went silent".to_owned())),
+            }
+        }
+        Ok(())
+    }
+
+    async fn tell(&self, event: RendezvousEvent) -> Result<(), End> {
+        self.events.send(event).await.map_err(|_| End::Unwanted)
+    }
+
+    fn obey(&mut self, command: Command) {
+        let now = Instant::now();
+        match (command, &mut self.machine) {
+            (Command::SeekAgain, Machine::Client(client)) => client.seek_again(now),
+            (Command::SeekAgain, Machine::Host(_)) => {}
+            (Command::SetInUse(in_use), Machine::Client(client)) => client.set_in_use(in_use, now),
+            (Command::SetInUse(in_use), Machine::Host(host)) => host.set_in_use(in_use, now),
+        }
+    }
+
+    /// Our routing and keys as they are now.
+    fn take_news(&mut self, local: std::net::SocketAddr) {
+        let now = Instant::now();
+        let routing =
+            Routing { tcp_private: vec![local], ..self.config.routing.borrow_and_update().clone() };
+        match &mut self.machine {
+            Machine::Client(client) => client.set_routing(routing, now),
+            Machine::Host(host) => {
+                host.set_routing(routing, now);
+                host.set_keys(&self.keys.borrow_and_update(), now);
+            }
+        }
+    }
+}
+
+impl Machine {
+    fn handle_connected(&mut self, now: Instant) {
+        match self {
+            Self::Host(host) => host.handle_connected(now),
+            Self::Client(client) => client.handle_connected(now),
+        }
+    }
+
+    fn handle_disconnected(&mut self) {
+        match self {
+            Self::Host(host) => host.handle_disconnected(),
+            Self::Client(client) => client.handle_disconnected(),
+        }
+    }
+
+    fn handle_message(&mut self, message: FromServer, now: Instant) -> Result<(), PeerMisbehaved> {
+        match self {
+            Self::Host(host) => host.handle_message(message, now),
+            Self::Client(client) => client.handle_message(message, now),
+        }
+    }
+
+    fn handle_timeout(&mut self, now: Instant) {
+        match self {
+            Self::Host(host) => host.handle_timeout(now),
+            Self::Client(client) => client.handle_timeout(now),
+        }
+    }
+
+    fn poll_output(&mut self) -> Option<Output> {
+        match self {
+            Self::Host(host) => host.poll_output(),
+            Self::Client(client) => client.poll_output(),
+        }
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        match self {
+            Self::Host(host) => host.poll_timeout(),
+            Self::Client(client) => client.poll_timeout(),
+        }
+    }
+}
+
+/// The next command; with the handle gone, never.
+async fn next(commands: &mut mpsc::UnboundedReceiver<Command>) -> Command {
+    match commands.recv().await {
+        Some(command) => command,
+        None => std::future::pending().await,
+    }
+}
+
+/// A new value; with its sender gone, never.
+async fn changed<T>(value: &mut watch::Receiver<T>) {
+    if value.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+async fn until(wake: Option<Instant>) {
+    match wake {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,255 @@
+//! Client and host in this process, over a real server and real sockets on loopback: R4, R7, R10.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use p2pfs::address::ServerAddress;
+use p2pfs::failure::Code;
+use p2pfs::id::{HandleId, Seq};
+use p2pfs::identity::{MacAddress, PairKey, PeerId, SecretKey};
+use p2pfs::net::host::{Host, HostConfig};
+use p2pfs::net::remote::Remote;
+use p2pfs::net::rendezvous::RecordedKey;
+use p2pfs::net::serve::{Authorised, Export, Policy};
+use p2pfs::net::session::{ClientConfig, ClientSession};
+use p2pfs::wire::call::{Call, Reply};
+use p2pfs::wire::errno::Errno;
+use p2pfs::wire::log::{Mutation, Outcome};
+use p2pfs::wire::session::{Denial, DeviceId, Identify};
+use p2pfs_server::Server;
+use p2pfs_server::cli::RunOptions;
+use tokio::sync::watch;
+
+const MAC: MacAddress = MacAddress([2, 0, 0, 0, 0, 7]);
+
+/// A share of one file in memory.
+#[derive(Default)]
+struct Memory {
+    data: Mutex<Vec<u8>>,
+    writes: Mutex<BTreeMap<u64, u32>>,
+}
+
+impl Export for Memory {
+    fn call(&self, call: Call) -> Result<(Reply, Bytes), Errno> {
+        match call {
+            Call::Read { offset, len, .. } => {
+                let data = self.data.lock().unwrap();
+                let start = usize::try_from(offset).unwrap().min(data.len());
+                let end = (start + len as usize).min(data.len());
+                Ok((Reply::Data, Bytes::copy_from_slice(&data[start..end])))
+            }
+            Call::SyncAll { .. } | Call::Release { .. } => Ok((Reply::Done, Bytes::new())),
+            _ => Err(Errno::ENOSYS),
+        }
+    }
+
+    fn apply(&self, mutation: Mutation, body: Bytes) -> Result<Outcome, Errno> {
+        let Mutation::Write { offset, .. } = mutation else { return Err(Errno::ENOSYS) };
+        *self.writes.lock().unwrap().entry(offset).or_default() += 1;
+        let start = usize::try_from(offset).unwrap();
+        let mut data = self.data.lock().unwrap();
+        let end = start + body.len();
+        if data.len() < end {
+            data.resize(end, 0);
+        }
+        data[start..end].copy_from_slice(&body);
+        Ok(Outcome::Done)
+    }
+
+    fn sync_all(&self) -> Result<(), Errno> {
+        Ok(())
+    }
+}
+
+struct Owner {
+    memory: Arc<Memory>,
+    decision: Mutex<Option<Denial>>,
+}
+
+impl Policy for Owner {
+    fn authorise(
+        &self,
+        _: PeerId,
+        _: SocketAddr,
+        request: &Identify,
+    ) -> Result<Authorised, Denial> {
+        if let Some(denial) = self.decision.lock().unwrap().clone() {
+            return Err(denial);
+        }
+        assert_eq!(request.device.serial, "KEY-0001");
+        let export = Arc::clone(&self.memory) as Arc<dyn Export>;
+        Ok(Authorised { share: "files".to_owned(), read_only: false, export })
+    }
+}
+
+/// Server, host and what a client needs to know.
+struct Home {
+    _server: Server,
+    config: HostParts,
+    host: Host,
+    owner: Arc<Owner>,
+    client: ClientConfig,
+}
+
+async fn home(state: &Path) -> Home {
+    p2pfs::net::log::init();
+    let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    let options =
+        RunOptions { listen: any, stun: any, stun_alt: None, public: None, no_relay: true };
+    let server = Server::start(&options, state).await.unwrap();
+    let [secret, host_secret] = [1, 2].map(|seed| SecretKey::from_seed([seed; 32]));
+    let pair_key = PairKey::from_bytes([3; 32]);
+    let recorded = RecordedKey { peer: secret.peer_id(), pair_key: pair_key.clone() };
+    let memory = Arc::new(Memory::default());
+    let owner = Arc::new(Owner { memory, decision: Mutex::new(None) });
+    let client = ClientConfig {
+        secret,
+        device: DeviceId {
+            serial: "KEY-0001".to_owned(),
+            vendor: "0951".to_owned(),
+            product: "1666".to_owned(),
+        },
+        pair_key,
+        host: host_secret.peer_id(),
+        host_mac: MAC,
+        servers: vec![server.address().clone()],
+        share: None,
+        client_name: "laptop".to_owned(),
+        timeout: Duration::from_secs(10),
+        grace: Some(Duration::from_secs(5)),
+        wait: false,
+    };
+    let config = HostParts { secret: host_secret, recorded, server: server.address().clone() };
+    let host = config.start(&owner);
+    Home { _server: server, config, host, owner, client }
+}
+
+/// What a host that is started again has kept.
+struct HostParts {
+    secret: SecretKey,
+    recorded: RecordedKey,
+    server: ServerAddress,
+}
+
+impl HostParts {
+    fn start(&self, owner: &Arc<Owner>) -> Host {
+        Host::start(HostConfig {
+            secret: self.secret.clone(),
+            mac: MAC,
+            name: "home".to_owned(),
+            listen: None,
+            servers: vec![self.server.clone()],
+            keys: watch::channel(vec![self.recorded.clone()]).1,
+            policy: Arc::clone(owner) as Arc<dyn Policy>,
+        })
+        .unwrap()
+    }
+}
+
+fn write_at(offset: u64) -> Mutation {
+    Mutation::Write { handle: HandleId(1), offset }
+}
+
+async fn read_all(session: &ClientSession) -> Vec<u8> {
+    let call = Call::Read { handle: HandleId(1), offset: 0, len: 1 << 20 };
+    session.call(call).await.unwrap().1.to_vec()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_meets_its_host_and_what_it_writes_it_reads() {
+    let state = tempfile::tempdir().unwrap();
+    let home = home(state.path()).await;
+    let session = ClientSession::establish(home.client.clone()).await.unwrap();
+    assert_eq!(session.grant().share, "files");
+    let mut last = Seq::ZERO;
+    for chunk in 0..200_u64 {
+        session.room(50_000).await;
+        let body = Bytes::from(vec![chunk as u8; 50_000]);
+        last = session.submit(write_at(chunk * 5_000), body, vec![last]).seq;
+    }
+    session.call(Call::SyncAll { upto: last }).await.unwrap();
+    let data = read_all(&session).await;
+    assert_eq!(data.len(), 199 * 5_000 + 50_000);
+    assert!((0..199_usize).all(|chunk| data[chunk * 5_000] == chunk as u8));
+    let status = session.status();
+    assert_eq!(status["state"], "connected");
+    assert_eq!(status["path"]["kind"], "udp");
+    assert!(home.host.status()["sessions"][0]["path"].is_object());
+    session.close().await;
+    assert_eq!(session.call(Call::StatFs).await, Err(Errno::ENOTCONN));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_is_started_again_is_found_again_under_the_same_session() {
+    let state = tempfile::tempdir().unwrap();
+    let home = home(state.path()).await;
+    let patient = ClientConfig { grace: Some(Duration::from_secs(60)), ..home.client.clone() };
+    let session = ClientSession::establish(patient).await.unwrap();
+    session.submit(write_at(0), Bytes::from_static(b"kept"), vec![]).wait().await.unwrap();
+    let before = session.status()["connection_id"].clone();
+    home.host.shutdown().await;
+    drop(home.host);
+    let _host = home.config.start(&home.owner);
+    assert_eq!(read_all(&session).await, b"kept");
+    assert_ne!(session.status()["connection_id"], before);
+    assert_eq!(home.owner.memory.writes.lock().unwrap()[&0], 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn revoking_ends_a_running_session_within_a_second() {
+    let state = tempfile::tempdir().unwrap();
+    let home = home(state.path()).await;
+    let session = ClientSession::establish(home.client.clone()).await.unwrap();
+    *home.owner.decision.lock().unwrap() = Some(Denial::Revoked);
+    home.host.end_sessions(home.client.secret.peer_id());
+    let ended = tokio::time::timeout(Duration::from_secs(1), session.ended()).await.unwrap();
+    assert_eq!(ended.code, Code::KeyRevoked);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_host_decides_and_says_why() {
+    let state = tempfile::tempdir().unwrap();
+    let home = home(state.path()).await;
+    let unknown = Denial::ShareUnknown(vec!["files".to_owned(), "photos".to_owned()]);
+    let denials = [
+        (Denial::Unauthorised, Code::KeyUnauthorised),
+        (Denial::Revoked, Code::KeyRevoked),
+        (Denial::DeviceMismatch, Code::KeyCopied),
+        (unknown, Code::ShareUnknown),
+        (Denial::ShareDenied, Code::ShareDenied),
+    ];
+    for (denial, code) in denials {
+        *home.owner.decision.lock().unwrap() = Some(denial);
+        let failure = ClientSession::establish(home.client.clone()).await.unwrap_err();
+        assert_eq!(failure.code, code);
+        assert!(!failure.hint.is_empty());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_waits_is_let_in_when_the_owner_authorises() {
+    let state = tempfile::tempdir().unwrap();
+    let home = home(state.path()).await;
+    *home.owner.decision.lock().unwrap() = Some(Denial::Unauthorised);
+    let waiting = ClientConfig { wait: true, ..home.client.clone() };
+    let session = tokio::spawn(ClientSession::establish(waiting));
+    let first = ClientSession::establish(home.client.clone()).await.unwrap_err();
+    assert_eq!(first.code, Code::KeyUnauthorised);
+    *home.owner.decision.lock().unwrap() = None;
+    session.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_with_another_key_is_not_the_host() {
+    let state = tempfile::tempdir().unwrap();
+    let home = home(state.path()).await;
+    let expects = SecretKey::from_seed([9; 32]).peer_id();
+    let timeout = Duration::from_secs(3);
+    let client = ClientConfig { host: expects, timeout, ..home.client.clone() };
+    let failure = ClientSession::establish(client).await.unwrap_err();
+    assert!(matches!(failure.code, Code::HostMismatch | Code::HostOffline), "{failure:?}");
+}
