@@ -134,7 +134,8 @@ fn files_are_short_and_narrow_and_plain() {
             wrong.push(format!("{path}: foo.rs and foo/, never mod.rs"));
         }
         for (number, line) in lines.iter().enumerate() {
-            if line.chars().count() > COLUMNS_MAX {
+            let literal = line.trim_start().starts_with('"');
+            if line.chars().count() > COLUMNS_MAX && !literal {
                 wrong.push(format!("{path}:{}: over {COLUMNS_MAX} columns", number + 1));
             }
             if !line.is_ascii() {
