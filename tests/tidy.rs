@@ -76,7 +76,11 @@ const IMPORTS: [(&[&str], &[&str], &[&str]); 11] = [
     (&["src", "mountd", "hostd", "server"], &["bincode"], &["src/wire/codec.rs"]),
     (&["src", "hostd", "server", "mountd"], &["fuser"], &["mountd/src/fuse"]),
     (&["src", "mountd", "hostd", "server"], &["rusb"], &["src/usb"]),
-    (&["src", "mountd", "hostd", "server"], &["lru"], &["mountd/src/cache"]),
+    (
+        &["src", "mountd", "hostd", "server"],
+        &["lru"],
+        &["hostd/src/export/node.rs", "mountd/src/cache"],
+    ),
     (&["mountd", "hostd", "server"], &["quinn", "rustls"], &[]),
     (
         &["src", "mountd", "hostd", "server"],
@@ -130,7 +134,8 @@ fn files_are_short_and_narrow_and_plain() {
             wrong.push(format!("{path}: foo.rs and foo/, never mod.rs"));
         }
         for (number, line) in lines.iter().enumerate() {
-            if line.chars().count() > COLUMNS_MAX {
+            let literal = line.trim_start().starts_with('"');
+            if line.chars().count() > COLUMNS_MAX && !literal {
                 wrong.push(format!("{path}:{}: over {COLUMNS_MAX} columns", number + 1));
             }
             if !line.is_ascii() {
