@@ -11,7 +11,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use hkdf::Hkdf;
 use hmac::{Hmac, KeyInit, Mac};
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest, Sha256};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
@@ -33,7 +34,7 @@ pub struct PairKey([u8; 32]);
 pub struct BlindedMac(pub [u8; 16]);
 
 /// A hardware address.
-#[derive(Clone, Copy, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+#[derive(Clone, Copy, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct MacAddress(pub [u8; 6]);
 
 impl PeerId {
@@ -144,6 +145,28 @@ fn framed(domain: &str, message: &[u8]) -> Vec<u8> {
     framed.push(0);
     framed.extend_from_slice(message);
     framed
+}
+
+/// Six bytes on the wire, `aa:bb:cc:dd:ee:ff` where people read it.
+impl Serialize for MacAddress {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if serializer.is_human_readable() {
+            serializer.collect_str(self)
+        } else {
+            self.0.serialize(serializer)
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for MacAddress {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        if deserializer.is_human_readable() {
+            let text = String::deserialize(deserializer)?;
+            Self::from_text(&text).ok_or_else(|| D::Error::custom("not a MAC address"))
+        } else {
+            <[u8; 6]>::deserialize(deserializer).map(Self)
+        }
+    }
 }
 
 impl fmt::Display for PeerId {

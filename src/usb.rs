@@ -98,8 +98,8 @@ pub fn write_key(key_dir: &Path, device: &DeviceId, contents: &KeyContents) -> R
     write().map_err(|error| unwritable(&path, &error))
 }
 
-/// The device of `key_dir`; makes the folder and its `device` file with a random serial number where
-/// there is none.
+/// The device of `key_dir`; makes the folder and its `device` file with a random serial number
+/// where there is none.
 ///
 /// # Errors
 ///
@@ -224,7 +224,7 @@ fn unopened(path: &Path, error: OpenError) -> Failure {
         OpenError::Copied => Failure::new(
             Code::KeyCopied,
             what,
-            "use the stick that was paired, or pair this one on the host after removing its p2pfs folder",
+            "use the stick that was paired, or remove p2pfs from this one and pair it too",
         ),
     }
 }

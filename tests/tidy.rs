@@ -76,7 +76,11 @@ const IMPORTS: [(&[&str], &[&str], &[&str]); 11] = [
     (&["src", "mountd", "hostd", "server"], &["bincode"], &["src/wire/codec.rs"]),
     (&["src", "hostd", "server", "mountd"], &["fuser"], &["mountd/src/fuse"]),
     (&["src", "mountd", "hostd", "server"], &["rusb"], &["src/usb"]),
-    (&["src", "mountd", "hostd", "server"], &["lru"], &["mountd/src/cache"]),
+    (
+        &["src", "mountd", "hostd", "server"],
+        &["lru"],
+        &["hostd/src/export/node.rs", "mountd/src/cache"],
+    ),
     (&["mountd", "hostd", "server"], &["quinn", "rustls"], &[]),
     (
         &["src", "mountd", "hostd", "server"],

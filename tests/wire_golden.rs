@@ -12,12 +12,16 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use p2pfs::id::{HandleId, HostRun, NodeId, Seq, SessionId};
+use p2pfs::identity::{BlindedMac, MacAddress, PairKey, PeerId};
 use p2pfs::wire::call::{
     Access, Attr, Call, DirEntry, DirPage, Entry, Reply, StatFs, Time, XattrName,
 };
 use p2pfs::wire::codec::{DecodeError, decode, encode};
 use p2pfs::wire::errno::Errno;
 use p2pfs::wire::name::{Name, Target};
+use p2pfs::wire::rendezvous::{
+    FromServer, MatchId, Public, Role, Routing, Seal, Sealed, StunAddress, ToServer,
+};
 use p2pfs::wire::session::{Denial, DeviceId, Grant, Identify, Verdict};
 
 const NODE: NodeId = NodeId { ino: 0x0102_0304, generation: 0x1112_1314_1516_1718 };
@@ -169,6 +173,62 @@ fn what_is_not_a_message_is_refused() {
 
 /// `value` must encode to the file's bytes, and these decode to `value`.
 #[track_caller]
+#[test]
+fn messages_to_the_server_have_their_bytes() {
+    golden("to_server_hello", &ToServer::Hello { role: Role::Client });
+    let udp_public = Some("[2001:db8::7]:4000".parse().unwrap());
+    golden("to_server_refresh", &ToServer::Refresh { number: 7, udp_public });
+    let indices = vec![BlindedMac([1; 16]), BlindedMac([2; 16])];
+    golden("to_server_register", &ToServer::Register { indices: indices.clone() });
+    golden("to_server_withdraw", &ToServer::Withdraw { indices });
+    let index = BlindedMac([1; 16]);
+    golden("to_server_seek", &ToServer::Seek { index, sealed: sealed() });
+    let match_id = MatchId([3; 16]);
+    golden("to_server_accept", &ToServer::Accept { match_id, sealed: sealed() });
+    golden("to_server_decline", &ToServer::Decline { match_id });
+}
+
+#[test]
+fn messages_from_the_server_have_their_bytes() {
+    let observed = "203.0.113.7:50000".parse().unwrap();
+    let stun = vec![
+        StunAddress { ip: None, port: 3478 },
+        StunAddress { ip: Some("203.0.113.6".parse().unwrap()), port: 3479 },
+    ];
+    golden("from_server_welcome", &FromServer::Welcome { observed, stun });
+    golden("from_server_confirmed", &FromServer::Confirmed { number: 7 });
+    let indices = vec![BlindedMac([1; 16])];
+    golden("from_server_taken", &FromServer::Taken { indices });
+    let (match_id, index) = (MatchId([3; 16]), BlindedMac([1; 16]));
+    let public = Public { tcp: Some(observed), udp: None };
+    let client = PeerId([4; 32]);
+    let sought = FromServer::Sought { match_id, index, client, public, sealed: sealed() };
+    golden("from_server_sought", &sought);
+    let host = PeerId([5; 32]);
+    let introduced = FromServer::Introduced { match_id, host, public, sealed: sealed() };
+    golden("from_server_introduced", &introduced);
+    golden("from_server_no_match", &FromServer::NoMatch);
+}
+
+#[test]
+fn routing_has_its_bytes_under_the_seal() {
+    let routing = Routing {
+        mac: Some(MacAddress([2, 0, 0, 0, 0, 1])),
+        tcp_private: vec!["192.168.1.2:50000".parse().unwrap()],
+        tcp_public: Some("203.0.113.7:50000".parse().unwrap()),
+        udp_private: vec!["[fd00::2]:4000".parse().unwrap()],
+        udp_public: None,
+    };
+    golden("routing", &routing);
+    let seal = Seal::Host(MatchId([3; 16]), &[6; 24]);
+    let sealed = seal.seal(&PairKey::from_bytes([7; 32]), [8; 24], &routing).unwrap();
+    golden("routing_sealed", &sealed);
+}
+
+fn sealed() -> Sealed {
+    Sealed { nonce: [8; 24], bytes: b"ciphertext".to_vec() }
+}
+
 fn golden<T: Serialize + DeserializeOwned + PartialEq + Debug>(name: &str, value: &T) {
     let bytes = encode(value).unwrap();
     assert_eq!(&decode::<T>(&bytes).unwrap(), value, "{name} does not survive");

@@ -147,10 +147,12 @@ fn parse() -> anyhow::Result<Option<Cli>> {
     }
     let text = error.render().to_string();
     let text = text.strip_prefix("error: ").unwrap_or(&text);
-    let what = text.split("\n\nUsage").next().unwrap_or(text).trim();
+    let what = text.split("\n\nUsage").next().unwrap_or(text);
+    // One line, as every error is
+    let what = what.split_whitespace().collect::<Vec<_>>().join(" ");
     let what = match error.kind() {
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => "a command is missing",
-        _ => what,
+        _ => &what,
     };
     Err(Failure::new(Code::Usage, what, "p2pfs-hostd --help shows what there is").into())
 }

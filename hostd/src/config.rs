@@ -81,8 +81,8 @@ impl Config {
         })
     }
 
-    /// Takes over what the command line says. Shares or servers that are named replace all that were
-    /// remembered; a share that keeps its directory stays bound to its disk.
+    /// Takes over what the command line says. Shares or servers that are named replace all that
+    /// were remembered; a share that keeps its directory stays bound to its disk.
     ///
     /// # Errors
     ///

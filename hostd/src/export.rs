@@ -140,7 +140,7 @@ impl Export for View {
             }
             Call::Forget { nodes } => self.forget(&nodes).map(|()| Reply::Done)?,
             Call::GetXattr { node, name } => {
-                return Ok((Reply::Data, self.get_xattr(node, &name)?));
+                return Ok((Reply::Data, self.read_xattr(node, &name)?));
             }
         };
         Ok((reply, Bytes::new()))

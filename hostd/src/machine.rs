@@ -13,9 +13,9 @@ const MAC_FILE: &str = "mac";
 /// `ARPHRD_ETHER`
 const ETHERNET: &str = "1";
 
-/// The MAC address that keys record (R22): the first wired interface's, read once and remembered, so
-/// that keys survive a new network card. A machine without one gets a random, locally administered
-/// address.
+/// The MAC address that keys record (R22): the first wired interface's, read once and remembered,
+/// so that keys survive a new network card. A machine without one gets a random, locally
+/// administered address.
 ///
 /// # Errors
 ///

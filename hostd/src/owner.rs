@@ -1,7 +1,7 @@
 //! What the owner asks of a host, whether its daemon runs or not.
 //!
-//! The daemon and the commands hold `DIR/lock` while they own the files; a command that finds it taken
-//! asks the daemon through its socket instead.
+//! The daemon and the commands hold `DIR/lock` while they own the files; a command that finds it
+//! taken asks the daemon through its socket instead.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
@@ -98,7 +98,8 @@ pub struct NewKey {
     pub servers: Vec<ServerAddress>,
 }
 
-/// The host's own files: who it is and whom it knows. There is one for each state directory at a time.
+/// The host's own files: who it is and whom it knows. There is one for each state directory at a
+/// time.
 #[derive(Debug)]
 pub struct Owner {
     dir: PathBuf,

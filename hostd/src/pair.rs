@@ -1,5 +1,5 @@
-//! Pairing with the key in the host (R12): who the device is goes into the host's list, who the host
-//! is goes onto the key.
+//! Pairing with the key in the host (R12): who the device is goes into the host's list, who the
+//! host is goes onto the key.
 
 use std::path::{Path, PathBuf};
 

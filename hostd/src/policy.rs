@@ -39,12 +39,13 @@ pub struct House {
 }
 
 impl Shares {
-    /// Opens all shares of `config`. One that is served for the first time is bound to its disk there.
+    /// Opens all shares of `config`. One that is served for the first time is bound to its disk
+    /// there.
     ///
     /// # Errors
     ///
-    /// [`Code::Usage`] if a share that was never served has no directory. One that was served before
-    /// and has lost its disk is offline, with a line on stderr.
+    /// [`Code::Usage`] if a share that was never served has no directory. One that was served
+    /// before and has lost its disk is offline, with a line on stderr.
     pub fn open(config: &mut Config) -> Result<Self, Failure> {
         let mut shares = BTreeMap::new();
         for (name, config) in &mut config.shares {
@@ -143,7 +144,7 @@ impl Policy for House {
             State::Authorised => {}
         }
         if !same_device(&key.device, &request.device) {
-            tracing::warn!(key = %key.id(), "a key came with another device than it was paired with");
+            tracing::warn!(key = %key.id(), "a key came with another device than was paired");
             return Err(Denial::DeviceMismatch);
         }
         let share = self.choose(&key, request.share.as_deref())?;

@@ -5,6 +5,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use p2pfs::failure::{Code, Failure};
+use p2pfs::identity::PeerId;
+use p2pfs::identity::sealed::KeyId;
 use p2pfs::net::admin::Control;
 use p2pfs::net::daemon;
 use p2pfs::net::host::{Host, HostConfig};
@@ -36,8 +38,8 @@ struct Daemon {
 ///
 /// # Errors
 ///
-/// Another daemon serves from `dir`, a share cannot be served, or a socket cannot be opened. A share
-/// whose disk is missing and servers that do not answer are no errors.
+/// Another daemon serves from `dir`, a share cannot be served, or a socket cannot be opened. A
+/// share whose disk is missing and servers that do not answer are no errors.
 pub fn run(dir: &Path, args: ServeArgs) -> Result<(), Failure> {
     let lock = Lock::take(dir)?;
     machine::raise_open_files();
@@ -119,12 +121,23 @@ async fn answer(daemon: Arc<Daemon>, request: Value) -> Result<Value, Failure> {
     if is_status {
         answer.value["running"] = true.into();
         answer.value["shares"] = daemon.shares.status();
-        let network = daemon.host.get().map(Host::status);
+        let network = daemon.host.get().map(|host| with_key_ids(host.status()));
         if let (Some(Value::Object(network)), Some(all)) = (network, answer.value.as_object_mut()) {
             all.extend(network);
         }
     }
     Ok(answer.value)
+}
+
+/// Sessions name their keys as `keys list` does.
+fn with_key_ids(mut status: Value) -> Value {
+    for session in status["sessions"].as_array_mut().into_iter().flatten() {
+        let peer = session["key"].as_str().and_then(PeerId::from_text);
+        if let Some(peer) = peer {
+            session["key"] = KeyId::of(peer).as_str().into();
+        }
+    }
+    status
 }
 
 async fn flush_keys(daemon: &Daemon) {

@@ -45,10 +45,19 @@ fn text(status: &Value) -> String {
     }
     for server in list("servers") {
         let state = if server["connected"] == true { "connected" } else { "not reachable" };
-        lines.push(format!("server {}: {state}", word(&server["address"])));
+        let age = server["age_s"].as_f64();
+        let age = age.map_or_else(String::new, |age| format!(", registered {age:.0} s ago"));
+        lines.push(format!("server {}: {state}{age}", word(&server["address"])));
     }
     for session in list("sessions") {
-        lines.push(format!("session {session}"));
+        lines.push(format!(
+            "session of key {} on {}: share {}, {}, {}",
+            word(&session["key"]),
+            word(&session["client"]),
+            word(&session["share"]),
+            word(&session["state"]),
+            session["path"]["rung"].as_str().unwrap_or("no path"),
+        ));
     }
     lines.push(String::new());
     lines.join("\n")
@@ -65,12 +74,17 @@ mod tests {
         let status = json!({
             "id": "ID", "name": "home", "mac": "02:00:00:00:00:01", "running": true, "keys": 2,
             "shares": [{ "name": "a", "path": "/a", "read_only": true, "online": false }],
-            "servers": [{ "address": "p2pfs://s", "connected": true }],
+            "servers": [{ "address": "p2pfs://s", "connected": true, "age_s": 1.2 }],
+            "sessions": [{
+                "key": "0123", "client": "laptop", "share": "a", "state": "connected",
+                "path": { "rung": "udp-private" },
+            }],
         });
         assert_eq!(
             text(&status),
             "host home (ID), MAC 02:00:00:00:00:01, running, 2 keys\n\
-             share a: /a, read only, OFFLINE\nserver p2pfs://s: connected\n"
+             share a: /a, read only, OFFLINE\nserver p2pfs://s: connected, registered 1 s ago\n\
+             session of key 0123 on laptop: share a, connected, udp-private\n"
         );
     }
 }

@@ -338,9 +338,18 @@ impl Fs {
         }
     }
 
+    /// The last change that was shipped.
+    pub fn last(&self) -> Seq {
+        Seq(self.last.load(Ordering::SeqCst))
+    }
+
     /// Waits until everything that was accepted is on the host's disk.
     pub async fn sync_all(&self) -> Result<(), Errno> {
-        let upto = Seq(self.last.load(Ordering::SeqCst));
+        self.sync_upto(self.last()).await
+    }
+
+    /// Waits until the changes up to `upto` are on the host's disk.
+    pub async fn sync_upto(&self, upto: Seq) -> Result<(), Errno> {
         self.remote.call(Call::SyncAll { upto }).await.map(drop)
     }
 

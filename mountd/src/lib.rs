@@ -1,6 +1,37 @@
 //! Mounts the disk at home: the p2pfs client.
+//!
+//! ```text
+//!  cli, helper (mount(8)) -> daemonise -> mounted: one process for each mount
+//!                                            |-- fuse    converts the kernel's requests
+//!                                            |-- fs      decides; cache remembers
+//!                                            `-- p2pfs::net::session (the host)
+//! ```
 
 pub mod cache;
+mod cli;
+mod control;
+mod daemonise;
 pub mod fs;
 pub mod fuse;
+mod helper;
+mod install;
+mod key;
+mod known_hosts;
 mod lock;
+mod mounted;
+pub mod options;
+mod spec;
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::process::ExitCode;
+
+/// The program: its name decides whether it is `mount.p2pfs`.
+pub fn main() -> ExitCode {
+    let name = std::env::args_os().next().unwrap_or_default();
+    if Path::new(&name).file_name() == Some(OsStr::new(helper::NAME)) {
+        helper::main()
+    } else {
+        cli::main()
+    }
+}

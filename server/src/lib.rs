@@ -57,6 +57,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Result<()> 
 }
 
 async fn serve(options: &RunOptions, state: &Path) -> anyhow::Result<()> {
+    daemon::raise_file_limit();
     let terminated = daemon::terminated();
     let server = Server::start(options, state).await?;
     daemon::ready(&format!("ready server {}", server.address()));

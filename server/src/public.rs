@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 
 use crate::cli::PublicName;
 
-/// What the server's address carries: what the owner said, or where we listen, or, for a wildcard, the
-/// machine's own address.
+/// What the server's address carries: what the owner said, or where we listen, or, for a wildcard,
+/// the machine's own address.
 pub(crate) fn address(public: Option<&PublicName>, listen: SocketAddr) -> (String, u16) {
     match public {
         Some(name) => (name.host.clone(), name.port.unwrap_or_else(|| listen.port())),
@@ -62,10 +62,19 @@ mod tests {
 
     #[test]
     fn the_routing_table_names_the_first_interface() {
-        let trie = "Main:\n  +-- 0.0.0.0/0 3 0 5\n     |-- 0.0.0.0\n        /0 universe UNICAST\n     \
-                    |-- 127.0.0.1\n        /32 host LOCAL\n     |-- 10.1.0.0\n        /24 link \
-                    UNICAST\n     |-- 10.1.0.7\n        /32 host LOCAL\n";
-        assert_eq!(first_local(trie), Some(IpAddr::from([10, 1, 0, 7])));
+        let trie = [
+            "Main:",
+            "  +-- 0.0.0.0/0 3 0 5",
+            "     |-- 0.0.0.0",
+            "        /0 universe UNICAST",
+            "     |-- 127.0.0.1",
+            "        /32 host LOCAL",
+            "     |-- 10.1.0.0",
+            "        /24 link UNICAST",
+            "     |-- 10.1.0.7",
+            "        /32 host LOCAL",
+        ];
+        assert_eq!(first_local(&trie.join("\n")), Some(IpAddr::from([10, 1, 0, 7])));
         assert_eq!(first_local("Main:\n"), None);
     }
 }

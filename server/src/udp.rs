@@ -39,8 +39,8 @@ pub(crate) struct StunSockets {
 }
 
 impl StunSockets {
-    /// Opens `first` and, if there is one, `second`. If they differ in IP address and port, the other
-    /// two combinations are opened as well.
+    /// Opens `first` and, if there is one, `second`. If they differ in IP address and port, the
+    /// other two combinations are opened as well.
     pub(crate) async fn bind(
         first: SocketAddr,
         second: Option<SocketAddr>,
@@ -58,8 +58,8 @@ impl StunSockets {
                 }
             } else {
                 tracing::warn!(
-                    "--stun and --stun-alt do not differ in IP address and port: clients cannot tell \
-                     how their NAT filters"
+                    "--stun and --stun-alt do not differ in IP address and port: clients cannot \
+                     tell how their NAT filters"
                 );
             }
             sockets.push(two);

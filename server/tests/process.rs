@@ -13,7 +13,7 @@ use p2pfs::net::rendezvous::{
     Side,
 };
 use p2pfs::wire::rendezvous::Routing;
-use p2pfs::wire::stun;
+use p2pfs::wire::stun::{self, Transaction};
 use p2pfs_server::Server;
 use p2pfs_server::cli::RunOptions;
 use tempfile::TempDir;
@@ -265,14 +265,14 @@ async fn garbage_neither_kills_the_server_nor_gets_more_than_it_brought() {
         udp.send_to(datagram, stun).unwrap();
     }
     // the server takes datagrams in order: what comes back first is the answer to this
-    let request = stun::binding_request([5; 12]);
+    let request = stun::binding_request(Transaction([5; 12]));
     udp.set_read_timeout(Some(PATIENCE)).unwrap();
     udp.send_to(&request, stun).unwrap();
     let mut answer = [0; 2000];
     let length = udp.recv(&mut answer).unwrap();
     assert!(length <= request.len());
     let (transaction, mapped) = stun::binding_response(&answer[..length]).unwrap();
-    assert_eq!(transaction, [5; 12]);
+    assert_eq!(transaction, Transaction([5; 12]));
     assert_eq!(mapped, Some(udp.local_addr().unwrap()));
 
     for bytes in garbage.iter().rev().step_by(10) {

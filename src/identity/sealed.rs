@@ -1,5 +1,5 @@
-//! The file of a key, `p2pfs/key` on a stick: a part that anyone may read and secrets that only open
-//! beside the device they were sealed to.
+//! The file of a key, `p2pfs/key` on a stick: a part that anyone may read and secrets that only
+//! open beside the device they were sealed to.
 //!
 //! ```text
 //! version = 1 ... salt = ".."     the readable part, authenticated as associated data
@@ -8,9 +8,9 @@
 //! ```
 //!
 //! The sealing key and its nonce are HKDF-SHA256 of the device's serial number, vendor and product
-//! under the file's random salt. That binds a plain copy of the folder to its stick. It does not stop
-//! a determined cloner: a device can be made that says the same. The checksum only tells a damaged
-//! file from a copied one.
+//! under the file's random salt. That binds a plain copy of the folder to its stick. It does not
+//! stop a determined cloner: a device can be made that says the same. The checksum only tells a
+//! damaged file from a copied one.
 
 use std::fmt;
 
@@ -116,8 +116,8 @@ impl fmt::Display for KeyId {
     }
 }
 
-/// The file of a key, sealed to `device`. `salt`: fresh random bytes for each file, since the cipher's
-/// nonce comes from it.
+/// The file of a key, sealed to `device`. `salt`: fresh random bytes for each file, since the
+/// cipher's nonce comes from it.
 pub fn seal(contents: &KeyContents, device: &DeviceId, salt: [u8; 32]) -> Vec<u8> {
     let readable = Readable {
         version: VERSION,
@@ -188,7 +188,8 @@ pub fn same_device(one: &DeviceId, other: &DeviceId) -> bool {
     same.into()
 }
 
-/// Why a serial number tells little about its device, if so: such numbers are shared by many sticks.
+/// Why a serial number tells little about its device, if so: such numbers are shared by many
+/// sticks.
 pub fn serial_weakness(serial: &str) -> Option<&'static str> {
     let bytes = serial.trim().as_bytes();
     if bytes.is_empty() {

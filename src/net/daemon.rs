@@ -12,6 +12,7 @@ use std::process::ExitCode;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use zeroize::Zeroizing;
 
@@ -101,6 +102,16 @@ pub fn terminated() -> impl Future<Output = ()> + Send {
                 std::future::pending::<()>().await;
             }
         }
+    }
+}
+
+/// Allows this process as many open files and sockets as it may have: the usual soft limit of 1024
+/// is there for programs that use `select(2)`.
+pub fn raise_file_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "cannot raise the limit of open files");
     }
 }
 

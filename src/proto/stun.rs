@@ -157,9 +157,9 @@ impl StunClient {
 
     fn draw(&mut self) -> Transaction {
         self.drawn += 1;
-        let mut transaction = [0; 12];
-        transaction.copy_from_slice(&hmac(&self.seed, &self.drawn.to_le_bytes())[..12]);
-        transaction
+        let mut number = [0; 12];
+        number.copy_from_slice(&hmac(&self.seed, &self.drawn.to_le_bytes())[..12]);
+        Transaction(number)
     }
 
     /// What to do next; to be drained after everything else.
@@ -254,7 +254,7 @@ mod tests {
         let request = world.requests().pop().unwrap();
         let elsewhere = address("203.0.113.6:3478");
         assert!(!world.answer(&request, "198.51.100.1:4000", elsewhere));
-        let unasked = stun::binding_request([9; 12]);
+        let unasked = stun::binding_request(Transaction([9; 12]));
         assert!(!world.answer(&unasked, "198.51.100.1:4000", world.server));
         assert!(world.mapped().is_empty());
         let as_mapped = address("[::ffff:203.0.113.5]:3478");

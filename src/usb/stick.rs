@@ -1,7 +1,7 @@
 //! Real sticks: USB mass storage, by its descriptors and by where it is mounted.
 //!
-//! libusb says what is plugged in; the serial number comes from sysfs, where every user may read it,
-//! while a string descriptor takes the right to open the device.
+//! libusb says what is plugged in; the serial number comes from sysfs, where every user may read
+//! it, while a string descriptor takes the right to open the device.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;

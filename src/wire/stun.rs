@@ -23,7 +23,8 @@ const MAGIC_COOKIE: [u8; 4] = [0x21, 0x12, 0xa4, 0x42];
 const SOFTWARE: &str = "p2pfs, a disk at home";
 
 /// The number of a transaction.
-pub type Transaction = [u8; 12];
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Transaction(pub [u8; 12]);
 
 /// What a server sends back.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -70,9 +71,9 @@ pub fn binding_response(datagram: &[u8]) -> Option<(Transaction, Option<SocketAd
         .flatten()
         .map(|mapped| mapped.addr(id))
         .filter(|mapped| mapped.port() != 0 && !mapped.ip().is_unspecified());
-    let mut transaction = [0; 12];
-    transaction.copy_from_slice(&datagram[8..20]);
-    Some((transaction, mapped))
+    let mut number = [0; 12];
+    number.copy_from_slice(&datagram[8..20]);
+    Some((Transaction(number), mapped))
 }
 
 /// The server's side: answers a binding request from `source`; `None` for everything that is none.
@@ -144,7 +145,7 @@ fn parse(datagram: &[u8]) -> Option<Message<'_>> {
 
 fn transaction_id(transaction: Transaction) -> TransactionId {
     let mut number = [0; 16];
-    number[4..].copy_from_slice(&transaction);
+    number[4..].copy_from_slice(&transaction.0);
     TransactionId::from(u128::from_be_bytes(number))
 }
 
@@ -155,12 +156,12 @@ mod tests {
 
     use super::*;
 
-    const ID: Transaction = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12];
+    const ID: Transaction = Transaction([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]);
 
     fn bare() -> Vec<u8> {
         let mut request = vec![0, 1, 0, 0];
         request.extend(MAGIC_COOKIE);
-        request.extend(ID);
+        request.extend(ID.0);
         request
     }
 
@@ -186,7 +187,7 @@ mod tests {
         let response = answered(&bare(), "203.0.113.7:4000");
         let mut expected = vec![1, 1, 0, 12];
         expected.extend(MAGIC_COOKIE);
-        expected.extend(ID);
+        expected.extend(ID.0);
         expected.extend([0, 0x20, 0, 8, 0, 1, 0x0f ^ 0x21, 0xa0 ^ 0x12]);
         expected.extend([203 ^ 0x21, 0x12, 113 ^ 0xa4, 7 ^ 0x42]);
         assert_eq!(response, expected);
@@ -268,7 +269,7 @@ mod tests {
             let mut datagram = vec![kind, low];
             datagram.extend(u16::try_from(body.len()).unwrap().to_be_bytes());
             datagram.extend(MAGIC_COOKIE);
-            datagram.extend(ID);
+            datagram.extend(ID.0);
             datagram.extend(&body);
             let source = "203.0.113.7:4000".parse().unwrap();
             if let Some(answer) = answer(&datagram, source, None) {

@@ -42,8 +42,8 @@ pub(super) fn attr_of(stat: &Statx) -> Attr {
     }
 }
 
-/// Who a node is: file system, handle where there is one, and birth. A number that is used again has
-/// another handle (ext4, xfs, btrfs keep a generation in it) and another birth.
+/// Who a node is: file system, handle where there is one, and birth. A number that is used again
+/// has another handle (ext4, xfs, btrfs keep a generation in it) and another birth.
 pub(super) fn identity(fsid: u64, stat: &Statx, handle: Option<&FileHandle>) -> NodeId {
     let mut hash = Fnv::new();
     hash.write(&fsid.to_le_bytes());

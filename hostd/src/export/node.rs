@@ -1,8 +1,9 @@
 //! The nodes that clients know: how each is found again.
 //!
-//! One table for all sessions of a share. A node is found by a descriptor that is still open, else by
-//! its file handle where the process may open handles, else by its last known place, and then only if
-//! what is there is still the same node.
+//! One table for all sessions of a share. A node is found by a descriptor that is still open, else
+//! by its file handle where the process may open handles, else by its last known place, and then
+//! only if what is there is still the same node. So what a client has looked up stays within its
+//! reach when somebody moves it elsewhere on the host, even out of the share, as with NFS.
 
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, OwnedFd};
@@ -13,13 +14,16 @@ use p2pfs::id::NodeId;
 use p2pfs::wire::errno::Errno;
 use p2pfs::wire::name::Name;
 use rustix::io;
+use rustix::process::{Resource, getrlimit};
 
 use super::beneath::{self, FileHandle};
 use super::errno;
 use super::meta;
 
-/// Descriptors kept for nodes that were used last; far below the limit that `serve` asks for.
-const HELD_MAX: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
+/// Descriptors kept for nodes that were used last, and which part of this process's limit they may
+/// be: open files need theirs, and so do other shares.
+const HELD_MAX: usize = 4096;
+const HELD_PART: usize = 16;
 /// Nodes that clients know at once, at about 250 bytes; beyond it the one used least is ESTALE.
 const KNOWN_MAX: NonZeroUsize = NonZeroUsize::new(1 << 20).unwrap();
 /// Forgotten nodes that are kept a while: a `Forget` may cross an answer that names the node again.
@@ -83,7 +87,7 @@ impl Nodes {
             table: Mutex::new(Table {
                 known: LruCache::unbounded(),
                 forgotten: LruCache::new(FORGOTTEN_MAX),
-                held: LruCache::new(HELD_MAX),
+                held: LruCache::new(held_max()),
             }),
         })
     }
@@ -212,6 +216,12 @@ impl Nodes {
         // Every change of the table is whole before anything can panic
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn held_max() -> NonZeroUsize {
+    let limit = getrlimit(Resource::Nofile).current;
+    let limit = limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
+    NonZeroUsize::new(HELD_MAX.min(limit / HELD_PART)).unwrap_or(NonZeroUsize::MIN)
 }
 
 impl Table {

@@ -1,18 +1,21 @@
+mod calls;
+
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
-use std::path::Path;
-use std::sync::Arc;
 
 use bytes::Bytes;
-use p2pfs::id::{HandleId, NodeId};
+use p2pfs::id::{HandleId, NodeId, Seq};
 use p2pfs::limits::BODY_BYTES_MAX;
 use p2pfs::net::serve::Export;
-use p2pfs::wire::call::{Access, Attr, Call, DirEntry, Entry, Reply, Time, XattrName};
+use p2pfs::wire::call::{Access, Call, Reply, Time, XattrName};
 use p2pfs::wire::errno::Errno;
 use p2pfs::wire::log::{AttrChange, Mutation, Outcome, RenameMode, SetTime};
 use p2pfs::wire::name::{Name, Target};
 
-use super::{Share, View};
+use calls::{
+    apply, attr, call, create, each_way, list, lookup, made, name, open, page, read, release,
+    rename, set_attr, write,
+};
 
 #[test]
 fn a_node_has_the_number_that_stat_shows() {
@@ -353,11 +356,8 @@ fn everything_else_is_what_the_disk_says() {
             panic!("no attributes");
         };
         assert_eq!(attr.size, 8192);
-        let sync = |handle| Call::Sync {
-            handle: HandleId(handle),
-            data_only: true,
-            upto: p2pfs::id::Seq::ZERO,
-        };
+        let sync =
+            |handle| Call::Sync { handle: HandleId(handle), data_only: true, upto: Seq::ZERO };
         call(view, sync(1)).unwrap();
         assert_eq!(call(view, sync(9)).unwrap_err(), Errno::EBADF);
         let Ok(Reply::StatFs(space)) = call(view, Call::StatFs) else {
@@ -366,126 +366,4 @@ fn everything_else_is_what_the_disk_says() {
         assert!(space.blocks > 0 && space.namelen == 255);
         let _ = fs::set_permissions(dir.join("sub"), fs::Permissions::from_mode(0o755));
     });
-}
-
-/// With file handles, where this process may open them, and without.
-fn each_way(test: impl Fn(&Path, &View)) {
-    rustix::process::umask(rustix::fs::Mode::empty());
-    for handles in [true, false] {
-        let dir = tempfile::tempdir().unwrap();
-        let share: Arc<Share> = Share::open_with(dir.path(), handles).unwrap();
-        test(dir.path(), &share.view());
-    }
-}
-
-fn name(text: &str) -> Name {
-    Name::new(text).unwrap()
-}
-
-fn call(view: &View, call: Call) -> Result<Reply, Errno> {
-    view.call(call).map(|(reply, _)| reply)
-}
-
-fn apply(view: &View, mutation: Mutation) -> Result<Outcome, Errno> {
-    view.apply(mutation, Bytes::new())
-}
-
-fn made(view: &View, mutation: Mutation) -> Entry {
-    match apply(view, mutation).unwrap() {
-        Outcome::Entry(entry) => entry,
-        other => panic!("{other:?}"),
-    }
-}
-
-fn lookup(view: &View, parent: NodeId, text: &str) -> Result<Entry, Errno> {
-    let name = name(text);
-    match call(view, Call::Lookup { parent, name })? {
-        Reply::Entry(entry) => Ok(entry),
-        other => panic!("{other:?}"),
-    }
-}
-
-fn attr(view: &View, node: NodeId) -> Result<Attr, Errno> {
-    match call(view, Call::GetAttr { node, handle: None })? {
-        Reply::Attr(attr) => Ok(attr),
-        other => panic!("{other:?}"),
-    }
-}
-
-fn set_attr(view: &View, node: NodeId, change: AttrChange) -> Result<Attr, Errno> {
-    let handle = None;
-    match apply(view, Mutation::SetAttr { node, handle, change })? {
-        Outcome::Attr(attr) => Ok(attr),
-        other => panic!("{other:?}"),
-    }
-}
-
-fn open(view: &View, node: NodeId, handle: u64, access: Access) -> Result<Reply, Errno> {
-    let handle = HandleId(handle);
-    call(view, Call::Open { node, handle, access })
-}
-
-fn create(view: &View, parent: NodeId, text: &str, handle: u64) -> Result<Entry, Errno> {
-    let create = Mutation::Create {
-        parent,
-        name: name(text),
-        mode: 0o644,
-        exclusive: false,
-        handle: HandleId(handle),
-        access: Access::ReadWrite,
-    };
-    match apply(view, create)? {
-        Outcome::Entry(entry) => Ok(entry),
-        other => panic!("{other:?}"),
-    }
-}
-
-fn read(view: &View, handle: u64, offset: u64, len: u32) -> Result<Bytes, Errno> {
-    let handle = HandleId(handle);
-    let (_, body) = view.call(Call::Read { handle, offset, len })?;
-    Ok(body)
-}
-
-fn write(view: &View, handle: u64, offset: u64, data: &[u8]) -> Result<Attr, Errno> {
-    let handle = HandleId(handle);
-    match view.apply(Mutation::Write { handle, offset }, Bytes::copy_from_slice(data))? {
-        Outcome::Attr(attr) => Ok(attr),
-        other => panic!("{other:?}"),
-    }
-}
-
-fn release(handle: u64) -> Call {
-    Call::Release { handle: HandleId(handle), upto: p2pfs::id::Seq::ZERO }
-}
-
-fn rename(
-    view: &View,
-    (parent, from): (NodeId, &str),
-    (new_parent, to): (NodeId, &str),
-    mode: RenameMode,
-) -> Result<Outcome, Errno> {
-    apply(view, Mutation::Rename { parent, name: name(from), new_parent, new_name: name(to), mode })
-}
-
-fn page(view: &View, node: NodeId, cookie: u64, entries_max: u32) -> p2pfs::wire::call::DirPage {
-    let handle = HandleId(1);
-    let read = Call::ReadDir { node, handle, cookie, entries_max };
-    match call(view, read).unwrap() {
-        Reply::Dir(page) => page,
-        other => panic!("{other:?}"),
-    }
-}
-
-fn list(view: &View, node: NodeId, entries_max: u32) -> Vec<DirEntry> {
-    open(view, node, 1, Access::Read).unwrap();
-    let (mut cookie, mut entries) = (0, Vec::new());
-    loop {
-        let page = page(view, node, cookie, entries_max);
-        cookie = page.entries.last().map_or(cookie, |entry| entry.cookie);
-        entries.extend(page.entries);
-        if page.end {
-            call(view, release(1)).unwrap();
-            return entries;
-        }
-    }
 }

@@ -20,7 +20,7 @@ const ERANGE: i32 = 34;
 
 impl View {
     /// A value, or with an empty name the list of names.
-    pub(super) fn get_xattr(&self, node: NodeId, name: &XattrName) -> Result<Bytes, Errno> {
+    pub(super) fn read_xattr(&self, node: NodeId, name: &XattrName) -> Result<Bytes, Errno> {
         let fd = self.nodes().find(node)?;
         let path = beneath::proc_path(fd.as_fd());
         let mut value = Vec::with_capacity(XATTR_BYTES_MAX);

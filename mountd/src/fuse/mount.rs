@@ -105,7 +105,7 @@ pub fn resolve(mountpoint: &Path) -> io::Result<PathBuf> {
 pub fn find(path: &Path) -> Option<MountInfo> {
     let table = fs::read("/proc/self/mountinfo").ok()?;
     let mounts = table.split(|byte| *byte == b'\n').filter_map(parse_line);
-    mounts.filter(|mount| mount.mountpoint == path).last()
+    mounts.filter(|mount| mount.mountpoint == path).next_back()
 }
 
 fn parse_line(line: &[u8]) -> Option<MountInfo> {
@@ -138,6 +138,23 @@ fn unescape(field: &[u8]) -> OsString {
         }
     }
     OsString::from_vec(bytes)
+}
+
+/// Takes away a mount of ours whose process is gone; `None` if there is none at this path.
+pub fn detach_dead(mountpoint: &Path) -> Option<Result<(), Failure>> {
+    let mount = find(mountpoint).filter(|mount| mount.kind == TYPE)?;
+    let dead = fs::metadata(mountpoint).is_err_and(|error| {
+        matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED))
+    });
+    if !dead {
+        return None;
+    }
+    let as_root = rustix::process::geteuid().is_root();
+    let mounted = Mounted { mountpoint: mountpoint.to_owned(), device: mount.device, as_root };
+    Some(mounted.detach().map_err(|error| {
+        let what = format!("cannot unmount {}: {error}", mountpoint.display());
+        Failure::new(Code::Fuse, what, format!("run: umount -l {}", mountpoint.display()))
+    }))
 }
 
 /// Mounts `source` on `mountpoint` (as [`check_mountpoint`] gave it); the descriptor is where the

@@ -134,7 +134,7 @@ impl ClientSide {
             }
             FromServer::NoMatch => self.outputs.push_back(Output::NoMatch),
             FromServer::Introduced { match_id, host, public, sealed } => {
-                self.introduce(match_id, host, public, &sealed, now)
+                self.introduce(match_id, host, public, &sealed, now);
             }
             FromServer::Taken { .. } | FromServer::Sought { .. } => {
                 return Err(PeerMisbehaved::Unasked);
@@ -182,7 +182,7 @@ impl ClientSide {
         let seal = Seal::Client(self.config.peer);
         match seal.seal(&self.config.pair_key, nonce, &self.routing) {
             Ok(sealed) => {
-                self.outputs.push_back(Output::Send(ToServer::Seek { index: self.index, sealed }))
+                self.outputs.push_back(Output::Send(ToServer::Seek { index: self.index, sealed }));
             }
             // bounded routing always fits
             Err(error) => tracing::error!(%error, "cannot seal our routing information"),

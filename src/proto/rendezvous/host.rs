@@ -129,7 +129,7 @@ impl HostSide {
                 );
             }
             FromServer::Sought { match_id, index, client, public, sealed } => {
-                self.answer(match_id, index, client, public, &sealed)
+                self.answer(match_id, index, client, public, &sealed);
             }
             FromServer::Introduced { .. } | FromServer::NoMatch => {
                 return Err(PeerMisbehaved::Unasked);

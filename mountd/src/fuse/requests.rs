@@ -1,0 +1,478 @@
+//! The kernel's requests, one by one: converted, and handed to a task.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use fuser::{
+    AccessFlags, BsdFileFlags, Errno, FileHandle, Filesystem, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite,
+    ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+use p2pfs::id::HandleId;
+use p2pfs::limits::BODY_BYTES_MAX;
+use p2pfs::wire::log::{AttrChange, Mutation, RenameMode};
+use p2pfs::wire::name::Target;
+
+use super::convert::{access, error, file_attr, name, set_time};
+use super::{Adaptor, BACKGROUND_MAX, listing, opened, ttl};
+use crate::fs::Fs;
+
+impl Filesystem for Adaptor {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        // no ATOMIC_O_TRUNC: the kernel then truncates by SETATTR under its own locks; no
+        // WRITEBACK_CACHE: it would hide the host's changes; no AUTO_INVAL_DATA: opens check
+        for wanted in [
+            InitFlags::FUSE_ASYNC_READ,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_DO_READDIRPLUS | InitFlags::FUSE_READDIRPLUS_AUTO,
+            InitFlags::FUSE_BIG_WRITES,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+        ] {
+            if let Err(missing) = config.add_capabilities(wanted) {
+                tracing::debug!(?missing, "the kernel's FUSE lacks something that is optional");
+            }
+        }
+        let refused = |nearest| io::Error::other(format!("the kernel allows {nearest}"));
+        config.set_max_write(BODY_BYTES_MAX as u32).map_err(refused)?;
+        let refused = |nearest| io::Error::other(format!("the kernel allows {nearest}"));
+        config.set_max_background(BACKGROUND_MAX).map_err(refused)?;
+        Ok(())
+    }
+
+    fn lookup(&self, _request: &Request, parent: INodeNo, entry: &OsStr, reply: ReplyEntry) {
+        let entry = name(entry);
+        self.answer_entry(|fs| async move { fs.lookup(parent.0, entry?).await }, reply);
+    }
+
+    fn forget(&self, _request: &Request, ino: INodeNo, count: u64) {
+        self.fs.forget(ino.0, count);
+    }
+
+    fn getattr(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        handle: Option<FileHandle>,
+        reply: ReplyAttr,
+    ) {
+        let handle = handle.map(|handle| HandleId(handle.0));
+        self.answer_attr(|fs| async move { fs.getattr(ino.0, handle).await }, reply);
+    }
+
+    fn setattr(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        handle: Option<FileHandle>,
+        _birth: Option<SystemTime>,
+        _changed: Option<SystemTime>,
+        _backup: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let change = AttrChange {
+            mode: mode.map(|mode| mode & 0o7777),
+            uid: self.presentation.uid_to_host(uid),
+            gid: self.presentation.gid_to_host(gid),
+            size,
+            atime: atime.map(set_time),
+            mtime: mtime.map(set_time),
+        };
+        let handle = handle.map(|handle| HandleId(handle.0));
+        self.answer_attr(|fs| async move { fs.setattr(ino.0, handle, change).await }, reply);
+    }
+
+    fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
+        self.answer(
+            |fs| async move { fs.readlink(ino.0).await },
+            move |result| match result {
+                Ok(target) => reply.data(target.as_bytes()),
+                Err(errno) => reply.error(errno),
+            },
+        );
+    }
+
+    fn mknod(
+        &self,
+        _request: &Request,
+        parent: INodeNo,
+        entry: &OsStr,
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let entry = name(entry);
+        let make = |fs: Arc<Fs>| async move {
+            let name = entry?;
+            let (mode, rdev) = (mode & !umask, u64::from(rdev));
+            let mutation = |parent| Mutation::Mknod { parent, name, mode, rdev };
+            fs.make(parent.0, mutation).await
+        };
+        self.answer_entry(make, reply);
+    }
+
+    fn mkdir(
+        &self,
+        _request: &Request,
+        parent: INodeNo,
+        entry: &OsStr,
+        mode: u32,
+        umask: u32,
+        reply: ReplyEntry,
+    ) {
+        let entry = name(entry);
+        let make = |fs: Arc<Fs>| async move {
+            let name = entry?;
+            let mode = mode & 0o7777 & !umask;
+            fs.make(parent.0, |parent| Mutation::Mkdir { parent, name, mode }).await
+        };
+        self.answer_entry(make, reply);
+    }
+
+    fn unlink(&self, _request: &Request, parent: INodeNo, entry: &OsStr, reply: ReplyEmpty) {
+        let entry = name(entry);
+        self.answer_empty(|fs| async move { fs.unlink(parent.0, entry?).await }, reply);
+    }
+
+    fn rmdir(&self, _request: &Request, parent: INodeNo, entry: &OsStr, reply: ReplyEmpty) {
+        let entry = name(entry);
+        self.answer_empty(|fs| async move { fs.rmdir(parent.0, entry?).await }, reply);
+    }
+
+    fn symlink(
+        &self,
+        _request: &Request,
+        parent: INodeNo,
+        entry: &OsStr,
+        target: &Path,
+        reply: ReplyEntry,
+    ) {
+        let entry = name(entry);
+        let target = Target::new(target.as_os_str().as_bytes());
+        let make = |fs: Arc<Fs>| async move {
+            let (name, target) = (entry?, target?);
+            let mutation = |parent| Mutation::Symlink { parent, name, target };
+            fs.make(parent.0, mutation).await
+        };
+        self.answer_entry(make, reply);
+    }
+
+    fn rename(
+        &self,
+        _request: &Request,
+        parent: INodeNo,
+        entry: &OsStr,
+        new_parent: INodeNo,
+        new_entry: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let mode = if flags.is_empty() {
+            RenameMode::Replace
+        } else if flags == RenameFlags::RENAME_NOREPLACE {
+            RenameMode::NoReplace
+        } else if flags == RenameFlags::RENAME_EXCHANGE {
+            RenameMode::Exchange
+        } else {
+            return reply.error(Errno::EINVAL);
+        };
+        let (from, to) = (name(entry), name(new_entry));
+        let rename = |fs: Arc<Fs>| async move {
+            fs.rename((parent.0, from?), (new_parent.0, to?), mode).await
+        };
+        self.answer_empty(rename, reply);
+    }
+
+    fn link(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        new_parent: INodeNo,
+        new_entry: &OsStr,
+        reply: ReplyEntry,
+    ) {
+        let entry = name(new_entry);
+        self.answer_entry(|fs| async move { fs.link(ino.0, new_parent.0, entry?).await }, reply);
+    }
+
+    fn open(&self, _request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let mode = access(flags.0);
+        self.answer(
+            move |fs| async move { fs.open(ino.0, mode).await },
+            move |result| match result {
+                Ok(handle) => {
+                    let (handle, flags) = opened(handle);
+                    reply.opened(handle, flags);
+                }
+                Err(errno) => reply.error(errno),
+            },
+        );
+    }
+
+    fn read(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        self.answer(
+            move |fs| async move { fs.read(HandleId(handle.0), offset, size).await },
+            move |result| match result {
+                Ok(data) => reply.data(&data),
+                Err(errno) => reply.error(errno),
+            },
+        );
+    }
+
+    fn write(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let data = Bytes::copy_from_slice(data);
+        let synchronous = flags.0 & libc::O_DSYNC != 0;
+        self.answer(
+            move |fs| async move { fs.write(HandleId(handle.0), offset, data, synchronous).await },
+            move |result| match result {
+                Ok(written) => reply.written(written),
+                Err(errno) => reply.error(errno),
+            },
+        );
+    }
+
+    fn flush(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        _owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        self.answer_empty(|fs| async move { fs.flush(HandleId(handle.0)).await }, reply);
+    }
+
+    fn release(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        let _runtime = self.runtime.enter();
+        self.fs.release(HandleId(handle.0));
+        reply.ok();
+    }
+
+    fn fsync(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        data_only: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.answer_empty(|fs| async move { fs.sync(HandleId(handle.0), data_only).await }, reply);
+    }
+
+    fn opendir(&self, request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.open(request, ino, OpenFlags(libc::O_RDONLY), reply);
+    }
+
+    fn readdir(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        reply: ReplyDirectory,
+    ) {
+        self.answer(
+            move |fs| async move { fs.list(HandleId(handle.0), offset).await },
+            move |result| match result {
+                Ok(portion) => listing::names(&portion, reply),
+                Err(errno) => reply.error(errno),
+            },
+        );
+    }
+
+    fn readdirplus(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        reply: ReplyDirectoryPlus,
+    ) {
+        let presentation = self.presentation;
+        let fs = Arc::clone(&self.fs);
+        self.answer(
+            move |fs| async move { fs.list(HandleId(handle.0), offset).await },
+            move |result| match result {
+                Ok(portion) => listing::entries(&fs, &portion, presentation, reply),
+                Err(errno) => reply.error(errno),
+            },
+        );
+    }
+
+    fn releasedir(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        let _runtime = self.runtime.enter();
+        self.fs.release(HandleId(handle.0));
+        reply.ok();
+    }
+
+    fn fsyncdir(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        handle: FileHandle,
+        data_only: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.fsync(request, ino, handle, data_only, reply);
+    }
+
+    fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        self.answer(
+            |fs| async move { fs.statfs().await },
+            move |result| match result {
+                Ok(s) => reply.statfs(
+                    s.blocks, s.bfree, s.bavail, s.files, s.ffree, s.bsize, s.namelen, s.frsize,
+                ),
+                Err(errno) => reply.error(errno),
+            },
+        );
+    }
+
+    fn setxattr(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        attribute: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        let attribute = attribute.as_bytes().to_vec();
+        let value = Bytes::copy_from_slice(value);
+        let Ok(flags) = u8::try_from(flags) else {
+            return reply.error(Errno::EINVAL);
+        };
+        self.answer_empty(
+            |fs| async move { fs.setxattr(ino.0, attribute, value, flags).await },
+            reply,
+        );
+    }
+
+    fn getxattr(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        attribute: &OsStr,
+        size: u32,
+        reply: ReplyXattr,
+    ) {
+        // asked before every write: answered here and now
+        if let Some(errno) = crate::fs::local_xattr(attribute.as_bytes()) {
+            return reply.error(error(errno));
+        }
+        let attribute = attribute.as_bytes().to_vec();
+        self.answer_xattr(|fs| async move { fs.getxattr(ino.0, attribute).await }, size, reply);
+    }
+
+    fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.answer_xattr(|fs| async move { fs.listxattr(ino.0).await }, size, reply);
+    }
+
+    fn removexattr(&self, _request: &Request, ino: INodeNo, attribute: &OsStr, reply: ReplyEmpty) {
+        let attribute = attribute.as_bytes().to_vec();
+        self.answer_empty(|fs| async move { fs.removexattr(ino.0, attribute).await }, reply);
+    }
+
+    fn access(&self, _request: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
+        // the host decides, operation by operation
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn create(
+        &self,
+        _request: &Request,
+        parent: INodeNo,
+        entry: &OsStr,
+        mode: u32,
+        umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let entry = name(entry);
+        let how = access(flags);
+        let mode = mode & 0o7777 & !umask;
+        let presentation = self.presentation;
+        self.answer(
+            move |fs| async move { fs.create(parent.0, entry?, mode, how).await },
+            move |result| match result {
+                Ok((found, handle)) => {
+                    let attr = file_attr(&found, presentation);
+                    let generation = Generation(found.node.generation);
+                    let (handle, flags) = opened(handle);
+                    reply.created(&ttl(&found), &attr, generation, handle, flags);
+                }
+                Err(errno) => reply.error(errno),
+            },
+        );
+    }
+
+    fn fallocate(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let handle = HandleId(handle.0);
+        let mode = mode.cast_unsigned();
+        self.answer_empty(
+            |fs| async move { fs.fallocate(handle, offset, length, mode).await },
+            reply,
+        );
+    }
+}

@@ -1,0 +1,375 @@
+//! The life of one mount: meet the host, mount, serve, deliver, unmount.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use p2pfs::failure::{Code, Failure};
+use p2pfs::id::Seq;
+use p2pfs::identity::MacAddress;
+use p2pfs::net::admin::Control;
+use p2pfs::net::daemon;
+use p2pfs::net::remote::Remote;
+use p2pfs::net::session::{ClientConfig, ClientSession};
+use p2pfs::usb::open_key;
+use p2pfs::wire::errno::Errno;
+use serde_json::{Value, json};
+use tokio::runtime::{Builder, Handle};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::daemonise::Parent;
+use crate::fs::Fs;
+use crate::fuse::mount::{MountSettings, Mounted, check_mountpoint, mount};
+use crate::fuse::notify::KernelLink;
+use crate::fuse::{abort_on_panic, serve};
+use crate::options::MountOptions;
+use crate::spec::Spec;
+use crate::{control, known_hosts};
+
+/// How long one answer to `sync` may take; who asks goes on asking.
+const SYNC_ANSWER: Duration = Duration::from_secs(20);
+/// How long a session may take to say goodbye.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// What is to be mounted where.
+#[derive(Clone, Debug)]
+pub(crate) struct MountRequest {
+    pub(crate) spec: Spec,
+    /// Absolute.
+    pub(crate) mountpoint: PathBuf,
+    pub(crate) options: MountOptions,
+    /// The state directory.
+    pub(crate) state: PathBuf,
+}
+
+impl MountRequest {
+    /// Checks the mount point and makes the state directory.
+    pub(crate) fn new(
+        spec: Spec,
+        mountpoint: PathBuf,
+        options: MountOptions,
+    ) -> Result<Self, Failure> {
+        let mountpoint = check_mountpoint(&mountpoint)?;
+        let state = daemon::state_dir(options.state.clone(), "mountd")?;
+        let state = std::path::absolute(&state).map_err(|error| {
+            let hint = "choose another one with --state DIR";
+            Failure::new(Code::Internal, format!("{}: {error}", state.display()), hint)
+        })?;
+        Ok(Self { spec, mountpoint, options, state })
+    }
+
+    /// What is printed when the mount can be used.
+    pub(crate) fn ready_line(&self) -> String {
+        format!("ready mountd {}", self.mountpoint.display())
+    }
+
+    /// Where a process in the background logs to.
+    pub(crate) fn log_file(&self) -> PathBuf {
+        let dir = control::mount_dir(&self.state, &self.mountpoint);
+        let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        self.state.join(format!("mountd-{name}.log"))
+    }
+}
+
+/// Mounts, tells `parent` or standard output, and serves until the mount is gone.
+pub(crate) fn run(request: MountRequest, parent: Option<Parent>) -> Result<(), Failure> {
+    abort_on_panic();
+    let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = runtime.map_err(|error| {
+        let hint = "see that this user may start threads (ulimit -u)";
+        Failure::new(Code::Internal, format!("cannot start: {error}"), hint)
+    })?;
+    let result = runtime.block_on(live(request, parent));
+    // what still waits for the network must not keep the process
+    runtime.shutdown_background();
+    result
+}
+
+async fn live(request: MountRequest, parent: Option<Parent>) -> Result<(), Failure> {
+    let parent_gone = parent.as_ref().map(Parent::gone).and_then(Result::ok);
+    let started = tokio::select! {
+        started = Mount::start(&request) => started,
+        () = daemon::terminated() => Err(interrupted("a signal ended it")),
+        () = gone(parent_gone) => Err(interrupted("whoever started it has gone")),
+    };
+    let mut mount = match (started, parent) {
+        (Ok(mount), None) => {
+            daemon::ready(&request.ready_line());
+            mount
+        }
+        (Ok(mount), Some(parent)) => {
+            if let Err(error) = parent.tell(&Ok(())) {
+                return Err(interrupted(&error.to_string()));
+            }
+            mount
+        }
+        (Err(failure), None) => return Err(failure),
+        (Err(failure), Some(parent)) => {
+            // the log has it too
+            let _ = parent.tell(&Err(failure.clone()));
+            return Err(failure);
+        }
+    };
+    mount.serve().await
+}
+
+async fn gone(parent: Option<oneshot::Receiver<()>>) {
+    if let Some(parent) = parent
+        && parent.await.is_ok()
+    {
+        return;
+    }
+    std::future::pending::<()>().await;
+}
+
+fn interrupted(why: &str) -> Failure {
+    let hint = "mount it again";
+    Failure::new(Code::Internal, format!("mounting was interrupted: {why}"), hint)
+}
+
+/// A mount that can be used; dropping it takes the mount away.
+struct Mount {
+    shared: Arc<Shared>,
+    mounted: Mounted,
+    /// Resolves when somebody unmounted.
+    end: oneshot::Receiver<std::io::Result<()>>,
+    unmounts: mpsc::Receiver<oneshot::Sender<Result<(), Failure>>>,
+    _control: Control,
+    _dir: MountDir,
+}
+
+/// What commands look at.
+struct Shared {
+    mountpoint: PathBuf,
+    session: Arc<ClientSession>,
+    fs: Arc<Fs>,
+    draining: AtomicBool,
+}
+
+/// The directory of the control socket; removed with the mount.
+struct MountDir(PathBuf);
+
+impl Drop for MountDir {
+    fn drop(&mut self) {
+        // its socket was removed before; if not, the next mount takes it over
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+impl Mount {
+    async fn start(request: &MountRequest) -> Result<Self, Failure> {
+        let options = &request.options;
+        let key = open_key(&request.spec.key)?;
+        let contents = key.contents;
+        let host = contents.host;
+        let session = ClientSession::establish(ClientConfig {
+            secret: contents.secret,
+            device: key.device,
+            pair_key: contents.pair_key,
+            host,
+            host_mac: contents.host_mac,
+            servers: contents.servers,
+            share: request.spec.share.clone(),
+            client_name: machine_name(),
+            timeout: options.timeout,
+            grace: options.grace,
+            wait: options.wait,
+        })
+        .await?;
+        let grant = session.grant();
+        let mac = MacAddress(grant.host_mac);
+        if let Err(error) = known_hosts::record(&request.state, host, &grant.host_name, mac) {
+            tracing::warn!(%error, "the host could not be recorded");
+        }
+        let link = KernelLink::new().map_err(no_threads)?;
+        let remote: Arc<dyn Remote> = session.clone();
+        let fs = Fs::new(remote, link.clone(), options.cache);
+        fs.check().await.map_err(|error| unusable(&request.spec, error))?;
+        let shared = Arc::new(Shared {
+            mountpoint: request.mountpoint.clone(),
+            session,
+            fs: fs.clone(),
+            draining: AtomicBool::new(false),
+        });
+        let dir = MountDir(control::mount_dir(&request.state, &request.mountpoint));
+        daemon::state_dir(Some(dir.0.clone()), "mountd")?;
+        let (unmount, unmounts) = mpsc::channel(1);
+        let commands = shared.clone();
+        let control = Control::listen(&dir.0, move |command| {
+            Box::pin(commands.clone().command(command, unmount.clone()))
+        })
+        .await?;
+        let settings = MountSettings {
+            read_only: options.read_only || grant.read_only,
+            no_exec: options.no_exec,
+            allow_other: options.allow_other,
+        };
+        let (device, mounted) = mount(&request.spec.given, &request.mountpoint, &settings)?;
+        let guard = DetachOnDrop(Some(mounted));
+        let presentation = options.presentation;
+        let (task_fs, runtime) = (fs.clone(), Handle::current());
+        // the handshake waits for the kernel
+        let serving = tokio::task::spawn_blocking(move || {
+            serve(task_fs, &link, device, presentation, runtime)
+        });
+        let end = serving.await.map_err(std::io::Error::other).flatten().map_err(|error| {
+            let hint = "look at the kernel's log: dmesg | tail";
+            Failure::new(Code::Fuse, format!("the kernel's FUSE refused: {error}"), hint)
+        })?;
+        tokio::spawn(fs.forget_for_ever());
+        Ok(Self { shared, mounted: guard.keep()?, end, unmounts, _control: control, _dir: dir })
+    }
+
+    async fn serve(&mut self) -> Result<(), Failure> {
+        let asked = tokio::select! {
+            ended = &mut self.end => {
+                tracing::info!(?ended, "unmounted");
+                None
+            }
+            () = daemon::terminated() => {
+                tracing::info!("asked to end");
+                None
+            }
+            Some(asked) = self.unmounts.recv() => Some(asked),
+            failure = self.shared.session.ended() => {
+                // nothing can be delivered, and nothing may be read any more
+                self.mounted.detach().map_err(|error| stuck(&self.mounted, &error))?;
+                tracing::error!("{}", failure.report());
+                return Err(failure);
+            }
+        };
+        self.shared.draining.store(true, Ordering::Relaxed);
+        let delivered = self.deliver().await;
+        let detached = self.mounted.detach().map_err(|error| stuck(&self.mounted, &error));
+        // what was accepted while the mount was still there
+        let result = delivered.and(detached).and(self.deliver().await);
+        if let Some(asked) = asked {
+            // whoever asked may have left
+            let _ = asked.send(result.clone());
+        }
+        // best effort: a host that hears nothing forgets the session by itself
+        let _ = tokio::time::timeout(GOODBYE, self.shared.session.close()).await;
+        result
+    }
+
+    /// Waits until everything is on the host's disk, or the session is over.
+    async fn deliver(&self) -> Result<(), Failure> {
+        tokio::select! {
+            synced = self.shared.fs.sync_all() => synced.map_err(undelivered),
+            failure = self.shared.session.ended() => Err(failure),
+        }
+    }
+}
+
+impl Shared {
+    async fn command(
+        self: Arc<Self>,
+        command: Value,
+        unmount: mpsc::Sender<oneshot::Sender<Result<(), Failure>>>,
+    ) -> Result<Value, Failure> {
+        match command["command"].as_str() {
+            Some("status") => Ok(self.status()),
+            Some("sync") => self.sync(command["upto"].as_u64()).await,
+            Some("unmount") => {
+                let (asked, answer) = oneshot::channel();
+                // one that is ending already does what was asked
+                if unmount.send(asked).await.is_ok()
+                    && let Ok(result) = answer.await
+                {
+                    result?;
+                }
+                Ok(Value::Null)
+            }
+            _ => Err(Failure::new(
+                Code::Usage,
+                "unknown command",
+                "use the program of the same version as the daemon",
+            )),
+        }
+    }
+
+    fn status(&self) -> Value {
+        let mut status = self.session.status();
+        status["mountpoint"] = json!(self.mountpoint.to_string_lossy());
+        status["share"] = json!(self.session.grant().share);
+        status["cache"] = json!(self.fs.cache().stats());
+        if self.draining.load(Ordering::Relaxed) {
+            status["state"] = json!("draining");
+        }
+        status
+    }
+
+    async fn sync(&self, upto: Option<u64>) -> Result<Value, Failure> {
+        let upto = upto.map_or_else(|| self.fs.last(), Seq);
+        match tokio::time::timeout(SYNC_ANSWER, self.fs.sync_upto(upto)).await {
+            Ok(synced) => synced.map(|()| json!({"done": true})).map_err(undelivered),
+            Err(_) => Ok(json!({"done": false, "upto": upto.0})),
+        }
+    }
+}
+
+/// Takes a mount away again if mounting fails behind it.
+struct DetachOnDrop(Option<Mounted>);
+
+impl DetachOnDrop {
+    fn keep(mut self) -> Result<Mounted, Failure> {
+        self.0.take().ok_or_else(|| interrupted("the mount is gone"))
+    }
+}
+
+impl Drop for DetachOnDrop {
+    fn drop(&mut self) {
+        if let Some(mounted) = &self.0
+            && let Err(error) = mounted.detach()
+        {
+            tracing::error!("{}", stuck(mounted, &error).report());
+        }
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        if let Err(error) = self.mounted.detach() {
+            tracing::error!("{}", stuck(&self.mounted, &error).report());
+        }
+    }
+}
+
+fn machine_name() -> String {
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    name.chars().take(p2pfs::limits::LABEL_BYTES_MAX / 4).collect()
+}
+
+fn no_threads(error: std::io::Error) -> Failure {
+    let hint = "see that this user may start threads (ulimit -u)";
+    Failure::new(Code::Internal, format!("cannot start a thread: {error}"), hint)
+}
+
+fn unusable(spec: &Spec, error: Errno) -> Failure {
+    Failure::new(
+        Code::HostOffline,
+        format!(
+            "{}: the host granted the share but does not serve it: {error}",
+            spec.given.display()
+        ),
+        "look at p2pfs-hostd's log: the share's directory may be gone",
+    )
+}
+
+fn undelivered(error: Errno) -> Failure {
+    Failure::new(
+        Code::HostOffline,
+        format!("not everything could be delivered to the host: {error}"),
+        "when the host is back, try again; p2pfs-mountd status shows what is pending",
+    )
+}
+
+fn stuck(mounted: &Mounted, error: &std::io::Error) -> Failure {
+    let mountpoint = mounted.mountpoint().display();
+    Failure::new(
+        Code::Fuse,
+        format!("cannot unmount {mountpoint}: {error}"),
+        format!("run: umount -l {mountpoint}"),
+    )
+}
