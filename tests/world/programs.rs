@@ -8,7 +8,8 @@ use std::sync::OnceLock;
 /// The path of one of the programs, of the profile that this test was built with.
 ///
 /// The first use builds them: `cargo test` alone does not, and a test of yesterday's programs is
-/// worse than none.
+/// worse than none. Together with the tests, so that dependencies have the features that they have
+/// there and are not built a second time.
 pub(crate) fn path(name: &str) -> PathBuf {
     static DIR: OnceLock<PathBuf> = OnceLock::new();
     DIR.get_or_init(build).join(name)
@@ -22,7 +23,8 @@ fn build() -> PathBuf {
     let target = profile_dir.parent().unwrap();
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command
-        .args(["build", "--quiet", "--workspace", "--bins", "--target-dir"])
+        .args(["build", "--quiet", "--workspace", "--bins", "--tests"])
+        .arg("--target-dir")
         .arg(target)
         .current_dir(env!("CARGO_MANIFEST_DIR"));
     if profile_dir.ends_with("release") {
