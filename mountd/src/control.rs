@@ -88,7 +88,14 @@ pub(crate) fn unmount(state: &Path, mountpoint: &Path) -> Result<(), Failure> {
     let path = resolve(mountpoint)?;
     let dir = match living(state, mountpoint) {
         Ok(dir) => dir,
-        Err(failure) => return mount::detach_dead(&path).unwrap_or(Err(failure)),
+        Err(failure) => {
+            let detached = mount::detach_dead(&path).unwrap_or(Err(failure));
+            if detached.is_ok() {
+                // what a process that was killed left; the next mount would take it over
+                let _ = fs::remove_dir_all(mount_dir(state, &path));
+            }
+            return detached;
+        }
     };
     wait_for_sync(&dir)?;
     let asked = admin::request(&dir, &json!({"command": "unmount"}));

@@ -268,6 +268,8 @@ fn mount_as_user(
     let said = said.trim().trim_start_matches("fusermount3: ");
     let hint = if said.contains("user_allow_other") {
         "add the line user_allow_other to /etc/fuse.conf, or mount without allow_other"
+    } else if said.contains(DEVICE) {
+        "let users open it: sudo chmod 666 /dev/fuse; or mount as root"
     } else {
         "the directory must be yours; as root it works without fusermount3"
     };
