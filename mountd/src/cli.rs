@@ -150,7 +150,11 @@ fn usage(error: &clap::Error) -> Failure {
 }
 
 fn run(command: Command) -> Result<(), Failure> {
-    let dir = |state: State| daemon::state_dir(state.state, "mountd");
+    // absolute: the working directory may be in the mount that goes away
+    let dir = |state: State| {
+        let dir = daemon::state_dir(state.state, "mountd")?;
+        Ok(std::path::absolute(&dir).unwrap_or(dir))
+    };
     match command {
         Command::Mount(arguments) => mount(arguments),
         Command::Unmount { mountpoint, state } => control::unmount(&dir(state)?, &mountpoint),

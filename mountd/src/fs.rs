@@ -11,6 +11,8 @@ mod handle;
 mod inode;
 mod read;
 mod space;
+#[cfg(test)]
+mod tests;
 mod write;
 mod xattr;
 

@@ -56,6 +56,8 @@ impl MountRequest {
             let hint = "choose another one with --state DIR";
             Failure::new(Code::Internal, format!("{}: {error}", state.display()), hint)
         })?;
+        let dir = control::mount_dir(&state, &mountpoint);
+        control::wait_for_end(&dir, &mountpoint, options.timeout)?;
         Ok(Self { spec, mountpoint, options, state })
     }
 
@@ -152,7 +154,8 @@ struct MountDir(PathBuf);
 
 impl Drop for MountDir {
     fn drop(&mut self) {
-        // its socket was removed before; if not, the next mount takes it over
+        // its socket was removed before; if another mount has begun here, the directory stays
+        let _ = std::fs::remove_file(self.0.join("control.lock"));
         let _ = std::fs::remove_dir(&self.0);
     }
 }

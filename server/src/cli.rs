@@ -151,6 +151,7 @@ mod tests {
             assert_eq!(failure.code, Code::Usage);
             assert!(!failure.what.is_empty() && !failure.what.contains('\n'), "{failure:?}");
             assert!(!failure.what.starts_with("error"), "{failure:?}");
+            assert!(!failure.what.starts_with("Introduces"), "{failure:?}");
         }
     }
 

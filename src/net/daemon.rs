@@ -204,11 +204,9 @@ pub fn usage(rendered: &str, program: &str) -> Failure {
         .map(str::trim)
         .collect();
     let what = what.join(" ");
-    Failure::new(
-        Code::Usage,
-        what.strip_prefix("error: ").unwrap_or(&what),
-        format!("`{program} --help` shows what it takes"),
-    )
+    // without a command the parser shows the whole help, and no error
+    let what = what.strip_prefix("error: ").unwrap_or("a command is missing");
+    Failure::new(Code::Usage, what, format!("`{program} --help` shows what it takes"))
 }
 
 /// Turns a program's result into its exit code, and prints what went wrong on stderr.

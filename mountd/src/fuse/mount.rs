@@ -104,8 +104,8 @@ pub fn resolve(mountpoint: &Path) -> io::Result<PathBuf> {
 /// What is mounted last at exactly this path.
 pub fn find(path: &Path) -> Option<MountInfo> {
     let table = fs::read("/proc/self/mountinfo").ok()?;
-    let mounts = table.split(|byte| *byte == b'\n').filter_map(parse_line);
-    mounts.filter(|mount| mount.mountpoint == path).next_back()
+    let mut mounts = table.split(|byte| *byte == b'\n').filter_map(parse_line);
+    mounts.rfind(|mount| mount.mountpoint == path)
 }
 
 fn parse_line(line: &[u8]) -> Option<MountInfo> {

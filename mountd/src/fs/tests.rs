@@ -1,0 +1,413 @@
+//! The file system over a host that is a few values: what is asked, what is kept, what is told.
+
+use std::collections::HashMap;
+
+use p2pfs::net::remote::BoxFuture;
+use p2pfs::wire::call::{DirPage, Time};
+use tokio::sync::{Semaphore, oneshot};
+
+use super::*;
+use crate::cache::block::BLOCK;
+
+const FILE: NodeId = NodeId { ino: 10, generation: 3 };
+const READ: OpenMode =
+    OpenMode { access: Access::ReadWrite, append: false, exclusive: false, truncate: false };
+
+/// A host with one file, `file`, in its root.
+struct Host {
+    state: Mutex<HostState>,
+    /// Reads wait for one each; their data is from when they were asked.
+    reads: Arc<Semaphore>,
+}
+
+#[derive(Default)]
+struct HostState {
+    data: Vec<u8>,
+    time: i64,
+    last: u64,
+    hold: bool,
+    held: Vec<Held>,
+    refuse: Option<Errno>,
+    counts: HashMap<&'static str, usize>,
+    forgotten: Vec<NodeId>,
+}
+
+/// A change that is not applied yet.
+struct Held {
+    mutation: Mutation,
+    body: Bytes,
+    done: oneshot::Sender<Result<Outcome, Errno>>,
+}
+
+impl Host {
+    fn new(size: usize) -> Arc<Self> {
+        let data = (0..size).map(|byte| (byte % 251) as u8).collect();
+        let state = HostState { data, ..HostState::default() };
+        Arc::new(Self { state: Mutex::new(state), reads: Arc::new(Semaphore::new(1 << 20)) })
+    }
+
+    /// A process on the host changes the file.
+    fn change(&self, data: &[u8]) {
+        let mut state = lock(&self.state);
+        state.data = data.to_vec();
+        state.time += 1;
+    }
+
+    fn count(&self, call: &'static str) -> usize {
+        lock(&self.state).counts.get(call).copied().unwrap_or(0)
+    }
+
+    fn hold(&self) {
+        lock(&self.state).hold = true;
+    }
+
+    /// Applies what was held.
+    fn release(&self) {
+        let mut state = lock(&self.state);
+        state.hold = false;
+        for Held { mutation, body, done } in std::mem::take(&mut state.held) {
+            let _ = done.send(state.apply(&mutation, &body));
+        }
+    }
+}
+
+impl HostState {
+    fn attr(&self) -> Attr {
+        let time = Time { seconds: self.time, nanos: 0 };
+        Attr {
+            size: self.data.len() as u64,
+            blocks: 0,
+            atime: time,
+            mtime: time,
+            ctime: time,
+            btime: time,
+            mode: 0o100_644,
+            nlink: 1,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            blksize: 4096,
+        }
+    }
+
+    fn apply(&mut self, mutation: &Mutation, body: &[u8]) -> Result<Outcome, Errno> {
+        if let Some(error) = self.refuse {
+            return Err(error);
+        }
+        self.time += 1;
+        match mutation {
+            Mutation::Write { offset, .. } => {
+                let start = *offset as usize;
+                let end = start + body.len();
+                let len = self.data.len().max(end);
+                self.data.resize(len, 0);
+                self.data[start..end].copy_from_slice(body);
+            }
+            Mutation::SetAttr { change, .. } => {
+                if let Some(size) = change.size {
+                    self.data.resize(size as usize, 0);
+                }
+            }
+            _ => return Err(Errno::ENOSYS),
+        }
+        Ok(Outcome::Attr(self.attr()))
+    }
+
+    fn answer(&mut self, call: &Call) -> Result<(Reply, Bytes), Errno> {
+        let entry = Entry { node: FILE, attr: self.attr() };
+        let (name, reply) = match call {
+            Call::Lookup { .. } => ("lookup", Reply::Entry(entry)),
+            Call::GetAttr { .. } => ("getattr", Reply::Attr(entry.attr)),
+            Call::Open { .. } => ("open", Reply::Attr(entry.attr)),
+            Call::Read { .. } => ("read", Reply::Data),
+            Call::ReadDir { .. } => {
+                ("readdir", Reply::Dir(DirPage { entries: Vec::new(), end: true }))
+            }
+            Call::Forget { nodes } => {
+                self.forgotten.extend(nodes);
+                ("forget", Reply::Done)
+            }
+            _ => ("other", Reply::Done),
+        };
+        *self.counts.entry(name).or_default() += 1;
+        let body = match call {
+            Call::Read { offset, len, .. } => {
+                let start = self.data.len().min(*offset as usize);
+                let end = self.data.len().min(start + *len as usize);
+                Bytes::copy_from_slice(&self.data[start..end])
+            }
+            _ => Bytes::new(),
+        };
+        Ok((reply, body))
+    }
+}
+
+impl Remote for Host {
+    fn call(&self, call: Call) -> BoxFuture<Result<(Reply, Bytes), Errno>> {
+        let answer = lock(&self.state).answer(&call);
+        let reads = self.reads.clone();
+        if matches!(call, Call::Read { .. }) {
+            return Box::pin(async move {
+                reads.acquire().await.map_err(|_| Errno::EIO)?.forget();
+                answer
+            });
+        }
+        Box::pin(async move { answer })
+    }
+
+    fn submit(&self, mutation: Mutation, body: Bytes, _after: Vec<Seq>) -> Submitted {
+        let (done, applied) = oneshot::channel();
+        let mut state = lock(&self.state);
+        state.last += 1;
+        let seq = Seq(state.last);
+        if state.hold {
+            state.held.push(Held { mutation, body, done });
+        } else {
+            let _ = done.send(state.apply(&mutation, &body));
+        }
+        Submitted { seq, applied }
+    }
+
+    fn room(&self, _bytes: usize) -> BoxFuture<()> {
+        Box::pin(async {})
+    }
+}
+
+#[derive(Default)]
+struct Notices(Mutex<Vec<&'static str>>);
+
+impl Kernel for Notices {
+    fn drop_attributes(&self, _ino: u64) {
+        lock(&self.0).push("attributes");
+    }
+
+    fn drop_pages(&self, _ino: u64) {
+        lock(&self.0).push("pages");
+    }
+}
+
+async fn looked_up(host: &Arc<Host>, budget: u64) -> Arc<Fs> {
+    let fs = Fs::new(host.clone(), Arc::new(Notices::default()), budget);
+    fs.lookup(1, Name::new("file").unwrap()).await.unwrap();
+    fs
+}
+
+async fn read_all(fs: &Arc<Fs>, handle: HandleId) -> Vec<u8> {
+    let mut all = Vec::new();
+    loop {
+        let part = fs.read(handle, all.len() as u64, 128 << 10).await.unwrap();
+        if part.is_empty() {
+            return all;
+        }
+        all.extend_from_slice(&part);
+    }
+}
+
+#[tokio::test]
+async fn a_write_is_accepted_before_it_is_applied_and_shown_at_once() {
+    let host = Host::new(10);
+    let fs = looked_up(&host, 1 << 20).await;
+    let handle = fs.open(FILE.ino, READ).await.unwrap().handle;
+    host.hold();
+    assert_eq!(fs.write(handle, 90, Bytes::from_static(b"0123456789"), false).await, Ok(10));
+    let found = fs.lookup(1, Name::new("file").unwrap()).await.unwrap();
+    assert_eq!((found.attr.size, found.settled), (100, false));
+
+    let waiting = fs.clone();
+    let getattr = tokio::spawn(async move { waiting.getattr(FILE.ino, None).await });
+    let waiting = fs.clone();
+    let flush = tokio::spawn(async move { waiting.flush(handle).await });
+    tokio::task::yield_now().await;
+    assert!(!getattr.is_finished() && !flush.is_finished());
+    host.release();
+    let found = getattr.await.unwrap().unwrap();
+    assert_eq!((found.attr.size, found.settled), (100, true));
+    assert_eq!(flush.await.unwrap(), Ok(()));
+}
+
+#[tokio::test]
+async fn an_error_of_an_accepted_write_is_told_once() {
+    let host = Host::new(10);
+    let fs = looked_up(&host, 1 << 20).await;
+    let handle = fs.open(FILE.ino, READ).await.unwrap().handle;
+    let enospc = Errno::from_number(28);
+    lock(&host.state).refuse = Some(enospc);
+    assert_eq!(fs.write(handle, 0, Bytes::from_static(b"x"), false).await, Ok(1));
+    assert_eq!(fs.flush(handle).await, Err(enospc));
+    assert_eq!(fs.flush(handle).await, Ok(()));
+    // what the kernel holds is not what the host has
+    lock(&host.state).refuse = None;
+    assert!(!fs.open(FILE.ino, READ).await.unwrap().keep_pages);
+}
+
+#[tokio::test]
+async fn the_end_of_the_session_is_an_error_of_what_was_accepted() {
+    let host = Host::new(10);
+    let fs = looked_up(&host, 1 << 20).await;
+    let handle = fs.open(FILE.ino, READ).await.unwrap().handle;
+    host.hold();
+    fs.write(handle, 0, Bytes::from_static(b"x"), false).await.unwrap();
+    lock(&host.state).held.clear();
+    assert_eq!(fs.flush(handle).await, Err(Errno::ENOTCONN));
+}
+
+#[tokio::test]
+async fn what_was_read_is_not_asked_again_until_the_host_changes_it() {
+    let host = Host::new(300_000);
+    let fs = looked_up(&host, 16 << 20).await;
+    let first = fs.open(FILE.ino, READ).await.unwrap();
+    let data = lock(&host.state).data.clone();
+    assert_eq!(read_all(&fs, first.handle).await, data);
+    let asked = host.count("read");
+
+    let second = fs.open(FILE.ino, READ).await.unwrap();
+    assert!(second.keep_pages);
+    assert_eq!(read_all(&fs, second.handle).await, data);
+    // only the end of the file is asked once more
+    assert!(host.count("read") <= asked + 1);
+
+    let changed = vec![7; 250_000];
+    host.change(&changed);
+    let third = fs.open(FILE.ino, READ).await.unwrap();
+    assert!(!third.keep_pages);
+    assert_eq!(read_all(&fs, third.handle).await, changed);
+}
+
+#[tokio::test]
+async fn our_own_writes_keep_the_kernels_pages() {
+    let host = Host::new(1000);
+    let fs = looked_up(&host, 1 << 20).await;
+    let handle = fs.open(FILE.ino, READ).await.unwrap().handle;
+    for offset in 0..10 {
+        fs.write(handle, offset * 500, Bytes::from_static(b"data"), false).await.unwrap();
+    }
+    fs.flush(handle).await.unwrap();
+    let change = AttrChange { mode: Some(0o600), ..AttrChange::default() };
+    assert!(fs.setattr(FILE.ino, None, change).await.unwrap().settled);
+    assert!(fs.open(FILE.ino, READ).await.unwrap().keep_pages);
+    host.change(b"other");
+    assert!(!fs.open(FILE.ino, READ).await.unwrap().keep_pages);
+}
+
+#[tokio::test]
+async fn a_read_sees_the_writes_before_it_and_never_what_was_cached_before_them() {
+    let host = Host::new(5 * BLOCK as usize);
+    let fs = looked_up(&host, 16 << 20).await;
+    let handle = fs.open(FILE.ino, READ).await.unwrap().handle;
+    read_all(&fs, handle).await;
+    for round in 0..50_u64 {
+        let data = Bytes::from(vec![round as u8; 1000]);
+        fs.write(handle, round * 3001, data.clone(), false).await.unwrap();
+        assert_eq!(fs.read(handle, round * 3001, 1000).await.unwrap(), data);
+    }
+    let expected = lock(&host.state).data.clone();
+    assert_eq!(read_all(&fs, handle).await, expected);
+}
+
+#[tokio::test]
+async fn readers_join_one_fetch_and_a_write_in_between_voids_it() {
+    let host = Host::new(100);
+    let fs = looked_up(&host, 16 << 20).await;
+    let handle = fs.open(FILE.ino, READ).await.unwrap().handle;
+    host.reads.forget_permits(usize::MAX);
+    let readers = [(); 2].map(|()| {
+        let fs = fs.clone();
+        tokio::spawn(async move { fs.read(handle, 0, 100).await })
+    });
+    while host.count("read") == 0 {
+        tokio::task::yield_now().await;
+    }
+    tokio::task::yield_now().await;
+    assert_eq!(host.count("read"), 1);
+    fs.write(handle, 0, Bytes::from_static(b"new"), false).await.unwrap();
+    fs.flush(handle).await.unwrap();
+    host.reads.add_permits(100);
+    for reader in readers {
+        assert_eq!(reader.await.unwrap().unwrap()[..3], *b"new");
+    }
+    assert_eq!(fs.read(handle, 0, 3).await.unwrap(), b"new"[..]);
+}
+
+#[tokio::test]
+async fn a_hole_behind_the_old_end_is_not_read_from_the_cache() {
+    let host = Host::new(100);
+    let fs = looked_up(&host, 16 << 20).await;
+    let handle = fs.open(FILE.ino, READ).await.unwrap().handle;
+    assert_eq!(read_all(&fs, handle).await.len(), 100);
+    fs.write(handle, 10 * BLOCK, Bytes::from_static(b"end"), false).await.unwrap();
+    let start = fs.read(handle, 0, BLOCK as u32).await.unwrap();
+    assert_eq!(start.len(), BLOCK as usize);
+}
+
+#[tokio::test]
+async fn an_append_goes_behind_the_writes_that_are_under_way() {
+    let host = Host::new(100);
+    let fs = looked_up(&host, 1 << 20).await;
+    let append = OpenMode { append: true, ..READ };
+    let handle = fs.open(FILE.ino, append).await.unwrap().handle;
+    host.hold();
+    for _ in 0..3 {
+        // the kernel's offset is out of date
+        fs.write(handle, 100, Bytes::from_static(b"line"), false).await.unwrap();
+    }
+    host.release();
+    fs.flush(handle).await.unwrap();
+    assert_eq!(lock(&host.state).data[100..], *b"linelineline");
+}
+
+#[tokio::test]
+async fn random_reads_fetch_single_blocks_and_sequential_ones_fetch_ahead() {
+    let host = Host::new(20 << 20);
+    let fs = looked_up(&host, 64 << 20).await;
+    let random = fs.open(FILE.ino, READ).await.unwrap().handle;
+    for block in [400_u64, 17, 300, 99, 612] {
+        fs.read(random, block * BLOCK, 4096).await.unwrap();
+    }
+    assert_eq!(fs.cache().stats().bytes, 5 * BLOCK);
+
+    let sequential = fs.open(FILE.ino, READ).await.unwrap().handle;
+    let data = lock(&host.state).data.clone();
+    assert!(read_all(&fs, sequential).await == data);
+    // 640 blocks and the end, in calls of up to 1 MiB
+    assert!(host.count("read") < 100, "{}", host.count("read"));
+    let stats = fs.cache().stats();
+    assert!(stats.hits > stats.misses, "{stats:?}");
+}
+
+#[tokio::test]
+async fn the_cache_stays_within_its_budget() {
+    let host = Host::new(8 << 20);
+    let fs = looked_up(&host, 1 << 20).await;
+    let handle = fs.open(FILE.ino, READ).await.unwrap().handle;
+    let data = lock(&host.state).data.clone();
+    assert!(read_all(&fs, handle).await == data);
+    let stats = fs.cache().stats();
+    assert!(stats.bytes <= stats.budget && stats.bytes > 0, "{stats:?}");
+}
+
+#[tokio::test]
+async fn what_the_kernel_let_go_is_told_to_the_host_unless_it_came_back() {
+    let host = Host::new(1);
+    let fs = looked_up(&host, 1 << 20).await;
+    fs.forget(FILE.ino, 1);
+    fs.lookup(1, Name::new("file").unwrap()).await.unwrap();
+    fs.forget_idle().await;
+    assert_eq!(host.count("forget"), 0);
+    fs.forget(FILE.ino, 1);
+    fs.forget_idle().await;
+    assert_eq!(lock(&host.state).forgotten, [FILE]);
+    assert_eq!(fs.getattr(FILE.ino, None).await, Err(Errno::ESTALE));
+}
+
+#[tokio::test]
+async fn a_truncation_reaches_the_cache_and_the_size() {
+    let host = Host::new(3 * BLOCK as usize);
+    let fs = looked_up(&host, 16 << 20).await;
+    let handle = fs.open(FILE.ino, READ).await.unwrap().handle;
+    read_all(&fs, handle).await;
+    fs.write(handle, 0, Bytes::from_static(b"first"), false).await.unwrap();
+    let change = AttrChange { size: Some(3), ..AttrChange::default() };
+    let found = fs.setattr(FILE.ino, Some(handle), change).await.unwrap();
+    assert_eq!((found.attr.size, found.settled), (3, true));
+    assert_eq!(read_all(&fs, handle).await, b"fir");
+}
