@@ -56,7 +56,9 @@ impl Lab {
         if let Some(missing) = programs::missing(&["ip", "nft", "nsenter"]) {
             return Some(missing);
         }
-        let probe = format!("p2pfs-{}-probe", std::process::id());
+        static PROBES: AtomicU32 = AtomicU32::new(0);
+        let number = PROBES.fetch_add(1, Ordering::Relaxed);
+        let probe = format!("p2pfs-{}-probe{number}", std::process::id());
         let add = Command::new("ip").args(["netns", "add", &probe]).output();
         let add = add.ok()?;
         if !add.status.success() {
