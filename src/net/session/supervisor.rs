@@ -23,7 +23,7 @@ use crate::proto::session::{End, Output, Session, State};
 use crate::wire::probe::Role;
 use crate::wire::session::{CloseReason, Grant, Identify, Verdict};
 
-/// How often `status` is brought up to date, and a lost path is asked for again.
+/// How often `status` is brought up to date where nothing else happens.
 const TICK: Duration = Duration::from_secs(1);
 /// The TLS alert (RFC 8446, 6) with which our verifier refuses a key that is not the host's.
 const ACCESS_DENIED: u8 = 49;
@@ -112,6 +112,7 @@ impl Supervisor {
     pub(super) async fn run(mut self) {
         let core = Arc::clone(&self.core);
         let mut tick = tokio::time::interval(TICK);
+        let mut routing = self.endpoint.routing();
         while !matches!(self.machine.state(), State::Ended(_)) {
             let timers = [self.machine.poll_timeout(), core.poll_timeout()];
             let wake = timers.into_iter().flatten().min().unwrap_or_else(|| Instant::now() + TICK);
@@ -121,8 +122,10 @@ impl Supervisor {
                 Some(progress) = self.progress.recv() => self.handle_progress(progress),
                 () = tokio::time::sleep_until(wake.into()) => {}
                 () = core.wake.notified() => {}
-                _ = tick.tick() => self.handle_tick(),
+                Ok(()) = routing.changed() => {}
+                _ = tick.tick() => {}
             }
+            self.refresh_view();
             if core.is_closing() {
                 self.machine.close();
             }
@@ -349,7 +352,8 @@ impl Supervisor {
         self.phase.send_modify(|phase| phase.end = Some(end));
     }
 
-    fn handle_tick(&mut self) {
+    /// Brings what `status` shows up to date.
+    fn refresh_view(&self) {
         let own = self.endpoint.routing().borrow().clone();
         let statuses: Vec<_> = self.registrations.iter().map(Registration::status).collect();
         let age = statuses.iter().filter_map(|status| status.age).min();
