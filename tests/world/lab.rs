@@ -7,8 +7,8 @@
 //!                              server .5
 //! ```
 //!
-//! The NAT is a port-restricted cone that keeps ports: nftables' masquerade, and from outside nothing
 //! The NAT is a port-restricted cone that keeps ports: nftables' masquerade, and from outside
+//! nothing The NAT is a port-restricted cone that keeps ports: nftables' masquerade, and from outside
 //! nothing but what answers.
 use std::ffi::OsStr;
 use std::process::{Command, Stdio};
