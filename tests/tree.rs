@@ -5,7 +5,7 @@ mod generate;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use tempfile::TempDir;
 
@@ -48,7 +48,7 @@ fn a_tree_is_removed_as_it_came() {
     home.mount("timeout=20");
     let bed = home.mountpoint.join("bed");
 
-    copy("cp", original(), &bed);
+    copy("cp", &Original::get().path, &bed);
     fs::rename(&bed, home.mountpoint.join("moved")).unwrap();
     fs::remove_dir_all(home.mountpoint.join("moved")).unwrap();
     home.sync();
@@ -69,13 +69,14 @@ fn crosses(cache: &str) {
     }
     let home = Home::on_loopback();
     let options = format!("timeout=20,cache={cache}");
-    let original = Tree::read(original());
+    let source = Original::get();
+    let original = Tree::read(&source.path);
     assert!(original.files() >= 2_000, "{} files", original.files());
 
     for tool in ["cp", "rsync"] {
         home.mount(&options);
         let inside = home.mountpoint.join(tool);
-        copy(tool, self::original(), &inside);
+        copy(tool, &source.path, &inside);
         home.sync();
         original.assert_same(&Tree::read(&home.disk.join(tool)));
         original.assert_same(&Tree::read(&inside));
@@ -106,15 +107,24 @@ fn copy(program: &str, from: &Path, to: &Path) {
     };
 }
 
-/// The tree that is copied, made once for all tests.
-fn original() -> &'static Path {
-    static ORIGINAL: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
-    let (_, path) = ORIGINAL.get_or_init(|| {
-        let dir = tempfile::Builder::new().prefix("p2pfs-tree.").tempdir();
-        let dir = dir.unwrap();
-        let path = dir.path().join("original");
-        generate::tree(&path);
-        (dir, path)
-    });
-    path
+/// The tree that is copied: made once for the tests that run at one time, removed after the last.
+struct Original {
+    _dir: TempDir,
+    path: PathBuf,
+}
+
+impl Original {
+    fn get() -> Arc<Self> {
+        static CURRENT: Mutex<Weak<Original>> = Mutex::new(Weak::new());
+        let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
+        current.upgrade().unwrap_or_else(|| {
+            let dir = tempfile::Builder::new().prefix("p2pfs-tree.").tempdir();
+            let dir = dir.unwrap();
+            let path = dir.path().join("original");
+            generate::tree(&path);
+            let original = Arc::new(Self { _dir: dir, path });
+            *current = Arc::downgrade(&original);
+            original
+        })
+    }
 }

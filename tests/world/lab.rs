@@ -7,9 +7,9 @@
 //!                              server .5
 //! ```
 //!
-//! The NAT is a port-restricted cone that keeps ports: nftables' masquerade, and from outside nothing
 //! The NAT is a port-restricted cone that keeps ports: nftables' masquerade, and from outside
 //! nothing but what answers.
+
 use std::ffi::OsStr;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
