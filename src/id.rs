@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 /// A file-system object of a share: the host's inode number and a generation.
 ///
 /// The share's root is [`NodeId::ROOT`]; a real inode 1 is remapped by the host. `generation` is a
-/// hash of the object's identity (file system, handle, birth time), so a number that the host's file
-/// system uses again is another node.
+/// hash of the object's identity (file system, handle, birth time), so a number that the host's
+/// file system uses again is another node.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 pub struct NodeId {
     /// The inode number on the share's device.

@@ -28,7 +28,8 @@ pub const CALLS_IN_FLIGHT_MAX: usize = 512;
 pub const LOG_ENTRIES_UNAPPLIED_MAX: usize = 1024;
 /// Write data of one session that is not yet applied, bytes: twice what 1 Gbit/s holds in 100 ms.
 pub const LOG_BYTES_UNAPPLIED_MAX: usize = 32 << 20;
-/// Data kept for a redo until it is stable on the host, bytes; the log asks the host to sync at half.
+/// Data kept for a redo until it is stable on the host, bytes; the log asks the host to sync at
+/// half.
 pub const LOG_BYTES_UNSTABLE_MAX: usize = 256 << 20;
 /// Predecessors that an entry may name.
 pub const LOG_AFTER_MAX: usize = 4;
@@ -59,7 +60,8 @@ pub const KEEP_ALIVE: Duration = Duration::from_secs(5);
 pub const RENDEZVOUS_INTERVAL: Duration = Duration::from_secs(5);
 /// Between STUN requests and registrations of an idle host.
 pub const RENDEZVOUS_IDLE_INTERVAL: Duration = Duration::from_secs(20);
-/// A STUN transaction's first retransmission (RFC 8489, 6.2.1, with a shorter RTO for a nearby server).
+/// A STUN transaction's first retransmission (RFC 8489, 6.2.1, with a shorter RTO for a nearby
+/// server).
 pub const STUN_RTO: Duration = Duration::from_millis(250);
 /// QUIC's idle timeout; the session notices a lost peer earlier, by its own calls.
 pub const CONNECTION_IDLE: Duration = Duration::from_secs(30);

@@ -1,7 +1,8 @@
-//! Mounting in the background: the program starts itself again, and waits until the mount is usable.
+//! Mounting in the background: the program starts itself again, and waits until the mount is
+//! usable.
 //!
-//! The child tells its parent over a pipe, which is its standard output until then: one line of JSON,
-//! `{"ready": true}` or the failure.
+//! The child tells its parent over a pipe, which is its standard output until then: one line of
+//! JSON, `{"ready": true}` or the failure.
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};

@@ -307,7 +307,8 @@ impl Fs {
         }
     }
 
-    /// Tells the host which nodes the kernel let go, again and again until the file system is dropped.
+    /// Tells the host which nodes the kernel let go, again and again until the file system is
+    /// dropped.
     pub async fn forget_for_ever(self: Arc<Self>) {
         let fs = Arc::downgrade(&self);
         drop(self);

@@ -1,8 +1,8 @@
 //! FUSE: converts the kernel's requests, and hands them to tasks.
 //!
 //! The only place (with `fuse/`) that knows fuser. No thread of it ever waits for the network: a
-//! handler copies what it was given and starts a task, which answers. What fuser 0.18 lacks is worked
-//! around here: mounting and unmounting, times before 1970.
+//! handler copies what it was given and starts a task, which answers. What fuser 0.18 lacks is
+//! worked around here: mounting and unmounting, times before 1970.
 
 mod convert;
 mod listing;

@@ -1,4 +1,5 @@
-//! `mount.p2pfs`, as mount(8) starts it: `mount.p2pfs SPEC DIR [-sfnv] [-N NS] [-o OPTIONS] [-t TYPE]`.
+//! `mount.p2pfs`, as mount(8) starts it: `mount.p2pfs SPEC DIR [-sfnv] [-N NS] [-o OPTIONS] [-t
+//! TYPE]`.
 
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
@@ -69,7 +70,8 @@ impl Arguments {
                 match letter {
                     's' => parsed.sloppy = true,
                     'f' => parsed.fake = true,
-                    // /etc/mtab is a link to what the kernel says; there is nothing to be wordy about
+                    // /etc/mtab is a link to what the kernel says; there is nothing to be wordy
+                    // about
                     'n' | 'v' => {}
                     'o' | 't' | 'N' => {
                         let rest = OsString::from(letters.as_str());

@@ -295,7 +295,10 @@ fn failed(output: &Output, code: i32, starts: &str) {
     assert_eq!(output.status.code(), Some(code), "{stderr}");
     let lines: Vec<_> = stderr.lines().collect();
     assert!(
-        matches!(lines[..], [error, hint] if error.starts_with(starts) && hint.starts_with("hint: ")),
+        matches!(
+            lines[..],
+            [error, hint] if error.starts_with(starts) && hint.starts_with("hint: ")
+        ),
         "{stderr}"
     );
 }

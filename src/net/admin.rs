@@ -1,4 +1,5 @@
-//! A daemon's control socket: `DIR/control.sock`, mode 0600, one request and one answer a connection.
+//! A daemon's control socket: `DIR/control.sock`, mode 0600, one request and one answer a
+//! connection.
 //!
 //! Both are one line of JSON, at most [`LINE_BYTES_MAX`]: the answer is `{"ok": value}` or
 //! `{"error": {"code", "what", "hint"}}`.

@@ -158,8 +158,8 @@ pub fn random<const N: usize>() -> [u8; N] {
 ///
 /// # Errors
 ///
-/// [`Code::KeyCorrupt`] if the file is no key, [`Code::Internal`] if it cannot be read or written. It
-/// is never replaced: others have pinned this key.
+/// [`Code::KeyCorrupt`] if the file is no key, [`Code::Internal`] if it cannot be read or written.
+/// It is never replaced: others have pinned this key.
 pub fn load_or_create_secret(dir: &Path) -> Result<SecretKey, Failure> {
     let path = dir.join(SECRET_FILE);
     let unusable = |verb: &str, error: io::Error| {

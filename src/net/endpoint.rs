@@ -294,8 +294,8 @@ fn tag_of(introduction: &Introduction) -> ProbeTag {
 }
 
 /// The peer's addresses that we may send to: a peer that lies about them must not make us probe
-/// strangers. Loopback only if we are seen there ourselves, private addresses only if both sides are
-/// behind the same public address or we have an address in the same network.
+/// strangers. Loopback only if we are seen there ourselves, private addresses only if both sides
+/// are behind the same public address or we have an address in the same network.
 fn candidates(peer: &Routing, own: &Routing) -> Vec<SocketAddr> {
     let same_public = match (peer.udp_public, own.udp_public) {
         (Some(peer), Some(own)) => peer.ip() == own.ip(),

@@ -50,10 +50,19 @@ mod tests {
 
     #[test]
     fn local_addresses_are_told_from_networks_and_broadcasts() {
-        let trie = "Main:\n  +-- 0.0.0.0/0 3 0 5\n     |-- 10.1.0.0\n        /16 link UNICAST\n     \
-                    |-- 10.1.0.7\n        /32 host LOCAL\n     |-- 10.1.255.255\n        /32 link \
-                    BROADCAST\n     |-- 127.0.0.1\n        /32 host LOCAL\n";
-        assert_eq!(local_v4(trie), [Ipv4Addr::new(10, 1, 0, 7)]);
+        let trie = [
+            "Main:",
+            "  +-- 0.0.0.0/0 3 0 5",
+            "     |-- 10.1.0.0",
+            "        /16 link UNICAST",
+            "     |-- 10.1.0.7",
+            "        /32 host LOCAL",
+            "     |-- 10.1.255.255",
+            "        /32 link BROADCAST",
+            "     |-- 127.0.0.1",
+            "        /32 host LOCAL",
+        ];
+        assert_eq!(local_v4(&trie.join("\n")), [Ipv4Addr::new(10, 1, 0, 7)]);
     }
 
     #[test]

@@ -8,9 +8,11 @@ use tracing_subscriber::filter::LevelFilter;
 /// Without `P2PFS_LOG`: our own progress, and what others complain about.
 const DEFAULT: &str = "info,quinn=warn,quinn_proto=warn,quinn_udp=error,rustls=warn,stun_types=off";
 
-/// Sends the log to stderr, filtered by the variable `P2PFS_LOG` (`debug`, `p2pfs::net=trace`, ...).
+/// Sends the log to stderr, filtered by the variable `P2PFS_LOG` (`debug`, `p2pfs::net=trace`,
+/// ...).
 ///
-/// Under systemd the lines carry no time, since the journal has its own. A second call does nothing.
+/// Under systemd the lines carry no time, since the journal has its own. A second call does
+/// nothing.
 pub fn init() {
     let filter = match std::env::var("P2PFS_LOG") {
         Ok(directives) if !directives.is_empty() => EnvFilter::builder()

@@ -1,9 +1,10 @@
 //! The socket under quinn: one UDP socket that STUN, probes and QUIC share.
 //!
-//! Towards quinn every peer is one *virtual address* that never changes; the mux sends its datagrams
-//! over the peer's path of the moment. What arrives is told apart by its first byte (RFC 9443): STUN
-//! and probes go to the endpoint's driver, QUIC goes to quinn, and only from addresses that answered
-//! an authenticated ping of a match. A received batch may hold both, so each segment is looked at.
+//! Towards quinn every peer is one *virtual address* that never changes; the mux sends its
+//! datagrams over the peer's path of the moment. What arrives is told apart by its first byte (RFC
+//! 9443): STUN and probes go to the endpoint's driver, QUIC goes to quinn, and only from addresses
+//! that answered an authenticated ping of a match. A received batch may hold both, so each segment
+//! is looked at.
 
 use std::collections::HashMap;
 use std::fmt;

@@ -21,8 +21,8 @@ pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 pub trait Remote: Send + Sync {
     /// Asks; the body is empty but for [`Reply::Data`].
     ///
-    /// Fails with what the host says, or `ETIMEDOUT` after the grace, or `ENOTCONN` when the session
-    /// has ended.
+    /// Fails with what the host says, or `ETIMEDOUT` after the grace, or `ENOTCONN` when the
+    /// session has ended.
     fn call(&self, call: Call) -> BoxFuture<Result<(Reply, Bytes), Errno>>;
 
     /// Numbers a change and ships it. `after`: entries (at most 4) that must be applied before it.

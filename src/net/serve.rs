@@ -13,8 +13,8 @@ use crate::wire::session::{Denial, Identify};
 
 /// The owner's rules: who may use what.
 pub trait Policy: Send + Sync {
-    /// Decides on request 21 of a key that has been proved (step 122). Called on every connection and
-    /// every resume; quick, and never waits for the network.
+    /// Decides on request 21 of a key that has been proved (step 122). Called on every connection
+    /// and every resume; quick, and never waits for the network.
     fn authorise(
         &self,
         peer: PeerId,
@@ -42,8 +42,9 @@ impl std::fmt::Debug for Authorised {
 
 /// One session's view of a share. All methods may block: they are called on threads for that.
 ///
-/// Order is the session's business: a `Sync`, `SyncAll` or `Release` arrives when the entries that it
-/// names are applied, and an entry when those it comes after are. Everything else runs in parallel.
+/// Order is the session's business: a `Sync`, `SyncAll` or `Release` arrives when the entries that
+/// it names are applied, and an entry when those it comes after are. Everything else runs in
+/// parallel.
 pub trait Export: Send + Sync {
     /// Answers a call; the body is empty but for [`Reply::Data`].
     fn call(&self, call: Call) -> Result<(Reply, Bytes), Errno>;

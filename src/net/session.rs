@@ -82,8 +82,8 @@ impl ClientSession {
     ///
     /// # Errors
     ///
-    /// What a person can act on: the host refuses the key, or something was not reachable within the
-    /// time-out.
+    /// What a person can act on: the host refuses the key, or something was not reachable within
+    /// the time-out.
     pub async fn establish(config: ClientConfig) -> Result<Arc<Self>, Failure> {
         let (timeout, wait) = (config.timeout, config.wait);
         let (core, supervisor, mut phase) = Supervisor::new(config)?;

@@ -1,7 +1,8 @@
 //! How a client and a host find each other: the server's [`matcher`], the [`host`]'s and the
 //! [`client`]'s side of a registration.
 //!
-//! A connection to the server is an input here: it is made, it carries messages in order, it is lost.
+//! A connection to the server is an input here: it is made, it carries messages in order, it is
+//! lost.
 
 use std::fmt;
 use std::time::Duration;

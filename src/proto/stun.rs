@@ -111,10 +111,11 @@ impl StunClient {
             return false;
         };
         let from = canonical(from);
-        let Some(server) = self.servers.iter_mut().find(|server| {
-            server.address == from
-                && matches!(server.state, State::Asking { transaction, .. } if transaction == answered)
-        }) else {
+        let asked = |server: &&mut Server| match server.state {
+            State::Asking { transaction, .. } => server.address == from && transaction == answered,
+            State::Resting { .. } => false,
+        };
+        let Some(server) = self.servers.iter_mut().find(asked) else {
             return false;
         };
         server.state = State::Resting { until: now + self.interval };

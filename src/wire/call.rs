@@ -1,7 +1,7 @@
 //! Calls and replies: reading, and what changes nothing on the host's disk.
 //!
-//! Every call may be sent twice without harm (opens carry the handle's number, chosen by the client),
-//! so a call that was under way when a connection died is sent again on the next one.
+//! Every call may be sent twice without harm (opens carry the handle's number, chosen by the
+//! client), so a call that was under way when a connection died is sent again on the next one.
 
 use serde::{Deserialize, Serialize};
 
@@ -89,7 +89,8 @@ pub enum Call {
         /// At most 4096 of them.
         nodes: Vec<NodeId>,
     },
-    /// An extended attribute's value, or with `name` empty the list of names (each followed by NUL).
+    /// An extended attribute's value, or with `name` empty the list of names (each followed by
+    /// NUL).
     /// -> [`Reply::Data`], the bytes as body.
     GetXattr {
         /// The node.

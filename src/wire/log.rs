@@ -1,4 +1,5 @@
-//! Redo-log entries and their acknowledgements. **Not settled yet:** the protocol's version says so.
+//! Redo-log entries and their acknowledgements. **Not settled yet:** the protocol's version says
+//! so.
 
 use serde::{Deserialize, Serialize};
 

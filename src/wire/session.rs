@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{HostRun, Seq, SessionId};
 
-/// Request 21: the client says who it is. The connection has proved its key already. **Append only.**
+/// Request 21: the client says who it is. The connection has proved its key already. **Append
+/// only.**
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Identify {
     /// The session to open or to resume.

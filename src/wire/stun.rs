@@ -1,6 +1,7 @@
 //! STUN (RFC 8489): binding requests and what answers them, nothing else.
 //!
-//! A datagram is ours to look at when its first byte is 0..=3 (RFC 9443); the codec is `stun-types`.
+//! A datagram is ours to look at when its first byte is 0..=3 (RFC 9443); the codec is
+//! `stun-types`.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -78,10 +79,10 @@ pub fn binding_response(datagram: &[u8]) -> Option<(Transaction, Option<SocketAd
 
 /// The server's side: answers a binding request from `source`; `None` for everything that is none.
 ///
-/// A server with a second address names it as `other`, the one that differs in IP and port, and then
-/// grants `CHANGE-REQUEST` (RFC 5780). A request with an attribute that we would have to understand is
-/// answered with error 420, as the RFC wants it. Without `other` an answer is at most 32 bytes longer
-/// than its question, and never longer than one of our own questions.
+/// A server with a second address names it as `other`, the one that differs in IP and port, and
+/// then grants `CHANGE-REQUEST` (RFC 5780). A request with an attribute that we would have to
+/// understand is answered with error 420, as the RFC wants it. Without `other` an answer is at most
+/// 32 bytes longer than its question, and never longer than one of our own questions.
 pub fn answer(datagram: &[u8], source: SocketAddr, other: Option<SocketAddr>) -> Option<Answer> {
     let message = parse(datagram)?;
     if !message.has_class(MessageClass::Request) || !message.has_method(BINDING) {

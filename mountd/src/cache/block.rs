@@ -1,7 +1,8 @@
 //! Blocks of files, least recently used out first, within a budget of bytes.
 //!
-//! A block is kept only if nothing about its file's data changed since it was asked for: every fetch
-//! remembers the epoch of its node, and a change first raises the epoch, then drops the blocks.
+//! A block is kept only if nothing about its file's data changed since it was asked for: every
+//! fetch remembers the epoch of its node, and a change first raises the epoch, then drops the
+//! blocks.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -151,8 +152,8 @@ impl BlockCache {
         self.budget / 4
     }
 
-    /// Where the data of these blocks comes from, and which fetches the caller must make for it; they
-    /// count as under way from here on.
+    /// Where the data of these blocks comes from, and which fetches the caller must make for it;
+    /// they count as under way from here on.
     pub(crate) fn plan(
         &self,
         inode: &Inode,

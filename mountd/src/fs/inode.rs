@@ -294,8 +294,8 @@ impl State {
 
 /// The nodes that the kernel refers to by their inode numbers.
 ///
-/// The kernel counts its references per number, whatever generation the number has; a number that the
-/// host uses again is the newer node from then on, and old open files go on by their handles.
+/// The kernel counts its references per number, whatever generation the number has; a number that
+/// the host uses again is the newer node from then on, and old open files go on by their handles.
 #[derive(Debug)]
 pub(crate) struct InodeTable {
     slots: Mutex<HashMap<u64, Slot>>,
@@ -319,8 +319,8 @@ impl InodeTable {
         slots.get(&ino).map(|slot| Arc::clone(&slot.inode)).ok_or(Errno::ESTALE)
     }
 
-    /// The node, with one more reference of the kernel. Also gives back the node that had the number
-    /// before.
+    /// The node, with one more reference of the kernel. Also gives back the node that had the
+    /// number before.
     pub(crate) fn refer(&self, node: NodeId) -> (Arc<Inode>, Option<NodeId>) {
         let mut slots = lock(&self.slots);
         let slot = slots
@@ -347,8 +347,8 @@ impl InodeTable {
         })
     }
 
-    /// Drops a node that nobody refers to. `Err` if it must wait for its changes, `Ok(None)` if it is
-    /// in use again.
+    /// Drops a node that nobody refers to. `Err` if it must wait for its changes, `Ok(None)` if it
+    /// is in use again.
     pub(crate) fn remove_idle(&self, ino: u64) -> Result<Option<NodeId>, Moving> {
         let mut slots = lock(&self.slots);
         let Some(slot) = slots.get(&ino).filter(|slot| slot.lookups == 0) else {

@@ -1,7 +1,7 @@
 //! What mountd tells the kernel unasked.
 //!
-//! Dropping pages waits for reads of the node that are under way, and those wait for us: so one thread
-//! of its own does it, which holds no lock. Dropping attributes waits for nothing.
+//! Dropping pages waits for reads of the node that are under way, and those wait for us: so one
+//! thread of its own does it, which holds no lock. Dropping attributes waits for nothing.
 
 use std::collections::BTreeSet;
 use std::io;

@@ -66,7 +66,8 @@ impl Link {
         task.abort_handle()
     }
 
-    /// Puts an entry on its lane. A lane that is gone went with the connection: the log ships again.
+    /// Puts an entry on its lane. A lane that is gone went with the connection: the log ships
+    /// again.
     pub(crate) fn ship(&self, seq: Seq, after: Vec<Seq>, mutation: Mutation, body: Bytes) {
         let lane = if body.len() > BULK_BYTES { &self.bulk } else { &self.control };
         let _ = lane.send((LogEntry { seq, after, mutation }, body));

@@ -1,7 +1,7 @@
 //! The server's half: who is registered, and who looks for whom.
 //!
-//! Whether an index is unknown, its host away or the client refused, the client hears the same after
-//! the same time, and stays registered: it is matched as soon as a host accepts it.
+//! Whether an index is unknown, its host away or the client refused, the client hears the same
+//! after the same time, and stays registered: it is matched as soon as a host accepts it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
