@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use quinn::TokioRuntime;
+use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
@@ -49,6 +50,30 @@ pub(crate) struct PathInfo {
     pub(crate) address: SocketAddr,
     pub(crate) rung: Rung,
     pub(crate) rtt: Duration,
+    /// Since the search began.
+    pub(crate) after: Duration,
+}
+
+impl PathInfo {
+    /// As `status` shows it.
+    pub(crate) fn to_json(self) -> Value {
+        let rung = self.rung.as_str();
+        json!({
+            "kind": "udp",
+            "rung": rung,
+            "address": self.address.to_string(),
+            "rtt_ms": self.rtt.as_secs_f64() * 1000.0,
+            "tried": [{ "rung": rung, "result": "up", "after_ms": self.after.as_millis() }],
+        })
+    }
+
+    /// Where request 21 went, in the patent's terms.
+    pub(crate) fn auth_to(self) -> &'static str {
+        match self.rung {
+            Rung::UdpPrivate => "private",
+            Rung::UdpIpv6 | Rung::UdpPublic => "udp-public",
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -276,7 +301,9 @@ impl Match {
                     tracing::debug!(%address, rung = rung.as_str(), ?rtt, "path up");
                     self.ever_up = true;
                     mux.set_path(self.peer, address);
-                    let _ = self.events.send(PathEvent::Up(PathInfo { address, rung, rtt }));
+                    let after = now.saturating_duration_since(self.began);
+                    let path = PathInfo { address, rung, rtt, after };
+                    let _ = self.events.send(PathEvent::Up(path));
                 }
                 punch::Output::PathDown { address } => {
                     tracing::debug!(%address, "path silent");

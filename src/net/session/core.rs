@@ -39,11 +39,19 @@ struct Inner {
     caller: Caller<Call, (Reply, Bytes)>,
     log: Log<(Mutation, Bytes), Outcome>,
     answers: HashMap<RequestId, (oneshot::Sender<Answer>, Option<AbortHandle>)>,
-    applied: HashMap<Seq, oneshot::Sender<Applied>>,
+    applied: HashMap<Seq, Awaited>,
     rooms: VecDeque<(usize, oneshot::Sender<()>)>,
     link: Option<Link>,
     closing: bool,
     view: View,
+}
+
+/// Who waits for an entry.
+#[derive(Debug)]
+struct Awaited {
+    done: oneshot::Sender<Applied>,
+    /// The application has its answer already, so a refusal is a loss.
+    accepted: bool,
 }
 
 /// What `status` shows beside the machines.
@@ -57,7 +65,7 @@ pub(crate) struct View {
     pub(crate) own: Routing,
     pub(crate) peer: Routing,
     pub(crate) rendezvous_age: Option<Duration>,
-    pub(crate) failed_entries: u64,
+    pub(crate) refused_writes: u64,
 }
 
 impl Core {
@@ -80,7 +88,7 @@ impl Core {
             own: Routing::default(),
             peer: Routing::default(),
             rendezvous_age: None,
-            failed_entries: 0,
+            refused_writes: 0,
         };
         let inner = Inner {
             caller: Caller::new(grace, Instant::now()),
@@ -125,8 +133,9 @@ impl Core {
         let (done, applied) = oneshot::channel();
         let mut inner = self.lock();
         let bytes = body.len();
+        let accepted = matches!(mutation, Mutation::Write { .. });
         let seq = inner.log.append((mutation, body), bytes, after);
-        inner.applied.insert(seq, done);
+        inner.applied.insert(seq, Awaited { done, accepted });
         inner.pump(self);
         Submitted { seq, applied }
     }
@@ -236,15 +245,6 @@ impl Core {
         let view = &inner.view;
         let (unapplied, bytes) = inner.log.unapplied();
         let unstable = inner.log.last().0 - inner.log.stable().0;
-        let path = view.path.map(|path| {
-            json!({
-                "kind": "udp",
-                "rung": path.rung.as_str(),
-                "address": path.address.to_string(),
-                "rtt_ms": path.rtt.as_secs_f64() * 1000.0,
-                "tried": [],
-            })
-        });
         json!({
             "state": view.state,
             "connection_id": view.connection.0,
@@ -253,16 +253,16 @@ impl Core {
                 "name": view.grant.host_name,
                 "mac": crate::identity::MacAddress(view.grant.host_mac).to_string(),
             },
-            "path": path,
-            "auth": { "process": 120, "to": "udp-public" },
+            "path": view.path.map(PathInfo::to_json),
+            "auth": { "process": 120, "to": view.path.map(PathInfo::auth_to) },
             "routing": { "own": view.own, "peer": view.peer },
             "rendezvous": { "age_s": view.rendezvous_age.map(|age| age.as_secs_f64()) },
             "pending": {
                 "entries": unstable,
                 "unapplied": unapplied,
                 "bytes": bytes,
-                "eta_s": 0,
-                "errors": view.failed_entries,
+                "eta_s": (unapplied == 0).then_some(0),
+                "errors": view.refused_writes,
             },
         })
     }
@@ -304,8 +304,9 @@ impl Inner {
                     }
                 }
                 log::Output::Applied { seq, result } => {
-                    if let Some(done) = self.applied.remove(&seq) {
-                        let _ = done.send(result);
+                    if let Some(awaited) = self.applied.remove(&seq) {
+                        self.view.refused_writes += u64::from(awaited.accepted && result.is_err());
+                        let _ = awaited.done.send(result);
                     }
                 }
                 log::Output::Progress => self.give_room(),
