@@ -15,11 +15,14 @@ const ENODATA: i32 = 61;
 const E2BIG: i32 = 7;
 /// The kernel asks for it before every write; a mount is `nosuid`, so it has no effect here.
 const CAPABILITY: &[u8] = b"security.capability";
+/// Labels of the host's policy mean nothing to ours. "Not supported" also ends the questions: `ls`
+/// would ask for each file.
+const LABEL: &[u8] = b"security.selinux";
 const ACL_PREFIX: &[u8] = b"system.posix_acl_";
 
 /// Whether an attribute stays between the kernel and mountd.
 fn is_local(name: &[u8]) -> bool {
-    name == CAPABILITY || name.starts_with(ACL_PREFIX)
+    name == CAPABILITY || name == LABEL || name.starts_with(ACL_PREFIX)
 }
 
 /// What is said of such an attribute without asking the host.
@@ -27,7 +30,7 @@ pub(crate) fn local_answer(name: &[u8]) -> Option<Errno> {
     if name == CAPABILITY {
         Some(Errno::from_number(ENODATA))
     } else {
-        name.starts_with(ACL_PREFIX).then_some(Errno::EOPNOTSUPP)
+        is_local(name).then_some(Errno::EOPNOTSUPP)
     }
 }
 
