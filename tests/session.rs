@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use p2pfs::address::ServerAddress;
 use p2pfs::failure::Code;
-use p2pfs::id::{HandleId, Seq};
+use p2pfs::id::{HandleId, NodeId, Seq};
 use p2pfs::identity::{MacAddress, PairKey, PeerId, SecretKey};
 use p2pfs::net::host::{Host, HostConfig};
 use p2pfs::net::remote::Remote;
@@ -19,6 +19,7 @@ use p2pfs::net::session::{ClientConfig, ClientSession};
 use p2pfs::wire::call::{Call, Reply};
 use p2pfs::wire::errno::Errno;
 use p2pfs::wire::log::{Mutation, Outcome};
+use p2pfs::wire::name::Name;
 use p2pfs::wire::session::{Denial, DeviceId, Identify};
 use p2pfs_server::Server;
 use p2pfs_server::cli::RunOptions;
@@ -167,7 +168,7 @@ async fn a_client_meets_its_host_and_what_it_writes_it_reads() {
     assert_eq!(session.grant().share, "files");
     let mut last = Seq::ZERO;
     for chunk in 0..200_u64 {
-        session.room(50_000).await;
+        session.room(50_000).await.unwrap();
         let body = Bytes::from(vec![chunk as u8; 50_000]);
         last = session.submit(write_at(chunk * 5_000), body, vec![last]).seq;
     }
@@ -197,6 +198,36 @@ async fn a_host_that_is_started_again_is_found_again_under_the_same_session() {
     assert_eq!(read_all(&session).await, b"kept");
     assert_ne!(session.status()["connection_id"], before);
     assert_eq!(home.owner.memory.writes.lock().unwrap()[&0], 1);
+    // the log goes on where it was, although the host counts anew
+    let more = session.submit(write_at(4), Bytes::from_static(b", and more"), vec![]);
+    let upto = more.seq;
+    more.wait().await.unwrap();
+    session.call(Call::SyncAll { upto }).await.unwrap();
+    assert_eq!(read_all(&session).await, b"kept, and more");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_stays_away_fails_what_waits_after_the_grace() {
+    let state = tempfile::tempdir().unwrap();
+    let home = home(state.path()).await;
+    let grace = Some(Duration::from_millis(500));
+    let impatient = ClientConfig { grace, ..home.client.clone() };
+    let session = ClientSession::establish(impatient).await.unwrap();
+    home.host.shutdown().await;
+    drop(home.host);
+    assert_eq!(session.given_up().await, Errno::ETIMEDOUT);
+    assert_eq!(session.call(Call::StatFs).await, Err(Errno::ETIMEDOUT));
+    assert_eq!(session.room(1).await, Err(Errno::ETIMEDOUT));
+    let mkdir =
+        Mutation::Mkdir { parent: NodeId::ROOT, name: Name::new("a").unwrap(), mode: 0o755 };
+    let refused = session.submit(mkdir, Bytes::new(), vec![]).wait().await;
+    assert_eq!(refused, Err(Errno::ETIMEDOUT));
+    assert_eq!(session.status()["state"], "offline");
+    // what was accepted is kept and delivered when the host is back
+    let kept = session.submit(write_at(0), Bytes::from_static(b"kept"), vec![]);
+    let _host = home.config.start(&home.owner);
+    kept.wait().await.unwrap();
+    assert_eq!(read_all(&session).await, b"kept");
 }
 
 #[tokio::test(flavor = "multi_thread")]

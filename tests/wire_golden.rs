@@ -129,6 +129,7 @@ fn the_beginning_of_a_session_has_its_bytes() {
         device,
         share: Some("disk".to_owned()),
         client_name: "laptop".to_owned(),
+        next: Seq(1),
     };
     let grant = Grant {
         share: "disk".to_owned(),

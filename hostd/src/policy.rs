@@ -301,6 +301,7 @@ mod tests {
             device: key.device.clone(),
             share: share.map(str::to_owned),
             client_name: "laptop".into(),
+            next: p2pfs::id::Seq(1),
         }
     }
 }

@@ -135,7 +135,7 @@ impl Fs {
     /// Attributes. Waits for the writes that were accepted before: `fstat` shows their times too.
     pub async fn getattr(&self, ino: u64, handle: Option<HandleId>) -> Result<Found, Errno> {
         let inode = self.node(ino, handle)?;
-        inode.applied(inode.last()).await;
+        self.applied(&inode, inode.last()).await?;
         let asked = self.tick();
         let call = Call::GetAttr { node: inode.node, handle };
         match self.remote.call(call).await?.0 {
@@ -433,12 +433,24 @@ impl Fs {
             Outcome::Entry(entry) => Some(entry.attr),
             Outcome::Done => None,
         });
-        inode.applied(Seq(seq.0.saturating_sub(1))).await;
+        // the answer is not kept from whoever waits because older data cannot be delivered
+        let _ = self.applied(inode, Seq(seq.0.saturating_sub(1))).await;
         inode.settle(seq, attr, self.next_tick());
         if resized {
             self.drop_blocks(inode);
         }
         outcome
+    }
+
+    /// Waits until the node's changes up to `upto` are applied or refused, or the host is given up.
+    async fn applied(&self, inode: &Inode, upto: Seq) -> Result<(), Errno> {
+        if inode.is_applied(upto) {
+            return Ok(());
+        }
+        tokio::select! {
+            () = inode.applied(upto) => Ok(()),
+            errno = self.remote.given_up() => Err(errno),
+        }
     }
 
     fn drop_blocks(&self, inode: &Inode) {

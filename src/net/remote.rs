@@ -28,8 +28,13 @@ pub trait Remote: Send + Sync {
     /// Numbers a change and ships it. `after`: entries (at most 4) that must be applied before it.
     fn submit(&self, mutation: Mutation, body: Bytes, after: Vec<Seq>) -> Submitted;
 
-    /// Resolves when the log has room for `bytes` more, so that writers wait for a slow link.
-    fn room(&self, bytes: usize) -> BoxFuture<()>;
+    /// Resolves when the log has room for `bytes` more, so that writers wait for a slow link; fails
+    /// as [`Self::given_up`] says.
+    fn room(&self, bytes: usize) -> BoxFuture<Result<(), Errno>>;
+
+    /// Resolves when nothing is to be expected of the host now: `ETIMEDOUT` when it has been silent
+    /// for the grace, `ENOTCONN` when the session has ended.
+    fn given_up(&self) -> BoxFuture<Errno>;
 }
 
 /// A change that has its number.

@@ -148,8 +148,12 @@ impl Remote for ClientSession {
         self.core.submit(mutation, body, &after)
     }
 
-    fn room(&self, bytes: usize) -> BoxFuture<()> {
+    fn room(&self, bytes: usize) -> BoxFuture<Result<(), Errno>> {
         Box::pin(Core::room(Arc::clone(&self.core), bytes))
+    }
+
+    fn given_up(&self) -> BoxFuture<Errno> {
+        Box::pin(Core::given_up(Arc::clone(&self.core)))
     }
 }
 

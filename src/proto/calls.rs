@@ -47,7 +47,11 @@ pub enum Output<C, R> {
 #[derive(Debug)]
 enum Link {
     Up(ConnectionId),
-    Down { since: Instant },
+    Down {
+        since: Instant,
+    },
+    /// Down for longer than the grace: whoever asks is told at once.
+    Silent,
     Ended,
 }
 
@@ -69,8 +73,8 @@ impl<C: Clone, R> Caller<C, R> {
     pub fn call(&mut self, call: C) -> RequestId {
         let id = self.next;
         self.next = RequestId(id.0 + 1);
-        if matches!(self.link, Link::Ended) {
-            self.outputs.push_back(Output::Complete { id, result: Err(Errno::ENOTCONN) });
+        if let Some(errno) = self.refusal() {
+            self.outputs.push_back(Output::Complete { id, result: Err(errno) });
             return id;
         }
         self.calls.insert(id, call);
@@ -119,6 +123,7 @@ impl<C: Clone, R> Caller<C, R> {
     /// The grace may be over.
     pub fn handle_timeout(&mut self, now: Instant) {
         if self.poll_timeout().is_some_and(|at| at <= now) {
+            self.link = Link::Silent;
             self.fail_all(Errno::ETIMEDOUT);
         }
     }
@@ -126,7 +131,7 @@ impl<C: Clone, R> Caller<C, R> {
     /// When [`Self::handle_timeout`] wants to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
         match (&self.link, self.grace) {
-            (Link::Down { since }, Some(grace)) if !self.calls.is_empty() => Some(*since + grace),
+            (Link::Down { since }, Some(grace)) => Some(*since + grace),
             _ => None,
         }
     }
@@ -134,6 +139,16 @@ impl<C: Clone, R> Caller<C, R> {
     /// What to do next.
     pub fn poll_output(&mut self) -> Option<Output<C, R>> {
         self.outputs.pop_front()
+    }
+
+    /// Why nothing can be asked now: the host has been silent for the grace (ETIMEDOUT), or the
+    /// session has ended (ENOTCONN).
+    pub fn refusal(&self) -> Option<Errno> {
+        match self.link {
+            Link::Up(_) | Link::Down { .. } => None,
+            Link::Silent => Some(Errno::ETIMEDOUT),
+            Link::Ended => Some(Errno::ENOTCONN),
+        }
     }
 
     /// Calls that have no answer yet.
@@ -219,13 +234,17 @@ mod tests {
     fn a_silent_host_fails_calls_after_the_grace_and_not_before() {
         let now = Instant::now();
         let mut caller = Caller::new(Some(GRACE), now);
-        assert_eq!(caller.poll_timeout(), None);
         caller.call(7);
         assert_eq!(caller.poll_timeout(), Some(now + GRACE));
         caller.handle_timeout(now + GRACE - Duration::from_millis(1));
         assert_eq!(drain(&mut caller), []);
         caller.handle_timeout(now + GRACE);
         assert_eq!(drain(&mut caller), [complete(1, Err(Errno::ETIMEDOUT))]);
+        caller.call(8);
+        assert_eq!(drain(&mut caller), [complete(2, Err(Errno::ETIMEDOUT))]);
+        caller.handle_connected(ConnectionId(1));
+        caller.call(9);
+        assert_eq!(drain(&mut caller), [send(1, 3, 9)]);
     }
 
     #[test]

@@ -15,13 +15,11 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::applier::{self, Applier};
-    use super::log::{self, Log};
-    use crate::id::{ConnectionId, HostRun, Seq};
+    use super::log::{self, Log, Promise};
+    use crate::id::{ConnectionId, Seq};
     use crate::limits::LOG_ENTRIES_UNAPPLIED_MAX;
     use crate::proto::PeerMisbehaved;
     use crate::wire::errno::Errno;
-
-    const RUN: HostRun = HostRun(1);
 
     /// SplitMix64: the same numbers from the same seed, everywhere.
     struct Dice(u64);
@@ -64,8 +62,8 @@ mod tests {
             let mut world = Self {
                 dice: Dice(seed),
                 now: Instant::now(),
-                log: Log::new(),
-                applier: Applier::new(),
+                log: Log::new(0),
+                applier: Applier::new(Seq(1)),
                 lanes: [VecDeque::new(), VecDeque::new()],
                 acks: VecDeque::new(),
                 running: Vec::new(),
@@ -86,7 +84,7 @@ mod tests {
             self.lanes.iter_mut().for_each(VecDeque::clear);
             self.acks.clear();
             self.connection += 1;
-            self.log.handle_connected(ConnectionId(self.connection), RUN);
+            self.log.handle_connected(ConnectionId(self.connection), true);
             self.drain();
         }
 
@@ -97,7 +95,7 @@ mod tests {
                 .map(|_| Seq(last - self.dice.below(last.min(20))))
                 .collect();
             let payload = last + 1;
-            self.log.append(payload, 10, &after);
+            self.log.append(payload, 10, &after, Promise::Awaited);
             self.after.insert(payload, after);
             self.drain();
         }
@@ -210,7 +208,7 @@ mod tests {
 
     #[test]
     fn a_barrier_waits_for_what_it_names() {
-        let mut applier: Applier<u64, u64, u64> = Applier::new();
+        let mut applier: Applier<u64, u64, u64> = Applier::new(Seq(1));
         let now = Instant::now();
         applier.wait_for(Seq(2), 7);
         applier.handle_entry(Seq(2), vec![], 0).unwrap();
@@ -227,7 +225,7 @@ mod tests {
 
     #[test]
     fn numbers_out_of_the_window_are_refused_and_change_nothing() {
-        let mut applier: Applier<u64, u64, u64> = Applier::new();
+        let mut applier: Applier<u64, u64, u64> = Applier::new(Seq(1));
         let beyond = Seq(LOG_ENTRIES_UNAPPLIED_MAX as u64 + 1);
         let sequence = Err(PeerMisbehaved::Sequence);
         assert_eq!(applier.handle_entry(Seq::ZERO, vec![], 0), sequence);
@@ -240,36 +238,70 @@ mod tests {
 
     #[test]
     fn the_log_never_ships_beyond_the_window() {
-        let mut log: Log<u64, u64> = Log::new();
-        log.handle_connected(ConnectionId(1), RUN);
+        let mut log: Log<u64, u64> = Log::new(0);
+        log.handle_connected(ConnectionId(1), false);
         for _ in 0..LOG_ENTRIES_UNAPPLIED_MAX + 5 {
-            log.append(0, 0, &[]);
+            log.append(0, 0, &[], Promise::Awaited);
         }
         assert!(!log.has_room(0));
-        let shipped = std::iter::from_fn(|| log.poll_output()).count();
-        assert_eq!(shipped, LOG_ENTRIES_UNAPPLIED_MAX);
+        assert_eq!(outputs(&mut log).len(), LOG_ENTRIES_UNAPPLIED_MAX);
         log.handle_applied(Seq(1), Ok(0)).unwrap();
-        let ships = |output| matches!(output, log::Output::Ship { .. });
-        assert_eq!(
-            std::iter::from_fn(|| log.poll_output()).filter(|o| ships(o.clone())).count(),
-            1
-        );
+        let applied = log::Output::Applied { seq: Seq(1), result: Ok(0) };
+        let next = LOG_ENTRIES_UNAPPLIED_MAX as u64 + 1;
+        assert_eq!(outputs(&mut log), [applied, ship(1, next, 0)]);
+    }
+
+    fn outputs(log: &mut Log<u64, u64>) -> Vec<log::Output<u64, u64>> {
+        std::iter::from_fn(|| log.poll_output())
+            .filter(|output| *output != log::Output::Progress)
+            .collect()
+    }
+
+    fn told(seq: u64, errno: Errno) -> log::Output<u64, u64> {
+        log::Output::Applied { seq: Seq(seq), result: Err(errno) }
+    }
+
+    fn ship(connection: u64, seq: u64, payload: u64) -> log::Output<u64, u64> {
+        let connection = ConnectionId(connection);
+        log::Output::Ship { connection, seq: Seq(seq), after: vec![], payload }
     }
 
     #[test]
-    fn another_run_of_the_host_fails_what_was_under_way() {
-        let mut log: Log<u64, u64> = Log::new();
-        log.handle_connected(ConnectionId(1), RUN);
-        log.append(0, 10, &[]);
+    fn a_host_that_forgot_the_session_fails_what_it_may_have_seen_and_gets_the_rest() {
+        let mut log: Log<u64, u64> = Log::new(0);
+        log.handle_connected(ConnectionId(1), false);
+        log.append(7, 10, &[], Promise::Accepted);
         log.handle_lost(ConnectionId(1));
-        log.handle_connected(ConnectionId(2), HostRun(2));
-        let failed = log::Output::Applied { seq: Seq(1), result: Err(Errno::EIO) };
-        assert!(std::iter::from_fn(|| log.poll_output()).any(|output| output == failed));
+        log.append(8, 10, &[], Promise::Awaited);
+        outputs(&mut log);
+        let next = log.unseen();
+        log.handle_connected(ConnectionId(2), false);
+        assert_eq!(outputs(&mut log), [told(1, Errno::EIO), ship(2, 2, 8)]);
+        let mut applier: Applier<u64, u64, u64> = Applier::new(next);
+        applier.handle_entry(Seq(2), vec![], 8).unwrap();
+        applier.handle_result(Seq(2), Ok(16), Instant::now());
+        assert_eq!(applier.cursor(), Seq(2));
+    }
+
+    #[test]
+    fn a_silent_host_strikes_what_is_awaited_and_keeps_what_was_accepted() {
+        let mut log: Log<u64, u64> = Log::new(0);
+        log.append(7, 10, &[], Promise::Accepted);
+        log.append(8, 10, &[], Promise::Awaited);
+        log.give_up();
+        log.append(9, 10, &[], Promise::Awaited);
+        let timed_out = Errno::ETIMEDOUT;
+        assert_eq!(outputs(&mut log), [told(2, timed_out), told(3, timed_out)]);
+        assert_eq!(log.unapplied(), (3, 10));
+        log.handle_connected(ConnectionId(1), false);
+        assert_eq!(outputs(&mut log), [ship(1, 1, 7), ship(1, 2, 0), ship(1, 3, 0)]);
+        log.handle_applied(Seq(2), Ok(0)).unwrap();
+        assert_eq!(outputs(&mut log), [], "nobody is told twice");
     }
 
     #[test]
     fn an_acknowledgement_of_nothing_is_refused() {
-        let mut log: Log<u64, u64> = Log::new();
+        let mut log: Log<u64, u64> = Log::new(0);
         assert_eq!(log.handle_applied(Seq(1), Ok(0)), Err(PeerMisbehaved::Unasked));
         assert_eq!(log.handle_stable(Seq(1)), Err(PeerMisbehaved::Unasked));
     }

@@ -145,6 +145,9 @@ pub enum Mutation {
         /// `FALLOC_FL_*`.
         mode: u32,
     },
+    /// Takes the place of an entry that was struck: its number is used, nothing is done.
+    /// -> [`Outcome::Done`]
+    Nothing,
 }
 
 /// What becomes of an entry that already has the new name. **Append only.**

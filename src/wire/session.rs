@@ -16,6 +16,8 @@ pub struct Identify {
     pub share: Option<String>,
     /// The client machine's name, for the owner's list of keys.
     pub client_name: String,
+    /// The first entry that a host that does not know the session will see.
+    pub next: Seq,
 }
 
 /// The device's own identifiers (claims 9 and 18), compared with what the host recorded at pairing.

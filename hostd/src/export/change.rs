@@ -59,6 +59,7 @@ impl View {
             Mutation::Fallocate { handle, offset, len, mode } => {
                 self.allocate(handle, offset, len, mode).map(Outcome::Attr)
             }
+            Mutation::Nothing => Ok(Outcome::Done),
         }
     }
 

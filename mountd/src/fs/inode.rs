@@ -201,7 +201,7 @@ impl Inode {
         }
     }
 
-    fn is_applied(&self, upto: Seq) -> bool {
+    pub(crate) fn is_applied(&self, upto: Seq) -> bool {
         let state = lock(&self.state);
         state.pending.keys().next().is_none_or(|first| *first > upto)
     }

@@ -26,7 +26,7 @@ impl Fs {
     ) -> Result<Bytes, Errno> {
         let open = self.handles.get(handle)?;
         // writes that were accepted before are part of the file
-        open.inode.applied(open.inode.last()).await;
+        self.applied(&open.inode, open.inode.last()).await?;
         if len == 0 {
             return Ok(Bytes::new());
         }

@@ -168,8 +168,12 @@ impl Remote for Host {
         Submitted { seq, applied }
     }
 
-    fn room(&self, _bytes: usize) -> BoxFuture<()> {
-        Box::pin(async {})
+    fn room(&self, _bytes: usize) -> BoxFuture<Result<(), Errno>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn given_up(&self) -> BoxFuture<Errno> {
+        Box::pin(std::future::pending())
     }
 }
 

@@ -33,7 +33,7 @@ impl Fs {
         let open = self.handles.get(handle)?;
         open.inode.take_error()?;
         let len = u32::try_from(data.len()).map_err(|_| Errno::EINVAL)?;
-        self.remote.room(data.len()).await;
+        self.remote.room(data.len()).await?;
         let (submitted, touched) = self.ship_write(&open, offset, data);
         let inode = Arc::clone(&open.inode);
         let fs = Arc::clone(self);
@@ -102,7 +102,7 @@ impl Fs {
     /// `close`: waits until the file's data is applied, and tells its first error.
     pub async fn flush(&self, handle: HandleId) -> Result<(), Errno> {
         let open = self.handles.get(handle)?;
-        open.inode.applied(open.inode.last()).await;
+        self.applied(&open.inode, open.inode.last()).await?;
         open.inode.take_error()
     }
 
@@ -112,7 +112,7 @@ impl Fs {
         let upto = open.inode.last();
         let call = Call::Sync { handle, data_only, upto };
         let synced = self.remote.call(call).await;
-        open.inode.applied(upto).await;
+        self.applied(&open.inode, upto).await?;
         open.inode.take_error()?;
         synced.map(drop)
     }

@@ -13,6 +13,9 @@ use crate::net::stream::{self, ReceiveError};
 use crate::net::tls;
 use crate::wire::session::{CloseReason, Denial, Grant, Identify, StreamKind, Verdict};
 
+/// No session lives long enough for more entries.
+const ENTRY_MAX: u64 = 1 << 62;
+
 /// Serves a connection until it ends.
 pub(super) async fn serve(shared: Arc<Shared>, incoming: Incoming, introduced: Introduced) {
     let connection = match tokio::time::timeout(HANDSHAKE, incoming).await {
@@ -66,6 +69,9 @@ async fn admit(
         return None;
     }
     let (request, _) = stream::receive::<Identify>(&mut receive).await.ok()?;
+    if !(1..=ENTRY_MAX).contains(&request.next.0) {
+        return None;
+    }
     let decided = decide(shared, connection, introduced, &request);
     let verdict = match &decided {
         Ok(session) => Verdict::Approved(Grant {

@@ -53,7 +53,7 @@ impl HostSession {
     ) -> Arc<Self> {
         let (acks, acks_out) = mpsc::unbounded_channel();
         let state = State {
-            applier: Applier::new(),
+            applier: Applier::new(request.next),
             acks,
             acks_out: Some(acks_out),
             connection,
@@ -242,9 +242,14 @@ impl HostSession {
     }
 
     fn apply(self: &Arc<Self>, seq: Seq, (mutation, body): Entry) {
-        if self.is_read_only() {
+        let known = match mutation {
+            Mutation::Nothing => Some(Ok(Outcome::Done)),
+            _ if self.is_read_only() => Some(Err(Errno::EROFS)),
+            _ => None,
+        };
+        if let Some(result) = known {
             let session = Arc::clone(self);
-            tokio::spawn(async move { session.applied(seq, Err(Errno::EROFS)) });
+            tokio::spawn(async move { session.applied(seq, result) });
             return;
         }
         let session = Arc::clone(self);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde_json::{Value, json};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::AbortHandle;
 
 use crate::id::{ConnectionId, HostRun, RequestId, Seq};
@@ -16,7 +16,7 @@ use crate::net::remote::Submitted;
 use crate::net::session::link::Link;
 use crate::proto::PeerMisbehaved;
 use crate::proto::calls::{self, Caller};
-use crate::proto::redo::log::{self, Log};
+use crate::proto::redo::log::{self, Log, Promise};
 use crate::wire::call::{Call, Reply};
 use crate::wire::errno::Errno;
 use crate::wire::log::{LogAck, Mutation, Outcome};
@@ -32,6 +32,8 @@ pub(crate) struct Core {
     inner: Mutex<Inner>,
     /// The supervisor looks at timers and commands again.
     pub(crate) wake: Notify,
+    /// Why nothing is to be expected of the host now.
+    refusal: watch::Sender<Option<Errno>>,
 }
 
 #[derive(Debug)]
@@ -39,19 +41,18 @@ struct Inner {
     caller: Caller<Call, (Reply, Bytes)>,
     log: Log<(Mutation, Bytes), Outcome>,
     answers: HashMap<RequestId, (oneshot::Sender<Answer>, Option<AbortHandle>)>,
-    applied: HashMap<Seq, Awaited>,
-    rooms: VecDeque<(usize, oneshot::Sender<()>)>,
+    applied: HashMap<Seq, Waiter>,
+    rooms: VecDeque<(usize, oneshot::Sender<Result<(), Errno>>)>,
     link: Option<Link>,
     closing: bool,
     view: View,
 }
 
-/// Who waits for an entry.
+/// Who is told of an entry.
 #[derive(Debug)]
-struct Awaited {
+struct Waiter {
     done: oneshot::Sender<Applied>,
-    /// The application has its answer already, so a refusal is a loss.
-    accepted: bool,
+    promise: Promise,
 }
 
 /// What `status` shows beside the machines.
@@ -92,7 +93,7 @@ impl Core {
         };
         let inner = Inner {
             caller: Caller::new(grace, Instant::now()),
-            log: Log::new(),
+            log: Log::new((Mutation::Nothing, Bytes::new())),
             answers: HashMap::new(),
             applied: HashMap::new(),
             rooms: VecDeque::new(),
@@ -100,7 +101,8 @@ impl Core {
             closing: false,
             view,
         };
-        Arc::new(Self { inner: Mutex::new(inner), wake: Notify::new() })
+        let refusal = watch::Sender::new(None);
+        Arc::new(Self { inner: Mutex::new(inner), wake: Notify::new(), refusal })
     }
 
     /// Asks and waits; dropping the future cancels the call.
@@ -133,24 +135,42 @@ impl Core {
         let (done, applied) = oneshot::channel();
         let mut inner = self.lock();
         let bytes = body.len();
-        let accepted = matches!(mutation, Mutation::Write { .. });
-        let seq = inner.log.append((mutation, body), bytes, after);
-        inner.applied.insert(seq, Awaited { done, accepted });
+        let promise = match mutation {
+            Mutation::Write { .. } => Promise::Accepted,
+            _ => Promise::Awaited,
+        };
+        let seq = inner.log.append((mutation, body), bytes, after, promise);
+        inner.applied.insert(seq, Waiter { done, promise });
         inner.pump(self);
         Submitted { seq, applied }
     }
 
-    /// Waits until the log has room.
-    pub(crate) async fn room(core: Arc<Self>, bytes: usize) {
+    /// Waits until the log has room, or the host is given up.
+    pub(crate) async fn room(core: Arc<Self>, bytes: usize) -> Result<(), Errno> {
         let (there, is_there) = oneshot::channel();
         {
             let mut inner = core.lock();
+            if let Some(errno) = inner.caller.refusal() {
+                return Err(errno);
+            }
             if inner.rooms.is_empty() && inner.log.has_room(bytes) {
-                return;
+                return Ok(());
             }
             inner.rooms.push_back((bytes, there));
         }
-        let _ = is_there.await;
+        is_there.await.unwrap_or(Err(Errno::ENOTCONN))
+    }
+
+    /// Waits until nothing is to be expected of the host.
+    pub(crate) async fn given_up(core: Arc<Self>) -> Errno {
+        let mut refusal = core.refusal.subscribe();
+        let refused = refusal.wait_for(Option::is_some).await;
+        refused.ok().and_then(|errno| *errno).unwrap_or(Errno::ENOTCONN)
+    }
+
+    /// The first entry that a host that does not know the session will see.
+    pub(crate) fn next_entry(&self) -> Seq {
+        self.lock().log.unseen()
     }
 
     /// A connection is approved: what waits goes over it.
@@ -159,10 +179,12 @@ impl Core {
         inner.link = Some(link);
         inner.view.state = "connected";
         inner.view.connection = connection;
-        inner.log.handle_connected(connection, grant.run);
+        inner.log.handle_connected(connection, grant.resumed);
         inner.view.grant = grant;
         inner.caller.handle_connected(connection);
         inner.pump(self);
+        drop(inner);
+        self.refusal.send_replace(None);
     }
 
     /// The connection is gone.
@@ -197,6 +219,14 @@ impl Core {
     pub(crate) fn handle_timeout(self: &Arc<Self>, now: Instant) {
         let mut inner = self.lock();
         inner.caller.handle_timeout(now);
+        if let Some(errno) = inner.caller.refusal()
+            && inner.view.state == "reconnecting"
+        {
+            tracing::warn!("the host has been silent for the grace");
+            inner.view.state = "offline";
+            inner.log.give_up();
+            inner.refuse(self, errno);
+        }
         inner.pump(self);
     }
 
@@ -211,6 +241,7 @@ impl Core {
         inner.caller.end();
         inner.log.end();
         inner.link = None;
+        inner.refuse(self, Errno::ENOTCONN);
         inner.pump(self);
     }
 
@@ -304,9 +335,10 @@ impl Inner {
                     }
                 }
                 log::Output::Applied { seq, result } => {
-                    if let Some(awaited) = self.applied.remove(&seq) {
-                        self.view.refused_writes += u64::from(awaited.accepted && result.is_err());
-                        let _ = awaited.done.send(result);
+                    if let Some(waiter) = self.applied.remove(&seq) {
+                        let lost = waiter.promise == Promise::Accepted && result.is_err();
+                        self.view.refused_writes += u64::from(lost);
+                        let _ = waiter.done.send(result);
                     }
                 }
                 log::Output::Progress => self.give_room(),
@@ -325,11 +357,19 @@ impl Inner {
                 return;
             }
             if let Some((_, there)) = self.rooms.pop_front()
-                && there.send(()).is_ok()
+                && there.send(Ok(())).is_ok()
             {
                 granted += bytes;
             }
         }
+    }
+
+    /// Whoever waits on the host is told that it is in vain.
+    fn refuse(&mut self, core: &Core, errno: Errno) {
+        for (_, there) in self.rooms.drain(..) {
+            let _ = there.send(Err(errno));
+        }
+        core.refusal.send_replace(Some(errno));
     }
 
     fn cancel(&mut self, id: RequestId) {

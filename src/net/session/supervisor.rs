@@ -299,6 +299,7 @@ impl Supervisor {
             device: self.config.device.clone(),
             share: self.config.share.clone(),
             client_name: self.config.client_name.clone(),
+            next: self.core.next_entry(),
         };
         let report = self.report.clone();
         tokio::spawn(async move {

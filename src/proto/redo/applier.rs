@@ -79,12 +79,13 @@ enum Sync {
 }
 
 impl<P, R: Clone, W> Applier<P, R, W> {
-    /// For a new session.
-    pub fn new() -> Self {
+    /// For a new session, whose first entry will be `next`.
+    pub fn new(next: Seq) -> Self {
+        let before = Seq(next.0.saturating_sub(1));
         Self {
-            cursor: Seq::ZERO,
+            cursor: before,
             ahead: BTreeSet::new(),
-            stable: Seq::ZERO,
+            stable: before,
             waiting: BTreeMap::new(),
             dependents: BTreeMap::new(),
             running: BTreeSet::new(),
@@ -111,7 +112,10 @@ impl<P, R: Clone, W> Applier<P, R, W> {
             return Err(PeerMisbehaved::TooMany);
         }
         let window = LOG_ENTRIES_UNAPPLIED_MAX as u64;
-        if seq == Seq::ZERO || seq.0 > self.cursor.0 + window || after.iter().any(|a| *a >= seq) {
+        if seq == Seq::ZERO
+            || seq.0 > self.cursor.0.saturating_add(window)
+            || after.iter().any(|a| *a >= seq)
+        {
             return Err(PeerMisbehaved::Sequence);
         }
         if let Some(result) = self.results.get(&seq) {
@@ -242,11 +246,5 @@ impl<P, R: Clone, W> Applier<P, R, W> {
         {
             self.outputs.extend(entry.remove().into_iter().map(Output::Reached));
         }
-    }
-}
-
-impl<P, R: Clone, W> Default for Applier<P, R, W> {
-    fn default() -> Self {
-        Self::new()
     }
 }
