@@ -63,8 +63,9 @@ pub const RENDEZVOUS_IDLE_INTERVAL: Duration = Duration::from_secs(20);
 /// A STUN transaction's first retransmission (RFC 8489, 6.2.1, with a shorter RTO for a nearby
 /// server).
 pub const STUN_RTO: Duration = Duration::from_millis(250);
-/// QUIC's idle timeout; the session notices a lost peer earlier, by its own calls.
-pub const CONNECTION_IDLE: Duration = Duration::from_secs(30);
+/// QUIC's idle timeout: a host that is silent for so long has lost the connection, and the grace
+/// begins. Two keep-alives fit.
+pub const CONNECTION_IDLE: Duration = Duration::from_secs(10);
 /// How long a QUIC handshake may take before it is tried again.
 pub const HANDSHAKE: Duration = Duration::from_secs(5);
 /// How long a host keeps a session without a connection.

@@ -356,8 +356,10 @@ impl Fs {
         self.remote.call(Call::SyncAll { upto }).await.map(drop)
     }
 
-    /// Asks for the root, so that a mount is only usable when the host answers.
+    /// Asks for the root and the space, so that a mount is only usable when the host answers, and
+    /// `df` has something to say from then on.
     pub async fn check(&self) -> Result<Found, Errno> {
+        self.statfs().await?;
         self.getattr(NodeId::ROOT.ino, None).await
     }
 

@@ -258,6 +258,9 @@ impl Mount {
 
     /// Waits until everything is on the host's disk, or the session is over.
     async fn deliver(&self) -> Result<(), Failure> {
+        if self.shared.session.is_delivered() {
+            return Ok(());
+        }
         tokio::select! {
             synced = self.shared.fs.sync_all() => synced.map_err(undelivered),
             failure = self.shared.session.ended() => Err(failure),
@@ -304,6 +307,9 @@ impl Shared {
     }
 
     async fn sync(&self, upto: Option<u64>) -> Result<Value, Failure> {
+        if self.session.is_delivered() {
+            return Ok(json!({"done": true}));
+        }
         let upto = upto.map_or_else(|| self.fs.last(), Seq);
         match tokio::time::timeout(SYNC_ANSWER, self.fs.sync_upto(upto)).await {
             Ok(synced) => synced.map(|()| json!({"done": true})).map_err(undelivered),

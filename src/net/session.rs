@@ -109,6 +109,11 @@ impl ClientSession {
         self.core.last_entry()
     }
 
+    /// Whether every entry is on the host's disk, as far as the host has said.
+    pub fn is_delivered(&self) -> bool {
+        self.core.is_delivered()
+    }
+
     /// The mount's object in `status --json`, without what only the mount knows.
     pub fn status(&self) -> serde_json::Value {
         self.core.status()

@@ -271,6 +271,11 @@ impl Core {
         self.lock().log.last()
     }
 
+    pub(crate) fn is_delivered(&self) -> bool {
+        let inner = self.lock();
+        inner.log.unapplied().0 == 0 && inner.log.stable() == inner.log.last()
+    }
+
     pub(crate) fn status(&self) -> Value {
         let inner = self.lock();
         let view = &inner.view;
