@@ -99,7 +99,11 @@ async fn dial_one(address: SocketAddr) -> io::Result<TcpStream> {
 }
 
 fn unreachable(error: &io::Error) -> RendezvousError {
-    RendezvousError::Unreachable(error.to_string())
+    let why = match error.kind() {
+        io::ErrorKind::UnexpectedEof => "it closed the connection".to_owned(),
+        _ => error.to_string(),
+    };
+    RendezvousError::Unreachable(why)
 }
 
 /// The server's end: proves the server's key, and wants a daemon's.
