@@ -28,9 +28,6 @@ pub const CALLS_IN_FLIGHT_MAX: usize = 512;
 pub const LOG_ENTRIES_UNAPPLIED_MAX: usize = 1024;
 /// Write data of one session that is not yet applied, bytes: twice what 1 Gbit/s holds in 100 ms.
 pub const LOG_BYTES_UNAPPLIED_MAX: usize = 32 << 20;
-/// Data kept for a redo until it is stable on the host, bytes; the log asks the host to sync at
-/// half.
-pub const LOG_BYTES_UNSTABLE_MAX: usize = 256 << 20;
 /// Predecessors that an entry may name.
 pub const LOG_AFTER_MAX: usize = 4;
 /// Open files of one session.
@@ -41,8 +38,6 @@ pub const SESSIONS_MAX: usize = 256;
 pub const KEYS_MAX: usize = 1024;
 /// Addresses that a peer may name as candidates.
 pub const CANDIDATES_MAX: usize = 16;
-/// A probe, bytes: never longer than this, so that probing is no amplifier.
-pub const PROBE_BYTES_MAX: usize = 64;
 /// Sealed routing information, bytes.
 pub const SEALED_BYTES_MAX: usize = 2048;
 /// Hosts and clients that a server holds.
