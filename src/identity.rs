@@ -29,6 +29,10 @@ pub struct SecretKey([u8; 32]);
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
 pub struct PairKey([u8; 32]);
 
+/// 32 bytes that no log shows: keys of one occasion, seeds.
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+pub struct Hidden(pub [u8; 32]);
+
 /// A MAC address as the server sees it: `HMAC-SHA256(pair key, "p2pfs mac 1" | MAC)`, 16 bytes.
 #[derive(Clone, Copy, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 pub struct BlindedMac(pub [u8; 16]);
@@ -203,6 +207,12 @@ impl fmt::Debug for BlindedMac {
 impl fmt::Debug for SecretKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("SecretKey(..)")
+    }
+}
+
+impl fmt::Debug for Hidden {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Hidden(..)")
     }
 }
 

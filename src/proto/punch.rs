@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use crate::identity::Hidden;
 use crate::limits::{CANDIDATES_MAX, KEEP_ALIVE, PROBE_INTERVAL, PUNCH_ROUND};
 use crate::wire::probe::{PROBE_BYTES, Probe, ProbeKind, ProbeTag, Role};
 
@@ -61,7 +62,7 @@ impl Rung {
 pub struct Punch {
     role: Role,
     tag: ProbeTag,
-    key: [u8; 32],
+    key: Hidden,
     next_nonce: u64,
     candidates: BTreeMap<SocketAddr, Candidate>,
     active: Option<Active>,
@@ -132,7 +133,7 @@ impl Punch {
         let mut punch = Self {
             role,
             tag,
-            key,
+            key: Hidden(key),
             next_nonce: first_nonce,
             candidates: BTreeMap::new(),
             active: None,
@@ -149,7 +150,7 @@ impl Punch {
 
     /// A probe of this match arrived; what does not verify changes nothing.
     pub fn handle_probe(&mut self, datagram: &[u8], from: SocketAddr, now: Instant) {
-        let Some(probe) = Probe::open(datagram, &self.key) else {
+        let Some(probe) = Probe::open(datagram, &self.key.0) else {
             return;
         };
         if probe.tag != self.tag || probe.role != self.role.peer() {
@@ -158,7 +159,8 @@ impl Punch {
         match probe.kind {
             ProbeKind::Ping => {
                 let pong = Probe { kind: ProbeKind::Pong, role: self.role, ..probe };
-                self.outputs.push_back(Output::Transmit { to: from, bytes: pong.seal(&self.key) });
+                self.outputs
+                    .push_back(Output::Transmit { to: from, bytes: pong.seal(&self.key.0) });
                 // Perhaps a NAT gave the peer an address that it does not know itself
                 self.learn(from);
                 self.handle_asked(from, now);
@@ -307,7 +309,7 @@ impl Punch {
         }
         candidate.pings.push_back((nonce, now));
         let probe = Probe { kind: ProbeKind::Ping, role: self.role, tag: self.tag, nonce };
-        self.outputs.push_back(Output::Transmit { to, bytes: probe.seal(&self.key) });
+        self.outputs.push_back(Output::Transmit { to, bytes: probe.seal(&self.key.0) });
     }
 }
 

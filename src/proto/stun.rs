@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use crate::identity::hmac;
+use crate::identity::{Hidden, hmac};
 use crate::limits::STUN_RTO;
 use crate::wire::stun::{self, Transaction};
 
@@ -20,7 +20,7 @@ const RTO_MAX: Duration = Duration::from_secs(2);
 /// Binding requests to a list of servers.
 #[derive(Debug)]
 pub struct StunClient {
-    seed: [u8; 32],
+    seed: Hidden,
     drawn: u64,
     interval: Duration,
     servers: Vec<Server>,
@@ -67,7 +67,13 @@ impl StunClient {
     /// A client without servers, which asks each every `interval`; transaction numbers come from
     /// `seed`, which must be fresh: whoever knows it can answer in a server's place.
     pub fn new(seed: [u8; 32], interval: Duration) -> Self {
-        Self { seed, drawn: 0, interval, servers: Vec::new(), outputs: VecDeque::new() }
+        Self {
+            seed: Hidden(seed),
+            drawn: 0,
+            interval,
+            servers: Vec::new(),
+            outputs: VecDeque::new(),
+        }
     }
 
     /// Asks these servers from now on, at most [`SERVERS_MAX`]; those that were asked before go on.
@@ -159,7 +165,7 @@ impl StunClient {
     fn draw(&mut self) -> Transaction {
         self.drawn += 1;
         let mut number = [0; 12];
-        number.copy_from_slice(&hmac(&self.seed, &self.drawn.to_le_bytes())[..12]);
+        number.copy_from_slice(&hmac(&self.seed.0, &self.drawn.to_le_bytes())[..12]);
         Transaction(number)
     }
 

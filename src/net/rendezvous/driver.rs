@@ -141,7 +141,7 @@ impl Driver {
                     let message = match message {
                         Some(Ok(message)) if message.is_bounded() => message,
                         Some(Ok(_)) => break End::Lost("the server broke a bound".to_owned()),
-                        Some(Err(error)) => break End::Lost(error.to_string()),
+                        Some(Err(error)) => break End::Lost(link::why(&error)),
                         None => break End::Lost("the connection ended".to_owned()),
                     };
                     if let Err(end) = self.take(message, server).await {
@@ -196,7 +196,7 @@ impl Driver {
             match output {
                 Output::Send(message) => link::send(write, &message)
                     .await
-                    .map_err(|error| End::Lost(error.to_string()))?,
+                    .map_err(|error| End::Lost(link::why(&error)))?,
                 Output::Confirmed => lock(&self.known).confirmed = Some(Instant::now()),
                 Output::Introduced(introduction) => {
                     self.tell(RendezvousEvent::Introduced(introduction)).await?;

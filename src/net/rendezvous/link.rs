@@ -99,11 +99,15 @@ async fn dial_one(address: SocketAddr) -> io::Result<TcpStream> {
 }
 
 fn unreachable(error: &io::Error) -> RendezvousError {
-    let why = match error.kind() {
+    RendezvousError::Unreachable(why(error))
+}
+
+/// What a person is told of a broken connection; a server that was killed says no farewell.
+pub(super) fn why(error: &io::Error) -> String {
+    match error.kind() {
         io::ErrorKind::UnexpectedEof => "it closed the connection".to_owned(),
         _ => error.to_string(),
-    };
-    RendezvousError::Unreachable(why)
+    }
 }
 
 /// The server's end: proves the server's key, and wants a daemon's.

@@ -67,6 +67,8 @@ pub(crate) struct View {
     pub(crate) peer: Routing,
     pub(crate) rendezvous_age: Option<Duration>,
     pub(crate) refused_writes: u64,
+    /// Entries of which the host never said that they are on its disk, and now cannot.
+    pub(crate) uncertain: u64,
 }
 
 impl Core {
@@ -90,6 +92,7 @@ impl Core {
             peer: Routing::default(),
             rendezvous_age: None,
             refused_writes: 0,
+            uncertain: 0,
         };
         let inner = Inner {
             caller: Caller::new(grace, Instant::now()),
@@ -179,6 +182,15 @@ impl Core {
         inner.link = Some(link);
         inner.view.state = "connected";
         inner.view.connection = connection;
+        let uncertain = inner.log.unseen().0 - 1 - inner.log.stable().0;
+        if !grant.resumed && uncertain > 0 {
+            // Lost if the host's machine went down; still on their way to its disk if not
+            tracing::warn!(
+                entries = uncertain,
+                "the host was started again before it said that these changes are on its disk"
+            );
+            inner.view.uncertain += uncertain;
+        }
         inner.log.handle_connected(connection, grant.resumed);
         inner.view.grant = grant;
         inner.caller.handle_connected(connection);
@@ -299,6 +311,7 @@ impl Core {
                 "bytes": bytes,
                 "eta_s": (unapplied == 0).then_some(0),
                 "errors": view.refused_writes,
+                "uncertain": view.uncertain,
             },
         })
     }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::identity::hmac;
+use crate::identity::{Hidden, hmac};
 use crate::limits::{RENDEZVOUS_IDLE_INTERVAL, RENDEZVOUS_INTERVAL};
 use crate::proto::PeerMisbehaved;
 
@@ -108,19 +108,19 @@ impl Upkeep {
 /// Numbers that are used once: a keyed hash of a counter.
 #[derive(Debug)]
 pub(super) struct Draw {
-    seed: [u8; 32],
+    seed: Hidden,
     drawn: u64,
 }
 
 impl Draw {
     pub(super) fn new(seed: [u8; 32]) -> Self {
-        Self { seed, drawn: 0 }
+        Self { seed: Hidden(seed), drawn: 0 }
     }
 
     pub(super) fn bytes<const N: usize>(&mut self) -> [u8; N] {
         self.drawn += 1;
         let mut bytes = [0; N];
-        bytes.copy_from_slice(&hmac(&self.seed, &self.drawn.to_le_bytes())[..N]);
+        bytes.copy_from_slice(&hmac(&self.seed.0, &self.drawn.to_le_bytes())[..N]);
         bytes
     }
 }
