@@ -25,7 +25,9 @@ impl NodeId {
 macro_rules! number {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+        #[derive(
+            Clone, Copy, Debug, Default, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize,
+        )]
         pub struct $name(pub u64);
 
         impl fmt::Display for $name {
@@ -54,9 +56,20 @@ number! {
     ConnectionId
 }
 number! {
+    /// A lease of a session; grows with each one that a run of the host grants.
+    LeaseId
+}
+number! {
     /// One run of a hostd process: entries that another run applied may not be stable.
     HostRun
 }
+
+/// A time in which the host's machine forgot nothing: what was applied in it is on the disk or still
+/// in the page cache. A reboot begins another one, and so does a disk that failed to take data.
+#[derive(
+    Clone, Copy, Debug, Default, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize,
+)]
+pub struct Epoch(pub [u8; 16]);
 
 impl Seq {
     /// Before the first entry.

@@ -28,8 +28,21 @@ pub const CALLS_IN_FLIGHT_MAX: usize = 512;
 pub const LOG_ENTRIES_UNAPPLIED_MAX: usize = 1024;
 /// Write data of one session that is not yet applied, bytes: twice what 1 Gbit/s holds in 100 ms.
 pub const LOG_BYTES_UNAPPLIED_MAX: usize = 32 << 20;
-/// Predecessors that an entry may name.
-pub const LOG_AFTER_MAX: usize = 4;
+/// Redo-log entries of one session that are not yet on the host's disk: two seconds of creations
+/// beyond what the host lets gather before it syncs.
+pub const LOG_ENTRIES_UNSTABLE_MAX: usize = 8192;
+/// Write data of one session that is not yet on the host's disk, bytes; kept by the client.
+pub const LOG_BYTES_UNSTABLE_MAX: usize = 64 << 20;
+/// Predecessors that an entry may name: a rename has two nodes, two names and two directories.
+pub const LOG_AFTER_MAX: usize = 8;
+/// Groups of the user who made a change (`NGROUPS_MAX` is 65,536; NFS's `AUTH_SYS` carries 16).
+pub const CALLER_GROUPS_MAX: usize = 64;
+/// Leases of one session: at about 100 bytes each.
+pub const LEASES_MAX: usize = 65_536;
+/// Locks of one session.
+pub const LOCKS_MAX: usize = 4096;
+/// Leases or locks in one message.
+pub const LEASE_BATCH_MAX: usize = 256;
 /// Open files of one session.
 pub const HANDLES_MAX: usize = 65_536;
 /// Sessions of one host.
@@ -65,5 +78,11 @@ pub const CONNECTION_IDLE: Duration = Duration::from_secs(10);
 pub const HANDSHAKE: Duration = Duration::from_secs(5);
 /// How long a host keeps a session without a connection.
 pub const SESSION_LINGER: Duration = Duration::from_secs(120);
+/// How long a lease lasts from the sending of its renewal.
+pub const LEASE_TERM: Duration = Duration::from_secs(30);
+/// How long a holder may take to give a lease back while it still renews; then it is let lapse.
+pub const LEASE_RECALL: Duration = Duration::from_secs(20);
+/// How long a host keeps the record of a session that nobody resumes.
+pub const SESSION_RECORD: Duration = Duration::from_secs(30 * 24 * 3600);
 /// The largest UDP payload that a path is asked to carry, bytes.
 pub const MTU_MAX: u16 = 1400;

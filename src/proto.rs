@@ -39,6 +39,8 @@ pub enum PeerMisbehaved {
 }
 
 pub mod calls;
+pub mod lease;
 pub mod punch;
 pub mod redo;
+pub mod redo0;
 pub mod session;

@@ -18,7 +18,7 @@ use p2pfs::net::serve::{Authorised, Export, Policy};
 use p2pfs::net::session::{ClientConfig, ClientSession};
 use p2pfs::wire::call::{Call, Reply};
 use p2pfs::wire::errno::Errno;
-use p2pfs::wire::log::{Mutation, Outcome};
+use p2pfs::wire::log0::{Mutation, Outcome};
 use p2pfs::wire::name::Name;
 use p2pfs::wire::session::{Denial, DeviceId, Identify};
 use p2pfs_server::Server;

@@ -27,7 +27,7 @@ use p2pfs::limits::{FORGET_NODES_MAX, HANDLES_MAX};
 use p2pfs::net::serve::Export;
 use p2pfs::wire::call::{Access, Call, Entry, Reply};
 use p2pfs::wire::errno::Errno;
-use p2pfs::wire::log::{Mutation, Outcome};
+use p2pfs::wire::log0::{Mutation, Outcome};
 use p2pfs::wire::name::Name;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io;

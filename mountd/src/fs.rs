@@ -26,7 +26,7 @@ use p2pfs::limits::FORGET_NODES_MAX;
 use p2pfs::net::remote::{Remote, Submitted};
 use p2pfs::wire::call::{Access, Attr, Call, Entry, Reply};
 use p2pfs::wire::errno::Errno;
-use p2pfs::wire::log::{AttrChange, Mutation, Outcome, RenameMode};
+use p2pfs::wire::log0::{AttrChange, Mutation, Outcome, RenameMode};
 use p2pfs::wire::name::{Name, Target};
 
 use crate::cache::BlockCache;

@@ -9,7 +9,7 @@ use p2pfs::net::remote::{BoxFuture, Remote, Submitted};
 use p2pfs::net::serve::Export;
 use p2pfs::wire::call::{Call, Reply};
 use p2pfs::wire::errno::Errno;
-use p2pfs::wire::log::{Mutation, Outcome};
+use p2pfs::wire::log0::{Mutation, Outcome};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 

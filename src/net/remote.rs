@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use crate::id::Seq;
 use crate::wire::call::{Call, Reply};
 use crate::wire::errno::Errno;
-use crate::wire::log::{Mutation, Outcome};
+use crate::wire::log0::{Mutation, Outcome};
 
 /// A future that can be kept anywhere.
 pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;

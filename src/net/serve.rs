@@ -8,7 +8,7 @@ use bytes::Bytes;
 use crate::identity::PeerId;
 use crate::wire::call::{Call, Reply};
 use crate::wire::errno::Errno;
-use crate::wire::log::{Mutation, Outcome};
+use crate::wire::log0::{Mutation, Outcome};
 use crate::wire::session::{Denial, Identify};
 
 /// The owner's rules: who may use what.

@@ -23,7 +23,7 @@ use crate::net::remote::{BoxFuture, Remote, Submitted};
 use crate::proto::session::End;
 use crate::wire::call::{Call, Reply};
 use crate::wire::errno::Errno;
-use crate::wire::log::Mutation;
+use crate::wire::log0::Mutation;
 use crate::wire::session::{Denial, DeviceId, Grant};
 
 use self::core::Core;

@@ -18,24 +18,36 @@ impl Errno {
     pub const EIO: Self = Self(5);
     /// Bad file descriptor.
     pub const EBADF: Self = Self(9);
+    /// Try again.
+    pub const EAGAIN: Self = Self(11);
     /// Permission denied.
     pub const EACCES: Self = Self(13);
     /// File exists.
     pub const EEXIST: Self = Self(17);
+    /// Links across file systems.
+    pub const EXDEV: Self = Self(18);
     /// Not a directory.
     pub const ENOTDIR: Self = Self(20);
+    /// Is a directory.
+    pub const EISDIR: Self = Self(21);
     /// Invalid argument.
     pub const EINVAL: Self = Self(22);
     /// Too many open files.
     pub const EMFILE: Self = Self(24);
     /// File too large.
     pub const EFBIG: Self = Self(27);
+    /// No space left on device.
+    pub const ENOSPC: Self = Self(28);
     /// Read-only file system.
     pub const EROFS: Self = Self(30);
     /// File name too long.
     pub const ENAMETOOLONG: Self = Self(36);
     /// Function not implemented.
     pub const ENOSYS: Self = Self(38);
+    /// Directory not empty.
+    pub const ENOTEMPTY: Self = Self(39);
+    /// No such attribute.
+    pub const ENODATA: Self = Self(61);
     /// Protocol error: the peer's bytes made no sense.
     pub const EPROTO: Self = Self(71);
     /// Operation not supported.

@@ -7,7 +7,7 @@ use p2pfs::id::{HandleId, NodeId};
 use p2pfs::limits::HANDLES_MAX;
 use p2pfs::wire::call::{Access, Attr, Entry};
 use p2pfs::wire::errno::Errno;
-use p2pfs::wire::log::{AttrChange, Mutation, Outcome, RenameMode, SetTime};
+use p2pfs::wire::log0::{AttrChange, Mutation, Outcome, RenameMode, SetTime};
 use p2pfs::wire::name::{Name, Target};
 use rustix::fs::{
     AtFlags, CWD, FallocateFlags, FileType, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps,

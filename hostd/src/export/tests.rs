@@ -9,7 +9,7 @@ use p2pfs::limits::BODY_BYTES_MAX;
 use p2pfs::net::serve::Export;
 use p2pfs::wire::call::{Access, Call, Reply, Time, XattrName};
 use p2pfs::wire::errno::Errno;
-use p2pfs::wire::log::{AttrChange, Mutation, Outcome, RenameMode, SetTime};
+use p2pfs::wire::log0::{AttrChange, Mutation, Outcome, RenameMode, SetTime};
 use p2pfs::wire::name::{Name, Target};
 
 use calls::{

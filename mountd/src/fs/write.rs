@@ -8,7 +8,7 @@ use p2pfs::id::{HandleId, Seq};
 use p2pfs::net::remote::Submitted;
 use p2pfs::wire::call::Call;
 use p2pfs::wire::errno::Errno;
-use p2pfs::wire::log::{Mutation, Outcome};
+use p2pfs::wire::log0::{Mutation, Outcome};
 
 use super::Fs;
 use super::handle::Handle;

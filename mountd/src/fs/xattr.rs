@@ -6,7 +6,7 @@ use bytes::Bytes;
 use p2pfs::limits::XATTR_BYTES_MAX;
 use p2pfs::wire::call::{Call, Reply, XattrName};
 use p2pfs::wire::errno::Errno;
-use p2pfs::wire::log::Mutation;
+use p2pfs::wire::log0::Mutation;
 
 use super::Fs;
 use super::inode::Effect;

@@ -16,7 +16,7 @@ use fuser::{
 };
 use p2pfs::id::HandleId;
 use p2pfs::limits::BODY_BYTES_MAX;
-use p2pfs::wire::log::{AttrChange, Mutation, RenameMode};
+use p2pfs::wire::log0::{AttrChange, Mutation, RenameMode};
 use p2pfs::wire::name::Target;
 
 use super::convert::{access, error, file_attr, name, set_time};

@@ -15,10 +15,10 @@ use crate::net::endpoint::PathInfo;
 use crate::net::host::connection::close;
 use crate::net::serve::Authorised;
 use crate::net::stream::{self, ReceiveError};
-use crate::proto::redo::applier::{Applier, Output};
+use crate::proto::redo0::applier::{Applier, Output};
 use crate::wire::call::{Call, Reply};
 use crate::wire::errno::Errno;
-use crate::wire::log::{LogAck, LogEntry, Mutation, Outcome};
+use crate::wire::log0::{LogAck, LogEntry, Mutation, Outcome};
 use crate::wire::rendezvous::Routing;
 use crate::wire::session::{CloseReason, Identify};
 

@@ -16,10 +16,10 @@ use crate::net::remote::Submitted;
 use crate::net::session::link::Link;
 use crate::proto::PeerMisbehaved;
 use crate::proto::calls::{self, Caller};
-use crate::proto::redo::log::{self, Log, Promise};
+use crate::proto::redo0::log::{self, Log, Promise};
 use crate::wire::call::{Call, Reply};
 use crate::wire::errno::Errno;
-use crate::wire::log::{LogAck, Mutation, Outcome};
+use crate::wire::log0::{LogAck, Mutation, Outcome};
 use crate::wire::rendezvous::Routing;
 use crate::wire::session::Grant;
 

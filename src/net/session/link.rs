@@ -12,7 +12,7 @@ use crate::net::session::core::Core;
 use crate::net::stream::{self, ReceiveError, SendError};
 use crate::wire::call::{Call, Reply};
 use crate::wire::errno::Errno;
-use crate::wire::log::{LogAck, LogEntry, Mutation};
+use crate::wire::log0::{LogAck, LogEntry, Mutation};
 use crate::wire::session::{CloseReason, Identify, StreamKind, Verdict};
 
 /// Entries with data beyond this travel on the bulk lane, so that a `mkdir` does not queue behind a

@@ -8,7 +8,7 @@ use p2pfs::id::{HandleId, NodeId, Seq};
 use p2pfs::net::serve::Export;
 use p2pfs::wire::call::{Access, Attr, Call, DirEntry, DirPage, Entry, Reply};
 use p2pfs::wire::errno::Errno;
-use p2pfs::wire::log::{AttrChange, Mutation, Outcome, RenameMode};
+use p2pfs::wire::log0::{AttrChange, Mutation, Outcome, RenameMode};
 use p2pfs::wire::name::Name;
 
 use crate::export::{Share, View};
