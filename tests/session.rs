@@ -9,16 +9,18 @@ use std::time::Duration;
 use bytes::Bytes;
 use p2pfs::address::ServerAddress;
 use p2pfs::failure::Code;
-use p2pfs::id::{HandleId, NodeId, Seq};
+use p2pfs::id::{Epoch, HandleId, NodeId, Seq};
 use p2pfs::identity::{MacAddress, PairKey, PeerId, SecretKey};
 use p2pfs::net::host::{Host, HostConfig};
 use p2pfs::net::remote::Remote;
 use p2pfs::net::rendezvous::RecordedKey;
 use p2pfs::net::serve::{Authorised, Export, Policy};
 use p2pfs::net::session::{ClientConfig, ClientSession};
+use p2pfs::proto::redo::execute::How;
+use p2pfs::proto::redo::record::{Header, Recovered};
 use p2pfs::wire::call::{Call, Reply};
 use p2pfs::wire::errno::Errno;
-use p2pfs::wire::log0::{Mutation, Outcome};
+use p2pfs::wire::log::{Change, Mutation, NodeRef, Outcome, Refused};
 use p2pfs::wire::name::Name;
 use p2pfs::wire::session::{Denial, DeviceId, Identify};
 use p2pfs_server::Server;
@@ -32,6 +34,33 @@ const MAC: MacAddress = MacAddress([2, 0, 0, 0, 0, 7]);
 struct Memory {
     data: Mutex<Vec<u8>>,
     writes: Mutex<BTreeMap<u64, u32>>,
+    epoch: Mutex<Epoch>,
+    /// The record of the one session.
+    recorded: Mutex<Option<Recovered>>,
+}
+
+impl Memory {
+    /// The machine forgets what is not on its disk.
+    fn reboot(&self) {
+        self.data.lock().unwrap().clear();
+        self.epoch.lock().unwrap().0[0] += 1;
+        *self.recorded.lock().unwrap() = None;
+    }
+
+    fn write(&self, change: &Change, body: &[u8]) -> Result<Outcome, Refused> {
+        let Mutation::Write { offset, .. } = change.mutation else {
+            return Err(Refused::by_system(Errno::ENOSYS));
+        };
+        *self.writes.lock().unwrap().entry(offset).or_default() += 1;
+        let start = usize::try_from(offset).unwrap();
+        let mut data = self.data.lock().unwrap();
+        let end = start + body.len();
+        if data.len() < end {
+            data.resize(end, 0);
+        }
+        data[start..end].copy_from_slice(body);
+        Ok(Outcome::Done)
+    }
 }
 
 impl Export for Memory {
@@ -48,21 +77,43 @@ impl Export for Memory {
         }
     }
 
-    fn apply(&self, mutation: Mutation, body: Bytes) -> Result<Outcome, Errno> {
-        let Mutation::Write { offset, .. } = mutation else { return Err(Errno::ENOSYS) };
-        *self.writes.lock().unwrap().entry(offset).or_default() += 1;
-        let start = usize::try_from(offset).unwrap();
-        let mut data = self.data.lock().unwrap();
-        let end = start + body.len();
-        if data.len() < end {
-            data.resize(end, 0);
+    fn apply(
+        &self,
+        seq: Seq,
+        change: &Change,
+        body: &Bytes,
+        _: &How,
+        poisons: bool,
+    ) -> Result<Outcome, Refused> {
+        let result = self.write(change, body);
+        if let Some(recorded) = &mut *self.recorded.lock().unwrap() {
+            recorded.done.insert(seq, (result, poisons));
         }
-        data[start..end].copy_from_slice(&body);
-        Ok(Outcome::Done)
+        result
     }
 
     fn sync_all(&self) -> Result<(), Errno> {
         Ok(())
+    }
+
+    fn epoch(&self) -> Epoch {
+        *self.epoch.lock().unwrap()
+    }
+
+    fn recover(&self) -> Option<Recovered> {
+        self.recorded.lock().unwrap().clone()
+    }
+
+    fn begin(&self, header: &Header) -> Result<(), Errno> {
+        let (done, intents) = (BTreeMap::new(), BTreeMap::new());
+        *self.recorded.lock().unwrap() = Some(Recovered { header: *header, done, intents });
+        Ok(())
+    }
+
+    fn note_stable(&self, upto: Seq) {
+        if let Some(recorded) = &mut *self.recorded.lock().unwrap() {
+            recorded.header.stable = upto;
+        }
     }
 }
 
@@ -151,8 +202,10 @@ impl HostParts {
     }
 }
 
-fn write_at(offset: u64) -> Mutation {
-    Mutation::Write { handle: HandleId(1), offset }
+const FILE: NodeRef = NodeRef::Node(NodeId { ino: 2, generation: 1 });
+
+fn write_at(offset: u64) -> Change {
+    Change::new(Mutation::Write { node: FILE, handle: Some(HandleId(1)), offset })
 }
 
 async fn read_all(session: &ClientSession) -> Vec<u8> {
@@ -170,7 +223,7 @@ async fn a_client_meets_its_host_and_what_it_writes_it_reads() {
     for chunk in 0..200_u64 {
         session.room(50_000).await.unwrap();
         let body = Bytes::from(vec![chunk as u8; 50_000]);
-        last = session.submit(write_at(chunk * 5_000), body, vec![last]).seq;
+        last = session.submit(write_at(chunk * 5_000), body).seq;
     }
     session.call(Call::SyncAll { upto: last }).await.unwrap();
     let data = read_all(&session).await;
@@ -190,7 +243,7 @@ async fn a_host_that_is_started_again_is_found_again_under_the_same_session() {
     let home = home(state.path()).await;
     let patient = ClientConfig { grace: Some(Duration::from_secs(60)), ..home.client.clone() };
     let session = ClientSession::establish(patient).await.unwrap();
-    session.submit(write_at(0), Bytes::from_static(b"kept"), vec![]).wait().await.unwrap();
+    session.submit(write_at(0), Bytes::from_static(b"kept")).wait().await.unwrap();
     let before = session.status()["connection_id"].clone();
     home.host.shutdown().await;
     drop(home.host);
@@ -198,14 +251,29 @@ async fn a_host_that_is_started_again_is_found_again_under_the_same_session() {
     assert_eq!(read_all(&session).await, b"kept");
     assert_ne!(session.status()["connection_id"], before);
     assert_eq!(home.owner.memory.writes.lock().unwrap()[&0], 1);
-    // nobody had said that the first write is on the disk
-    assert_eq!(session.status()["pending"]["uncertain"], 1);
-    // the log goes on where it was, although the host counts anew
-    let more = session.submit(write_at(4), Bytes::from_static(b", and more"), vec![]);
+    // the log goes on where it was
+    let more = session.submit(write_at(4), Bytes::from_static(b", and more"));
     let upto = more.seq;
     more.wait().await.unwrap();
     session.call(Call::SyncAll { upto }).await.unwrap();
     assert_eq!(read_all(&session).await, b"kept, and more");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_whose_machine_forgot_gets_again_what_was_not_on_its_disk() {
+    let state = tempfile::tempdir().unwrap();
+    let home = home(state.path()).await;
+    let patient = ClientConfig { grace: Some(Duration::from_secs(60)), ..home.client.clone() };
+    let session = ClientSession::establish(patient).await.unwrap();
+    session.submit(write_at(0), Bytes::from_static(b"kept")).wait().await.unwrap();
+    home.host.shutdown().await;
+    drop(home.host);
+    home.owner.memory.reboot();
+    let _host = home.config.start(&home.owner);
+    let more = session.submit(write_at(4), Bytes::from_static(b", and more"));
+    more.wait().await.unwrap();
+    assert_eq!(read_all(&session).await, b"kept, and more");
+    assert_eq!(home.owner.memory.writes.lock().unwrap()[&0], 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -220,13 +288,17 @@ async fn a_host_that_stays_away_fails_what_waits_after_the_grace() {
     assert_eq!(session.given_up().await, Errno::ETIMEDOUT);
     assert_eq!(session.call(Call::StatFs).await, Err(Errno::ETIMEDOUT));
     assert_eq!(session.room(1).await, Err(Errno::ETIMEDOUT));
-    let mkdir =
-        Mutation::Mkdir { parent: NodeId::ROOT, name: Name::new("a").unwrap(), mode: 0o755 };
-    let refused = session.submit(mkdir, Bytes::new(), vec![]).wait().await;
+    let mkdir = Change::new(Mutation::Mkdir {
+        parent: NodeId::ROOT.into(),
+        name: Name::new("a").unwrap(),
+        mode: 0o755,
+        premade: None,
+    });
+    let refused = session.submit(mkdir, Bytes::new()).wait().await;
     assert_eq!(refused, Err(Errno::ETIMEDOUT));
     assert_eq!(session.status()["state"], "offline");
     // what was accepted is kept and delivered when the host is back
-    let kept = session.submit(write_at(0), Bytes::from_static(b"kept"), vec![]);
+    let kept = session.submit(write_at(0), Bytes::from_static(b"kept"));
     let _host = home.config.start(&home.owner);
     kept.wait().await.unwrap();
     assert_eq!(read_all(&session).await, b"kept");

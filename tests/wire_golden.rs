@@ -1,8 +1,10 @@
 //! The bytes of every settled message, for each protocol version.
 //!
-//! A changed file under `tests/golden/v0` is another protocol: a settled message never changes, it
-//! gets a new version. `P2PFS_BLESS=1 cargo test wire_golden` writes the files of new messages. The
-//! entries of the redo log are not settled and have none.
+//! A changed file under `tests/golden/v1` is another protocol: a settled message never changes, it
+//! gets a new version. `P2PFS_BLESS=1 cargo test wire_golden` writes the files of new messages.
+
+mod lease;
+mod log;
 
 use std::fmt::{Debug, Write};
 use std::fs;
@@ -11,13 +13,14 @@ use std::path::PathBuf;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use p2pfs::id::{HandleId, HostRun, NodeId, Seq, SessionId};
+use p2pfs::id::{Epoch, HandleId, HostRun, NodeId, Seq, SessionId};
 use p2pfs::identity::{BlindedMac, MacAddress, PairKey, PeerId};
 use p2pfs::wire::call::{
     Access, Attr, Call, DirEntry, DirPage, Entry, Reply, StatFs, Time, XattrName,
 };
 use p2pfs::wire::codec::{DecodeError, decode, encode};
 use p2pfs::wire::errno::Errno;
+use p2pfs::wire::log::Cursor;
 use p2pfs::wire::name::{Name, Target};
 use p2pfs::wire::rendezvous::{
     FromServer, MatchId, Public, Role, Routing, Seal, Sealed, StunAddress, ToServer,
@@ -129,14 +132,20 @@ fn the_beginning_of_a_session_has_its_bytes() {
         device,
         share: Some("disk".to_owned()),
         client_name: "laptop".to_owned(),
-        next: Seq(1),
+        held: Seq(1),
+        unanswered: Seq(4),
     };
     let grant = Grant {
         share: "disk".to_owned(),
         read_only: false,
         run: HostRun(3),
-        resumed: true,
-        applied: UPTO,
+        cursor: Cursor {
+            epoch: Epoch([0xe0; 16]),
+            known: true,
+            applied: UPTO,
+            ahead: vec![Seq(11), Seq(12)],
+            stable: Seq(8),
+        },
         host_name: "home".to_owned(),
         host_mac: [0x02, 0, 0, 0, 0, 1],
     };
@@ -233,7 +242,7 @@ fn sealed() -> Sealed {
 fn golden<T: Serialize + DeserializeOwned + PartialEq + Debug>(name: &str, value: &T) {
     let bytes = encode(value).unwrap();
     assert_eq!(&decode::<T>(&bytes).unwrap(), value, "{name} does not survive");
-    let file = format!("{}/tests/golden/v0/{name}.hex", env!("CARGO_MANIFEST_DIR"));
+    let file = format!("{}/tests/golden/v1/{name}.hex", env!("CARGO_MANIFEST_DIR"));
     let file = PathBuf::from(file);
     let hex = hex(&bytes);
     if !file.exists() && std::env::var_os("P2PFS_BLESS").is_some() {

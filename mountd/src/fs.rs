@@ -26,7 +26,9 @@ use p2pfs::limits::FORGET_NODES_MAX;
 use p2pfs::net::remote::{Remote, Submitted};
 use p2pfs::wire::call::{Access, Attr, Call, Entry, Reply};
 use p2pfs::wire::errno::Errno;
-use p2pfs::wire::log0::{AttrChange, Mutation, Outcome, RenameMode};
+use p2pfs::wire::log::{
+    AttrChange, Change, Mutation, NodeRef, Occupant, Opening, Outcome, RenameMode,
+};
 use p2pfs::wire::name::{Name, Target};
 
 use crate::cache::BlockCache;
@@ -153,7 +155,7 @@ impl Fs {
     ) -> Result<Found, Errno> {
         let inode = self.node(ino, handle)?;
         let effect = change.size.map_or(Effect::None, Effect::Truncate);
-        let mutation = Mutation::SetAttr { node: inode.node, handle, change };
+        let mutation = Mutation::SetAttr { node: inode.node.into(), handle, change };
         match self.change(&inode, effect, mutation, Bytes::new()).await? {
             Outcome::Attr(attr) => Ok(self.seen(&inode, attr, self.tick())),
             _ => Err(Errno::EPROTO),
@@ -174,11 +176,11 @@ impl Fs {
     pub async fn make(
         &self,
         parent: u64,
-        mutation: impl FnOnce(NodeId) -> Mutation,
+        mutation: impl FnOnce(NodeRef) -> Mutation,
     ) -> Result<Found, Errno> {
         let directory = self.inodes.get(parent)?;
         let asked = self.tick();
-        let outcome = self.name_change(&[&directory], mutation(directory.node)).await?;
+        let outcome = self.name_change(&[&directory], mutation(directory.node.into())).await?;
         match outcome {
             Outcome::Entry(entry) => Ok(self.found(entry, parent, asked)),
             _ => Err(Errno::EPROTO),
@@ -188,7 +190,8 @@ impl Fs {
     /// Another name for a node; counts a reference of the kernel.
     pub async fn link(self: &Arc<Self>, ino: u64, parent: u64, name: Name) -> Result<Found, Errno> {
         let (inode, directory) = (self.inodes.get(ino)?, self.inodes.get(parent)?);
-        let mutation = Mutation::Link { node: inode.node, parent: directory.node, name };
+        let mutation =
+            Mutation::Link { node: inode.node.into(), parent: directory.node.into(), name };
         directory.rename_tick(self.next_tick());
         let outcome = self.change(&inode, Effect::None, mutation, Bytes::new()).await;
         directory.rename_tick(self.next_tick());
@@ -201,16 +204,16 @@ impl Fs {
     /// Takes a file's name away.
     pub async fn unlink(&self, parent: u64, name: Name) -> Result<(), Errno> {
         let directory = self.inodes.get(parent)?;
-        let parent = directory.node;
-        let mutation = Mutation::Unlink { parent, name };
+        let parent = directory.node.into();
+        let mutation = Mutation::Unlink { parent, name, occupant: Occupant::Any };
         self.name_change(&[&directory], mutation).await.map(drop)
     }
 
     /// Removes an empty directory.
     pub async fn rmdir(&self, parent: u64, name: Name) -> Result<(), Errno> {
         let directory = self.inodes.get(parent)?;
-        let parent = directory.node;
-        let mutation = Mutation::Rmdir { parent, name };
+        let parent = directory.node.into();
+        let mutation = Mutation::Rmdir { parent, name, occupant: Occupant::Any };
         self.name_change(&[&directory], mutation).await.map(drop)
     }
 
@@ -223,10 +226,12 @@ impl Fs {
     ) -> Result<(), Errno> {
         let (old, new) = (self.inodes.get(from.0)?, self.inodes.get(to.0)?);
         let mutation = Mutation::Rename {
-            parent: old.node,
+            parent: old.node.into(),
             name: from.1,
-            new_parent: new.node,
+            occupant: Occupant::Any,
+            new_parent: new.node.into(),
             new_name: to.1,
+            new_occupant: Occupant::Any,
             mode,
         };
         self.name_change(&[&old, &new], mutation).await.map(drop)
@@ -263,12 +268,12 @@ impl Fs {
         let handle = self.handles.number()?;
         let asked = self.tick();
         let mutation = Mutation::Create {
-            parent: directory.node,
+            parent: directory.node.into(),
             name,
             mode,
             exclusive: how.exclusive,
-            handle,
-            access: how.access,
+            premade: None,
+            open: Some(Opening { handle, access: how.access }),
         };
         let outcome = self.name_change(&[&directory], mutation).await?;
         let Outcome::Entry(entry) = outcome else {
@@ -391,8 +396,8 @@ impl Fs {
         self.ticks.fetch_add(1, Ordering::SeqCst) + 1
     }
 
-    fn submit(&self, mutation: Mutation, body: Bytes, after: Vec<Seq>) -> Submitted {
-        let submitted = self.remote.submit(mutation, body, after);
+    fn submit(&self, mutation: Mutation, body: Bytes) -> Submitted {
+        let submitted = self.remote.submit(Change::new(mutation), body);
         self.last.fetch_max(submitted.seq.0, Ordering::SeqCst);
         submitted
     }
@@ -404,7 +409,7 @@ impl Fs {
         mutation: Mutation,
     ) -> Result<Outcome, Errno> {
         // before and after: a page that was asked in between shows neither state for sure
-        let submitted = self.submit(mutation, Bytes::new(), Vec::new());
+        let submitted = self.submit(mutation, Bytes::new());
         for directory in directories {
             directory.rename_tick(self.next_tick());
         }
@@ -424,16 +429,18 @@ impl Fs {
         body: Bytes,
     ) -> Result<Outcome, Errno> {
         let resized = effect != Effect::None;
-        let submitted = inode.submit(effect, |after| self.submit(mutation, body, after));
+        let submitted = inode.submit(effect, || self.submit(mutation, body));
         if resized {
             self.drop_blocks(inode);
         }
         let seq = submitted.seq;
         let outcome = submitted.wait().await;
         let attr = outcome.map(|outcome| match outcome {
-            Outcome::Attr(attr) => Some(attr),
+            Outcome::Attr(attr) | Outcome::Appended { attr, .. } | Outcome::Copied { attr, .. } => {
+                Some(attr)
+            }
             Outcome::Entry(entry) => Some(entry.attr),
-            Outcome::Done => None,
+            Outcome::Done | Outcome::Removed { .. } | Outcome::Renamed { .. } => None,
         });
         // the answer is not kept from whoever waits because older data cannot be delivered
         let _ = self.applied(inode, Seq(seq.0.saturating_sub(1))).await;

@@ -7,15 +7,16 @@ use bytes::Bytes;
 use p2pfs::id::Seq;
 use p2pfs::net::remote::{BoxFuture, Remote, Submitted};
 use p2pfs::net::serve::Export;
+use p2pfs::proto::redo::execute::How;
 use p2pfs::wire::call::{Call, Reply};
 use p2pfs::wire::errno::Errno;
-use p2pfs::wire::log0::{Mutation, Outcome};
+use p2pfs::wire::log::{Change, Outcome};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 
 struct Entry {
     seq: Seq,
-    mutation: Mutation,
+    change: Change,
     body: Bytes,
     applied: oneshot::Sender<Result<Outcome, Errno>>,
 }
@@ -34,7 +35,8 @@ impl LocalHost {
         let host = Arc::clone(&export);
         runtime.spawn_blocking(move || {
             while let Some(entry) = log.blocking_recv() {
-                let outcome = host.apply(entry.mutation, entry.body);
+                let outcome = host.apply(entry.seq, &entry.change, &entry.body, &How::First, false);
+                let outcome = outcome.map_err(|refused| refused.errno);
                 cursor.send_replace(entry.seq);
                 let _ = entry.applied.send(outcome);
             }
@@ -59,12 +61,12 @@ impl Remote for LocalHost {
         })
     }
 
-    fn submit(&self, mutation: Mutation, body: Bytes, _after: Vec<Seq>) -> Submitted {
+    fn submit(&self, change: Change, body: Bytes) -> Submitted {
         let (done, applied) = oneshot::channel();
         let mut log = self.log.lock().unwrap();
         let seq = log.0.next();
         log.0 = seq;
-        let _ = log.1.send(Entry { seq, mutation, body, applied: done });
+        let _ = log.1.send(Entry { seq, change, body, applied: done });
         Submitted { seq, applied }
     }
 

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use crate::id::Seq;
 use crate::wire::call::{Call, Reply};
 use crate::wire::errno::Errno;
-use crate::wire::log0::{Mutation, Outcome};
+use crate::wire::log::{Change, Outcome};
 
 /// A future that can be kept anywhere.
 pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -25,8 +25,8 @@ pub trait Remote: Send + Sync {
     /// session has ended.
     fn call(&self, call: Call) -> BoxFuture<Result<(Reply, Bytes), Errno>>;
 
-    /// Numbers a change and ships it. `after`: entries (at most 4) that must be applied before it.
-    fn submit(&self, mutation: Mutation, body: Bytes, after: Vec<Seq>) -> Submitted;
+    /// Numbers a change and ships it; it is applied after what it builds on.
+    fn submit(&self, change: Change, body: Bytes) -> Submitted;
 
     /// Resolves when the log has room for `bytes` more, so that writers wait for a slow link; fails
     /// as [`Self::given_up`] says.

@@ -5,10 +5,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::id::{Epoch, Seq};
 use crate::identity::PeerId;
+use crate::proto::redo::execute::How;
+use crate::proto::redo::record::{Header, Recovered};
 use crate::wire::call::{Call, Reply};
 use crate::wire::errno::Errno;
-use crate::wire::log0::{Mutation, Outcome};
+use crate::wire::log::{Change, Outcome, Refused};
 use crate::wire::session::{Denial, Identify};
 
 /// The owner's rules: who may use what.
@@ -50,8 +53,28 @@ pub trait Export: Send + Sync {
     fn call(&self, call: Call) -> Result<(Reply, Bytes), Errno>;
 
     /// Carries out a change; `body` is the data of a write or the value of an attribute.
-    fn apply(&self, mutation: Mutation, body: Bytes) -> Result<Outcome, Errno>;
+    fn apply(
+        &self,
+        seq: Seq,
+        change: &Change,
+        body: &Bytes,
+        how: &How,
+        poisons: bool,
+    ) -> Result<Outcome, Refused>;
 
     /// Makes all that was applied stable (`syncfs` of the share).
     fn sync_all(&self) -> Result<(), Errno>;
+
+    /// The time in which this machine has forgotten nothing: another one after a reboot, or after
+    /// the disk failed to take data.
+    fn epoch(&self) -> Epoch;
+
+    /// What a killed run of this host has recorded of the session, in the same epoch.
+    fn recover(&self) -> Option<Recovered>;
+
+    /// Begins the session's record anew.
+    fn begin(&self, header: &Header) -> Result<(), Errno>;
+
+    /// All entries up to `upto` are on the disk: for the record.
+    fn note_stable(&self, upto: Seq);
 }

@@ -23,7 +23,7 @@ use crate::net::remote::{BoxFuture, Remote, Submitted};
 use crate::proto::session::End;
 use crate::wire::call::{Call, Reply};
 use crate::wire::errno::Errno;
-use crate::wire::log0::Mutation;
+use crate::wire::log::Change;
 use crate::wire::session::{Denial, DeviceId, Grant};
 
 use self::core::Core;
@@ -149,8 +149,8 @@ impl Remote for ClientSession {
         Box::pin(Core::call(Arc::clone(&self.core), call))
     }
 
-    fn submit(&self, mutation: Mutation, body: Bytes, after: Vec<Seq>) -> Submitted {
-        self.core.submit(mutation, body, &after)
+    fn submit(&self, change: Change, body: Bytes) -> Submitted {
+        self.core.submit(change, body)
     }
 
     fn room(&self, bytes: usize) -> BoxFuture<Result<(), Errno>> {

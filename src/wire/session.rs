@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::id::{HostRun, Seq, SessionId};
+use crate::wire::log::Cursor;
 
 /// Request 21: the client says who it is. The connection has proved its key already. **Append
 /// only.**
@@ -16,8 +17,12 @@ pub struct Identify {
     pub share: Option<String>,
     /// The client machine's name, for the owner's list of keys.
     pub client_name: String,
-    /// The first entry that a host that does not know the session will see.
-    pub next: Seq,
+    /// The first entry that the client still holds: a host that does not know the session begins
+    /// with it.
+    pub held: Seq,
+    /// The first entry without an answer: a host that knows the session says again what came of
+    /// this one and of later ones.
+    pub unanswered: Seq,
 }
 
 /// The device's own identifiers (claims 9 and 18), compared with what the host recorded at pairing.
@@ -49,10 +54,8 @@ pub struct Grant {
     pub read_only: bool,
     /// Which run of hostd answers.
     pub run: HostRun,
-    /// Whether this run knows the session already.
-    pub resumed: bool,
-    /// The last entry of the session such that it and all before it are applied.
-    pub applied: Seq,
+    /// How far the session's entries are.
+    pub cursor: Cursor,
     /// The host's name.
     pub host_name: String,
     /// The host's MAC address, as it was recorded at pairing (R22).
@@ -85,6 +88,8 @@ pub enum StreamKind {
     Call,
     /// Log entries one way, acknowledgements the other; as long as the connection.
     Log,
+    /// Lease requests one way, notices the other; as long as the connection.
+    Lease,
 }
 
 impl StreamKind {
@@ -94,6 +99,7 @@ impl StreamKind {
             Self::Identify => 0,
             Self::Call => 1,
             Self::Log => 2,
+            Self::Lease => 3,
         }
     }
 
@@ -103,6 +109,7 @@ impl StreamKind {
             0 => Some(Self::Identify),
             1 => Some(Self::Call),
             2 => Some(Self::Log),
+            3 => Some(Self::Lease),
             _ => None,
         }
     }

@@ -124,14 +124,9 @@ impl Inode {
     }
 
     /// Ships a change behind the ones that are under way.
-    pub(crate) fn submit(
-        &self,
-        effect: Effect,
-        ship: impl FnOnce(Vec<Seq>) -> Submitted,
-    ) -> Submitted {
+    pub(crate) fn submit(&self, effect: Effect, ship: impl FnOnce() -> Submitted) -> Submitted {
         let mut state = lock(&self.state);
-        let after = state.pending.keys().next_back().copied();
-        let submitted = ship(after.into_iter().collect());
+        let submitted = ship();
         state.pending.insert(submitted.seq, effect);
         state.last = state.last.max(submitted.seq);
         submitted
@@ -141,12 +136,11 @@ impl Inode {
     pub(crate) fn submit_append(
         &self,
         len: u64,
-        ship: impl FnOnce(u64, Vec<Seq>) -> Submitted,
+        ship: impl FnOnce(u64) -> Submitted,
     ) -> (u64, Submitted) {
         let mut state = lock(&self.state);
         let offset = state.expected_size(state.size);
-        let after = state.pending.keys().next_back().copied();
-        let submitted = ship(offset, after.into_iter().collect());
+        let submitted = ship(offset);
         let effect = Effect::Extend(offset.saturating_add(len));
         state.pending.insert(submitted.seq, effect);
         state.last = state.last.max(submitted.seq);

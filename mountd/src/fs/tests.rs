@@ -155,7 +155,8 @@ impl Remote for Host {
         Box::pin(async move { answer })
     }
 
-    fn submit(&self, mutation: Mutation, body: Bytes, _after: Vec<Seq>) -> Submitted {
+    fn submit(&self, change: Change, body: Bytes) -> Submitted {
+        let mutation = change.mutation;
         let (done, applied) = oneshot::channel();
         let mut state = lock(&self.state);
         state.last += 1;

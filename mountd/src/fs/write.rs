@@ -8,7 +8,7 @@ use p2pfs::id::{HandleId, Seq};
 use p2pfs::net::remote::Submitted;
 use p2pfs::wire::call::Call;
 use p2pfs::wire::errno::Errno;
-use p2pfs::wire::log0::{Mutation, Outcome};
+use p2pfs::wire::log::{Mutation, Outcome};
 
 use super::Fs;
 use super::handle::Handle;
@@ -50,12 +50,12 @@ impl Fs {
     /// Also tells which bytes of the file are other ones afterwards.
     fn ship_write(&self, open: &Handle, offset: u64, data: Bytes) -> (Submitted, Range<u64>) {
         let inode = &open.inode;
-        let handle = open.id;
+        let (node, handle) = (inode.node.into(), Some(open.id));
         let len = data.len() as u64;
         let before = inode.size();
         let (offset, submitted) = if open.append {
-            let (end, submitted) = inode.submit_append(len, |offset, after| {
-                self.submit(Mutation::Write { handle, offset }, data, after)
+            let (end, submitted) = inode.submit_append(len, |offset| {
+                self.submit(Mutation::Write { node, handle, offset }, data)
             });
             if end != offset {
                 // the kernel put the data elsewhere in its pages
@@ -65,9 +65,8 @@ impl Fs {
             (end, submitted)
         } else {
             let effect = Effect::Extend(offset.saturating_add(len));
-            let submitted = inode.submit(effect, |after| {
-                self.submit(Mutation::Write { handle, offset }, data, after)
-            });
+            let submitted = inode
+                .submit(effect, || self.submit(Mutation::Write { node, handle, offset }, data));
             (offset, submitted)
         };
         // a gap behind the old end becomes part of the file too
@@ -131,7 +130,8 @@ impl Fs {
         } else {
             Effect::Extend(0)
         };
-        let mutation = Mutation::Fallocate { handle, offset, len, mode };
+        let node = open.inode.node.into();
+        let mutation = Mutation::Fallocate { node, handle: Some(handle), offset, len, mode };
         self.change(&open.inode, effect, mutation, Bytes::new()).await.map(drop)
     }
 }

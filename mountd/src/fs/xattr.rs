@@ -6,7 +6,7 @@ use bytes::Bytes;
 use p2pfs::limits::XATTR_BYTES_MAX;
 use p2pfs::wire::call::{Call, Reply, XattrName};
 use p2pfs::wire::errno::Errno;
-use p2pfs::wire::log0::Mutation;
+use p2pfs::wire::log::Mutation;
 
 use super::Fs;
 use super::inode::Effect;
@@ -67,7 +67,7 @@ impl Fs {
             return Err(Errno::from_number(E2BIG));
         }
         let inode = self.inodes.get(ino)?;
-        let mutation = Mutation::SetXattr { node: inode.node, name: XattrName(name), flags };
+        let mutation = Mutation::SetXattr { node: inode.node.into(), name: XattrName(name), flags };
         let outcome = self.change(&inode, Effect::None, mutation, value).await;
         outcome.map(drop)
     }
@@ -78,7 +78,7 @@ impl Fs {
             return Err(error);
         }
         let inode = self.inodes.get(ino)?;
-        let mutation = Mutation::RemoveXattr { node: inode.node, name: XattrName(name) };
+        let mutation = Mutation::RemoveXattr { node: inode.node.into(), name: XattrName(name) };
         let outcome = self.change(&inode, Effect::None, mutation, Bytes::new()).await;
         outcome.map(drop)
     }

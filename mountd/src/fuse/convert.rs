@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use fuser::{FileAttr, FileType, INodeNo, TimeOrNow};
 use p2pfs::wire::call::{Access, Time};
 use p2pfs::wire::errno::Errno;
-use p2pfs::wire::log0::SetTime;
+use p2pfs::wire::log::SetTime;
 use p2pfs::wire::name::Name;
 
 use crate::fs::{Found, OpenMode};

@@ -16,7 +16,7 @@ use fuser::{
 };
 use p2pfs::id::HandleId;
 use p2pfs::limits::BODY_BYTES_MAX;
-use p2pfs::wire::log0::{AttrChange, Mutation, RenameMode};
+use p2pfs::wire::log::{AttrChange, Mutation, RenameMode};
 use p2pfs::wire::name::Target;
 
 use super::convert::{access, error, file_attr, name, set_time};
@@ -138,7 +138,7 @@ impl Filesystem for Adaptor {
         let make = |fs: Arc<Fs>| async move {
             let name = entry?;
             let mode = mode & 0o7777 & !umask;
-            fs.make(parent.0, |parent| Mutation::Mkdir { parent, name, mode }).await
+            fs.make(parent.0, |parent| Mutation::Mkdir { parent, name, mode, premade: None }).await
         };
         self.answer_entry(make, reply);
     }

@@ -11,6 +11,7 @@ use crate::net::host::session::HostSession;
 use crate::net::host::{Introduced, Shared};
 use crate::net::stream::{self, ReceiveError};
 use crate::net::tls;
+use crate::wire::log::Cursor;
 use crate::wire::session::{CloseReason, Denial, Grant, Identify, StreamKind, Verdict};
 
 /// No session lives long enough for more entries.
@@ -69,17 +70,17 @@ async fn admit(
         return None;
     }
     let (request, _) = stream::receive::<Identify>(&mut receive).await.ok()?;
-    if !(1..=ENTRY_MAX).contains(&request.next.0) {
+    let entries = 1..=ENTRY_MAX;
+    if !entries.contains(&request.held.0) || !entries.contains(&request.unanswered.0) {
         return None;
     }
     let decided = decide(shared, connection, introduced, &request);
     let verdict = match &decided {
-        Ok(session) => Verdict::Approved(Grant {
+        Ok((session, cursor)) => Verdict::Approved(Grant {
             share: session.share().to_owned(),
             read_only: session.is_read_only(),
             run: shared.run,
-            resumed: session.is_resumed(),
-            applied: session.cursor(),
+            cursor: cursor.clone(),
             host_name: shared.name.clone(),
             host_mac: shared.mac.0,
         }),
@@ -90,7 +91,7 @@ async fn admit(
     };
     stream::send(&mut send, &[], &verdict, Bytes::new()).await.ok()?;
     let _ = send.finish();
-    decided.ok()
+    decided.ok().map(|(session, _)| session)
 }
 
 fn decide(
@@ -98,7 +99,7 @@ fn decide(
     connection: &Connection,
     introduced: &Introduced,
     request: &Identify,
-) -> Result<Arc<HostSession>, Denial> {
+) -> Result<(Arc<HostSession>, Cursor), Denial> {
     let peer = introduced.peer;
     let from = introduced.path.map(|path| path.address).or(introduced.routing.udp_public);
     let from = from.unwrap_or_else(|| connection.remote_address());
@@ -109,16 +110,16 @@ fn decide(
         && known.share() == authorised.share
         && known.is_read_only() == authorised.read_only
     {
-        known.resume(connection.clone());
-        return Ok(Arc::clone(known));
+        let cursor = known.resume(connection.clone(), request.unanswered);
+        return Ok((Arc::clone(known), cursor));
     }
     if state.sessions.len() >= SESSIONS_MAX || state.sessions.contains_key(&request.session) {
         return Err(Denial::Busy);
     }
     tracing::info!(?peer, share = authorised.share, "session approved");
-    let session = HostSession::new(peer, request, authorised, connection.clone());
+    let (session, cursor) = HostSession::new(peer, request, authorised, connection.clone());
     state.sessions.insert(request.session, Arc::clone(&session));
-    Ok(session)
+    Ok((session, cursor))
 }
 
 async fn serve_stream(
@@ -131,7 +132,8 @@ async fn serve_stream(
     match StreamKind::from_byte(kind) {
         Some(StreamKind::Call) => session.serve_call(send, receive).await,
         Some(StreamKind::Log) => session.serve_log(connection, send, receive).await,
-        Some(StreamKind::Identify) | None => {
+        // No leases are granted yet
+        Some(StreamKind::Identify | StreamKind::Lease) | None => {
             close(connection, CloseReason::Misbehaved);
             Ok(())
         }

@@ -15,14 +15,14 @@ use crate::net::endpoint::PathInfo;
 use crate::net::host::connection::close;
 use crate::net::serve::Authorised;
 use crate::net::stream::{self, ReceiveError};
-use crate::proto::redo0::applier::{Applier, Output};
+use crate::proto::redo::applier::{Applier, Output};
+use crate::proto::redo::execute::How;
+use crate::proto::redo::record::Header;
 use crate::wire::call::{Call, Reply};
 use crate::wire::errno::Errno;
-use crate::wire::log0::{LogAck, LogEntry, Mutation, Outcome};
+use crate::wire::log::{Change, Cursor, LogAck, LogEntry, Outcome, Refused};
 use crate::wire::rendezvous::Routing;
 use crate::wire::session::{CloseReason, Identify};
-
-type Entry = (Mutation, Bytes);
 
 /// A session.
 pub(super) struct HostSession {
@@ -34,7 +34,7 @@ pub(super) struct HostSession {
 }
 
 struct State {
-    applier: Applier<Entry, Outcome, oneshot::Sender<()>>,
+    applier: Applier<Bytes, oneshot::Sender<()>>,
     acks: mpsc::UnboundedSender<LogAck>,
     /// Taken by the first lane of a connection, which carries all acknowledgements.
     acks_out: Option<mpsc::UnboundedReceiver<LogAck>>,
@@ -50,10 +50,10 @@ impl HostSession {
         request: &Identify,
         authorised: Authorised,
         connection: Connection,
-    ) -> Arc<Self> {
+    ) -> (Arc<Self>, Cursor) {
         let (acks, acks_out) = mpsc::unbounded_channel();
         let state = State {
-            applier: Applier::new(request.next),
+            applier: applier(request, &authorised),
             acks,
             acks_out: Some(acks_out),
             connection,
@@ -61,17 +61,20 @@ impl HostSession {
             quiet_since: None,
             timer: false,
         };
-        Arc::new(Self {
+        let session = Arc::new(Self {
             peer,
             client_name: request.client_name.chars().filter(|c| !c.is_control()).take(64).collect(),
             authorised,
             began: Instant::now(),
             state: Mutex::new(state),
-        })
+        });
+        let cursor = session.change(|applier| applier.resume(request.unanswered));
+        (session, cursor)
     }
 
-    /// A new connection takes the place of the one before.
-    pub(super) fn resume(&self, connection: Connection) {
+    /// A new connection takes the place of the one before, for a client that lacks the answers from
+    /// `unanswered` on.
+    pub(super) fn resume(self: &Arc<Self>, connection: Connection, unanswered: Seq) -> Cursor {
         let mut state = self.lock();
         let (acks, acks_out) = mpsc::unbounded_channel();
         state.acks = acks;
@@ -80,6 +83,8 @@ impl HostSession {
         state.quiet_since = None;
         let old = std::mem::replace(&mut state.connection, connection);
         close(&old, CloseReason::Replaced);
+        drop(state);
+        self.change(|applier| applier.resume(unanswered))
     }
 
     pub(super) fn close(&self, reason: CloseReason) {
@@ -101,10 +106,6 @@ impl HostSession {
         self.authorised.read_only
     }
 
-    pub(super) fn is_resumed(&self) -> bool {
-        self.lock().connections > 1
-    }
-
     pub(super) fn is_connected(&self) -> bool {
         self.lock().quiet_since.is_none()
     }
@@ -112,10 +113,6 @@ impl HostSession {
     /// How long it has had no connection.
     pub(super) fn idle(&self, now: Instant) -> Option<Duration> {
         self.lock().quiet_since.map(|since| now.saturating_duration_since(since))
-    }
-
-    pub(super) fn cursor(&self) -> Seq {
-        self.lock().applier.cursor()
     }
 
     pub(super) fn remote(&self) -> Option<SocketAddr> {
@@ -155,14 +152,16 @@ impl HostSession {
                 return Ok(());
             }
         }
-        let synced = match &call {
-            Call::SyncAll { upto } => Some(*upto),
-            _ => None,
-        };
+        let is_sync = matches!(call, Call::Sync { .. } | Call::SyncAll { .. });
+        let synced = matches!(call, Call::SyncAll { .. }).then(|| self.lock().applier.cursor());
         let export = Arc::clone(&self.authorised.export);
         let answer = blocking(move || export.call(call)).await;
-        if let (Some(upto), Ok(_)) = (synced, &answer) {
-            self.change(|applier| applier.handle_synced(upto, true, Instant::now()));
+        match (&answer, synced) {
+            (Ok(_), Some(upto)) => {
+                self.change(|applier| applier.handle_synced(upto, Instant::now()));
+            }
+            (Err(Errno::EIO), _) if is_sync => self.disk_failed(),
+            _ => {}
         }
         let (reply, body): (Result<Reply, Errno>, Bytes) = match answer {
             Ok((reply, body)) => (Ok(reply), body),
@@ -191,9 +190,9 @@ impl HostSession {
                 Err(ReceiveError::Ended) => return Ok(()),
                 Err(error) => return Err(error),
             };
-            let payload = (entry.mutation, body);
+            let bytes = body.len();
             let taken =
-                self.change(|applier| applier.handle_entry(entry.seq, entry.after, payload));
+                self.change(|applier| applier.handle_entry(entry, body, bytes, Instant::now()));
             if let Err(error) = taken {
                 tracing::warn!(%error, "a client misbehaved: closing its connection");
                 close(connection, CloseReason::Misbehaved);
@@ -213,23 +212,25 @@ impl HostSession {
     /// Changes the applier and does what it says.
     fn change<T>(
         self: &Arc<Self>,
-        change: impl FnOnce(&mut Applier<Entry, Outcome, oneshot::Sender<()>>) -> T,
+        change: impl FnOnce(&mut Applier<Bytes, oneshot::Sender<()>>) -> T,
     ) -> T {
         let mut state = self.lock();
         let changed = change(&mut state.applier);
         while let Some(output) = state.applier.poll_output() {
             match output {
-                Output::Apply { seq, payload } => self.apply(seq, payload),
-                Output::Applied { seq, result } => {
-                    let _ = state.acks.send(LogAck::Applied { seq, result });
+                Output::Apply { seq, change, body, how, poisons } => {
+                    self.apply(seq, change, body, how, poisons);
+                }
+                Output::Ack(ack) => {
+                    if let LogAck::Stable { upto } = ack {
+                        self.authorised.export.note_stable(upto);
+                    }
+                    let _ = state.acks.send(ack);
                 }
                 Output::Reached(waiter) => {
                     let _ = waiter.send(());
                 }
                 Output::Sync { upto } => self.sync(upto),
-                Output::Stable { upto } => {
-                    let _ = state.acks.send(LogAck::Stable { upto });
-                }
             }
         }
         if let Some(at) = state.applier.poll_timeout()
@@ -241,43 +242,64 @@ impl HostSession {
         changed
     }
 
-    fn apply(self: &Arc<Self>, seq: Seq, (mutation, body): Entry) {
-        let known = match mutation {
-            Mutation::Nothing => Some(Ok(Outcome::Done)),
-            _ if self.is_read_only() => Some(Err(Errno::EROFS)),
-            _ => None,
-        };
-        if let Some(result) = known {
-            let session = Arc::clone(self);
-            tokio::spawn(async move { session.applied(seq, result) });
-            return;
-        }
+    fn apply(self: &Arc<Self>, seq: Seq, change: Change, body: Bytes, how: How, poisons: bool) {
         let session = Arc::clone(self);
         tokio::task::spawn_blocking(move || {
-            let result = session.authorised.export.apply(mutation, body);
+            let result = if session.is_read_only() {
+                Err(Refused::by_system(Errno::EROFS))
+            } else {
+                session.authorised.export.apply(seq, &change, &body, &how, poisons)
+            };
             session.applied(seq, result);
         });
     }
 
-    fn applied(self: &Arc<Self>, seq: Seq, result: Result<Outcome, Errno>) {
+    fn applied(self: &Arc<Self>, seq: Seq, result: Result<Outcome, Refused>) {
         self.change(|applier| applier.handle_result(seq, result, Instant::now()));
     }
 
     fn sync(self: &Arc<Self>, upto: Seq) {
         let session = Arc::clone(self);
-        tokio::task::spawn_blocking(move || {
-            let synced = session.authorised.export.sync_all();
-            if let Err(error) = &synced {
+        tokio::task::spawn_blocking(move || match session.authorised.export.sync_all() {
+            Ok(()) => session.change(|applier| applier.handle_synced(upto, Instant::now())),
+            Err(error) => {
                 tracing::warn!(%error, "the disk could not be synced");
+                session.disk_failed();
             }
-            session.change(|applier| applier.handle_synced(upto, synced.is_ok(), Instant::now()));
         });
+    }
+
+    /// What is not on the disk yet may be lost: the client sends it again.
+    fn disk_failed(self: &Arc<Self>) {
+        let epoch = self.authorised.export.epoch();
+        self.change(|applier| applier.handle_disk_failed(epoch, Instant::now()));
     }
 
     /// The applier is changed in whole steps, so a panic elsewhere does not spoil it.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Where the session's entries go on: from the record of a run that was killed, or anew.
+fn applier(request: &Identify, authorised: &Authorised) -> Applier<Bytes, oneshot::Sender<()>> {
+    let export = &authorised.export;
+    // Nothing is ever carried out for a session that only reads
+    if !authorised.read_only {
+        if let Some(recovered) = export.recover() {
+            return Applier::recover(recovered);
+        }
+        let header = Header {
+            session: request.session,
+            epoch: export.epoch(),
+            first: request.held,
+            stable: Seq(request.held.0 - 1),
+        };
+        if let Err(error) = export.begin(&header) {
+            tracing::warn!(%error, "no record of the session can be kept: a restart forgets it");
+        }
+    }
+    Applier::new(export.epoch(), request.held)
 }
 
 async fn wake(session: Weak<HostSession>, at: Instant) {

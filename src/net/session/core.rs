@@ -16,10 +16,10 @@ use crate::net::remote::Submitted;
 use crate::net::session::link::Link;
 use crate::proto::PeerMisbehaved;
 use crate::proto::calls::{self, Caller};
-use crate::proto::redo0::log::{self, Log, Promise};
+use crate::proto::redo::log::{self, Log};
 use crate::wire::call::{Call, Reply};
 use crate::wire::errno::Errno;
-use crate::wire::log0::{LogAck, Mutation, Outcome};
+use crate::wire::log::{Change, Cursor, LogAck, Mutation, Outcome, Promise};
 use crate::wire::rendezvous::Routing;
 use crate::wire::session::Grant;
 
@@ -39,7 +39,7 @@ pub(crate) struct Core {
 #[derive(Debug)]
 struct Inner {
     caller: Caller<Call, (Reply, Bytes)>,
-    log: Log<(Mutation, Bytes), Outcome>,
+    log: Log<Bytes>,
     answers: HashMap<RequestId, (oneshot::Sender<Answer>, Option<AbortHandle>)>,
     applied: HashMap<Seq, Waiter>,
     rooms: VecDeque<(usize, oneshot::Sender<Result<(), Errno>>)>,
@@ -67,8 +67,6 @@ pub(crate) struct View {
     pub(crate) peer: Routing,
     pub(crate) rendezvous_age: Option<Duration>,
     pub(crate) refused_writes: u64,
-    /// Entries of which the host never said that they are on its disk, and now cannot.
-    pub(crate) uncertain: u64,
 }
 
 impl Core {
@@ -77,8 +75,7 @@ impl Core {
             share: String::new(),
             read_only: false,
             run: HostRun(0),
-            resumed: false,
-            applied: Seq::ZERO,
+            cursor: Cursor::default(),
             host_name: String::new(),
             host_mac: [0; 6],
         };
@@ -92,11 +89,10 @@ impl Core {
             peer: Routing::default(),
             rendezvous_age: None,
             refused_writes: 0,
-            uncertain: 0,
         };
         let inner = Inner {
             caller: Caller::new(grace, Instant::now()),
-            log: Log::new((Mutation::Nothing, Bytes::new())),
+            log: Log::new(),
             answers: HashMap::new(),
             applied: HashMap::new(),
             rooms: VecDeque::new(),
@@ -129,20 +125,15 @@ impl Core {
     }
 
     /// Numbers a change and ships it.
-    pub(crate) fn submit(
-        self: &Arc<Self>,
-        mutation: Mutation,
-        body: Bytes,
-        after: &[Seq],
-    ) -> Submitted {
+    pub(crate) fn submit(self: &Arc<Self>, change: Change, body: Bytes) -> Submitted {
         let (done, applied) = oneshot::channel();
         let mut inner = self.lock();
         let bytes = body.len();
-        let promise = match mutation {
+        let promise = match change.mutation {
             Mutation::Write { .. } => Promise::Accepted,
             _ => Promise::Awaited,
         };
-        let seq = inner.log.append((mutation, body), bytes, after, promise);
+        let seq = inner.log.append(change, body, bytes, promise);
         inner.applied.insert(seq, Waiter { done, promise });
         inner.pump(self);
         Submitted { seq, applied }
@@ -171,32 +162,34 @@ impl Core {
         refused.ok().and_then(|errno| *errno).unwrap_or(Errno::ENOTCONN)
     }
 
-    /// The first entry that a host that does not know the session will see.
-    pub(crate) fn next_entry(&self) -> Seq {
-        self.lock().log.unseen()
+    /// The first entry that is still held, and the first without an answer.
+    pub(crate) fn unfinished(&self) -> (Seq, Seq) {
+        let inner = self.lock();
+        (inner.log.held(), inner.log.unanswered())
     }
 
     /// A connection is approved: what waits goes over it.
-    pub(crate) fn connected(self: &Arc<Self>, connection: ConnectionId, link: Link, grant: Grant) {
+    ///
+    /// # Errors
+    ///
+    /// The host speaks of entries that were never made.
+    pub(crate) fn connected(
+        self: &Arc<Self>,
+        connection: ConnectionId,
+        link: Link,
+        grant: Grant,
+    ) -> Result<(), PeerMisbehaved> {
         let mut inner = self.lock();
+        inner.log.handle_connected(connection, &grant.cursor)?;
         inner.link = Some(link);
         inner.view.state = "connected";
         inner.view.connection = connection;
-        let uncertain = inner.log.unseen().0 - 1 - inner.log.stable().0;
-        if !grant.resumed && uncertain > 0 {
-            // Lost if the host's machine went down; still on their way to its disk if not
-            tracing::warn!(
-                entries = uncertain,
-                "the host was started again before it said that these changes are on its disk"
-            );
-            inner.view.uncertain += uncertain;
-        }
-        inner.log.handle_connected(connection, grant.resumed);
         inner.view.grant = grant;
         inner.caller.handle_connected(connection);
         inner.pump(self);
         drop(inner);
         self.refusal.send_replace(None);
+        Ok(())
     }
 
     /// The connection is gone.
@@ -212,10 +205,7 @@ impl Core {
     /// The host said something about entries.
     pub(crate) fn acknowledged(self: &Arc<Self>, ack: LogAck) -> Result<(), PeerMisbehaved> {
         let mut inner = self.lock();
-        match ack {
-            LogAck::Applied { seq, result } => inner.log.handle_applied(seq, result)?,
-            LogAck::Stable { upto } => inner.log.handle_stable(upto)?,
-        }
+        inner.log.handle_ack(ack)?;
         inner.pump(self);
         Ok(())
     }
@@ -285,14 +275,14 @@ impl Core {
 
     pub(crate) fn is_delivered(&self) -> bool {
         let inner = self.lock();
-        inner.log.unapplied().0 == 0 && inner.log.stable() == inner.log.last()
+        inner.log.unstable().0 == 0 && inner.log.unapplied().0 == 0
     }
 
     pub(crate) fn status(&self) -> Value {
         let inner = self.lock();
         let view = &inner.view;
         let (unapplied, bytes) = inner.log.unapplied();
-        let unstable = inner.log.last().0 - inner.log.stable().0;
+        let (unstable, _) = inner.log.unstable();
         json!({
             "state": view.state,
             "connection_id": view.connection.0,
@@ -311,7 +301,6 @@ impl Core {
                 "bytes": bytes,
                 "eta_s": (unapplied == 0).then_some(0),
                 "errors": view.refused_writes,
-                "uncertain": view.uncertain,
             },
         })
     }
@@ -347,9 +336,9 @@ impl Inner {
         }
         while let Some(output) = self.log.poll_output() {
             match output {
-                log::Output::Ship { seq, after, payload: (mutation, body), .. } => {
+                log::Output::Ship { entry, body, .. } => {
                     if let Some(link) = &self.link {
-                        link.ship(seq, after, mutation, body);
+                        link.ship(entry, body);
                     }
                 }
                 log::Output::Applied { seq, result } => {
@@ -358,6 +347,17 @@ impl Inner {
                         self.view.refused_writes += u64::from(lost);
                         let _ = waiter.done.send(result);
                     }
+                }
+                log::Output::Aside { seq, refused } => {
+                    tracing::warn!(%seq, ?refused, "the host refused a change that was accepted");
+                    // Whoever made it is told: it is not kept for later
+                    self.log.settle_aside(seq);
+                }
+                log::Output::StruckApplied { seq, .. } => {
+                    tracing::info!(%seq, "a change that was given up had been carried out");
+                }
+                log::Output::Remade { old, new, .. } => {
+                    tracing::info!(?old, ?new, "the host made a node again after a crash");
                 }
                 log::Output::Progress => self.give_room(),
             }

@@ -7,12 +7,12 @@ use quinn::{Connection, RecvStream, SendStream, VarInt};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
-use crate::id::{RequestId, Seq};
+use crate::id::RequestId;
 use crate::net::session::core::Core;
 use crate::net::stream::{self, ReceiveError, SendError};
 use crate::wire::call::{Call, Reply};
 use crate::wire::errno::Errno;
-use crate::wire::log0::{LogAck, LogEntry, Mutation};
+use crate::wire::log::{LogAck, LogEntry};
 use crate::wire::session::{CloseReason, Identify, StreamKind, Verdict};
 
 /// Entries with data beyond this travel on the bulk lane, so that a `mkdir` does not queue behind a
@@ -68,9 +68,9 @@ impl Link {
 
     /// Puts an entry on its lane. A lane that is gone went with the connection: the log ships
     /// again.
-    pub(crate) fn ship(&self, seq: Seq, after: Vec<Seq>, mutation: Mutation, body: Bytes) {
+    pub(crate) fn ship(&self, entry: LogEntry, body: Bytes) {
         let lane = if body.len() > BULK_BYTES { &self.bulk } else { &self.control };
-        let _ = lane.send((LogEntry { seq, after, mutation }, body));
+        let _ = lane.send((entry, body));
     }
 }
 
@@ -107,7 +107,9 @@ async fn open_lane(
     connection: &Connection,
     core: &Arc<Core>,
 ) -> Result<mpsc::UnboundedSender<Shipment>, LinkError> {
-    let (send, receive) = connection.open_bi().await?;
+    let (mut send, receive) = connection.open_bi().await?;
+    // At once: the host has answers for a client that has nothing to send
+    send.write_all(&[StreamKind::Log.to_byte()]).await.map_err(SendError::from)?;
     let (lane, shipments) = mpsc::unbounded_channel();
     tokio::spawn(write_lane(send, shipments));
     tokio::spawn(read_lane(connection.clone(), receive, Arc::clone(core)));
@@ -116,7 +118,7 @@ async fn open_lane(
 
 async fn write_lane(mut send: SendStream, mut shipments: mpsc::UnboundedReceiver<Shipment>) {
     let written = async {
-        let mut buffer = BytesMut::from(&[StreamKind::Log.to_byte()][..]);
+        let mut buffer = BytesMut::new();
         while let Some((entry, body)) = shipments.recv().await {
             stream::put_header(&mut buffer, &entry, body.len())?;
             if body.len() <= BULK_BYTES {

@@ -19,6 +19,7 @@ use crate::net::rendezvous::{
 use crate::net::session::core::Core;
 use crate::net::session::link::{self, Link, LinkError};
 use crate::net::session::{ClientConfig, Phase};
+use crate::proto::PeerMisbehaved;
 use crate::proto::session::{End, Output, Session, State};
 use crate::wire::probe::Role;
 use crate::wire::session::{CloseReason, Grant, Identify, Verdict};
@@ -230,8 +231,10 @@ impl Supervisor {
             }
             Progress::Linked(id, link, grant) => {
                 if *self.machine.state() == State::Up(id) {
-                    self.core.connected(id, link, grant);
-                    self.phase.send_modify(|phase| phase.up = true);
+                    match self.core.connected(id, link, grant) {
+                        Ok(()) => self.phase.send_modify(|phase| phase.up = true),
+                        Err(error) => self.misbehaved(error),
+                    }
                 }
             }
             Progress::WrongHost(id) => {
@@ -294,12 +297,14 @@ impl Supervisor {
         let Some((_, connection)) = self.connection.clone() else {
             return;
         };
+        let (held, unanswered) = self.core.unfinished();
         let request = Identify {
             session: self.session,
             device: self.config.device.clone(),
             share: self.config.share.clone(),
             client_name: self.config.client_name.clone(),
-            next: self.core.next_entry(),
+            held,
+            unanswered,
         };
         let report = self.report.clone();
         tokio::spawn(async move {
@@ -324,6 +329,13 @@ impl Supervisor {
                 }
             }
         });
+    }
+
+    fn misbehaved(&self, error: PeerMisbehaved) {
+        tracing::warn!(%error, "the host misbehaved: closing the connection");
+        if let Some((_, connection)) = &self.connection {
+            link::close(connection, CloseReason::Misbehaved);
+        }
     }
 
     fn link(&self, id: ConnectionId, grant: Grant) {
