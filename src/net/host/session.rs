@@ -9,7 +9,7 @@ use quinn::{Connection, RecvStream, SendStream};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::id::Seq;
+use crate::id::{Epoch, Seq};
 use crate::identity::PeerId;
 use crate::net::endpoint::PathInfo;
 use crate::net::host::connection::close;
@@ -35,6 +35,8 @@ pub(super) struct HostSession {
 
 struct State {
     applier: Applier<Bytes, oneshot::Sender<()>>,
+    /// The one that the applier is in.
+    epoch: Epoch,
     acks: mpsc::UnboundedSender<LogAck>,
     /// Taken by the first lane of a connection, which carries all acknowledgements.
     acks_out: Option<mpsc::UnboundedReceiver<LogAck>>,
@@ -54,6 +56,7 @@ impl HostSession {
         let (acks, acks_out) = mpsc::unbounded_channel();
         let state = State {
             applier: applier(request, &authorised),
+            epoch: authorised.export.epoch(),
             acks,
             acks_out: Some(acks_out),
             connection,
@@ -157,9 +160,7 @@ impl HostSession {
         let export = Arc::clone(&self.authorised.export);
         let answer = blocking(move || export.call(call)).await;
         match (&answer, synced) {
-            (Ok(_), Some(upto)) => {
-                self.change(|applier| applier.handle_synced(upto, Instant::now()));
-            }
+            (Ok(_), Some(upto)) => self.synced(upto),
             (Err(Errno::EIO), _) if is_sync => self.disk_failed(),
             _ => {}
         }
@@ -261,7 +262,7 @@ impl HostSession {
     fn sync(self: &Arc<Self>, upto: Seq) {
         let session = Arc::clone(self);
         tokio::task::spawn_blocking(move || match session.authorised.export.sync_all() {
-            Ok(()) => session.change(|applier| applier.handle_synced(upto, Instant::now())),
+            Ok(()) => session.synced(upto),
             Err(error) => {
                 tracing::warn!(%error, "the disk could not be synced");
                 session.disk_failed();
@@ -269,9 +270,19 @@ impl HostSession {
         });
     }
 
+    /// The kernel tells a failure to one of those who sync: another session may have heard of it.
+    fn synced(self: &Arc<Self>, upto: Seq) {
+        if self.lock().epoch == self.authorised.export.epoch() {
+            self.change(|applier| applier.handle_synced(upto, Instant::now()));
+        } else {
+            self.disk_failed();
+        }
+    }
+
     /// What is not on the disk yet may be lost: the client sends it again.
     fn disk_failed(self: &Arc<Self>) {
         let epoch = self.authorised.export.epoch();
+        self.lock().epoch = epoch;
         self.change(|applier| applier.handle_disk_failed(epoch, Instant::now()));
     }
 
