@@ -8,10 +8,12 @@
 
 mod beneath;
 mod change;
+mod data;
 mod dir;
 mod meta;
 mod node;
 mod read;
+mod redo;
 #[cfg(test)]
 mod tests;
 mod xattr;
@@ -22,18 +24,22 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use p2pfs::id::{HandleId, NodeId};
+use p2pfs::id::{Epoch, HandleId, NodeId, Seq, SessionId};
 use p2pfs::limits::{FORGET_NODES_MAX, HANDLES_MAX};
 use p2pfs::net::serve::Export;
+use p2pfs::proto::redo::execute::How;
+use p2pfs::proto::redo::record::{Header, Recovered};
 use p2pfs::wire::call::{Access, Call, Entry, Reply};
 use p2pfs::wire::errno::Errno;
-use p2pfs::wire::log0::{Mutation, Outcome};
+use p2pfs::wire::log::{Change, Outcome, Refused};
 use p2pfs::wire::name::Name;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io;
 use serde::{Deserialize, Serialize};
 
 use node::Nodes;
+
+use crate::record::{Record, Records};
 
 /// Ours, in the root of a share: clients neither see nor touch it.
 const OURS: &[u8] = b".p2pfs";
@@ -56,6 +62,17 @@ pub struct RootIdentity {
     pub inode: u64,
 }
 
+/// The disk under a share, as it is plugged in.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Disk {
+    /// The file system's id.
+    pub fsid: u64,
+    /// The share's inode number.
+    pub inode: u64,
+    /// The kernel's number for a disk since it was plugged in; 0 where there is none.
+    pub sequence: u64,
+}
+
 /// One session's view of a share.
 #[derive(Debug)]
 pub struct View {
@@ -63,6 +80,8 @@ pub struct View {
     handles: Mutex<HashMap<HandleId, Arc<OpenFile>>>,
     /// The nodes that the session was told.
     known: Mutex<HashSet<NodeId>>,
+    /// Without one a killed host forgets the session.
+    record: Option<Record>,
 }
 
 /// An open file or directory.
@@ -73,8 +92,8 @@ struct OpenFile {
     path: Arc<OwnedFd>,
     file: OwnedFd,
     access: Access,
-    /// A listing is a seek and a read: one at a time.
-    listing: Mutex<()>,
+    /// The position is moved by one at a time: a listing, an append.
+    position: Mutex<()>,
 }
 
 impl Share {
@@ -106,12 +125,22 @@ impl Share {
         RootIdentity { fsid, inode }
     }
 
-    /// A new session's view.
+    /// A new session's view, which nobody remembers.
     pub fn view(self: &Arc<Self>) -> Arc<View> {
+        self.view_with(None)
+    }
+
+    /// The view of a session that is remembered when this host is killed.
+    pub fn view_for(self: &Arc<Self>, session: SessionId, records: &Arc<Records>) -> Arc<View> {
+        self.view_with(Some(records.of(session, self.nodes.disk())))
+    }
+
+    fn view_with(self: &Arc<Self>, record: Option<Record>) -> Arc<View> {
         Arc::new(View {
             share: Arc::clone(self),
             handles: Mutex::default(),
             known: Mutex::default(),
+            record,
         })
     }
 }
@@ -133,7 +162,7 @@ impl Export for View {
             Call::Sync { handle, data_only, .. } => {
                 self.sync(handle, data_only).map(|()| Reply::Done)?
             }
-            Call::SyncAll { .. } => self.sync_all().map(|()| Reply::Done)?,
+            Call::SyncAll { .. } => self.sync_share().map(|()| Reply::Done)?,
             Call::Release { handle, .. } => {
                 self.handles().remove(&handle);
                 Reply::Done
@@ -146,12 +175,37 @@ impl Export for View {
         Ok((reply, Bytes::new()))
     }
 
-    fn apply(&self, mutation: Mutation, body: Bytes) -> Result<Outcome, Errno> {
-        self.change(mutation, &body)
+    fn apply(
+        &self,
+        seq: Seq,
+        change: &Change,
+        body: &Bytes,
+        how: &How,
+        poisons: bool,
+    ) -> Result<Outcome, Refused> {
+        self.carry_out(seq, change, body, how, poisons)
     }
 
     fn sync_all(&self) -> Result<(), Errno> {
-        rustix::fs::syncfs(self.nodes().root()).map_err(errno)
+        self.sync_share()
+    }
+
+    fn epoch(&self) -> Epoch {
+        self.record.as_ref().map(Record::epoch).unwrap_or_default()
+    }
+
+    fn recover(&self) -> Option<Recovered> {
+        self.record.as_ref()?.recover()
+    }
+
+    fn begin(&self, header: &Header) -> Result<(), Errno> {
+        self.record.as_ref().map_or(Ok(()), |record| record.begin(header))
+    }
+
+    fn note_stable(&self, upto: Seq) {
+        if let Some(record) = &self.record {
+            record.note_stable(upto);
+        }
     }
 }
 
@@ -192,6 +246,20 @@ impl View {
         let told = nodes.iter().copied().filter(|node| known.remove(node));
         self.share.nodes.forget(told);
         Ok(())
+    }
+
+    /// Puts all that was changed on the disk.
+    fn sync_share(&self) -> Result<(), Errno> {
+        // Whatever it says, something may be lost
+        rustix::fs::syncfs(self.nodes().root()).map_err(|error| self.disk_failed(error))
+    }
+
+    /// The disk failed to take data: what is not on it is not certain any more.
+    fn disk_failed(&self, error: io::Errno) -> Errno {
+        if let Some(record) = &self.record {
+            record.handle_disk_failed();
+        }
+        errno(error)
     }
 
     fn handles(&self) -> MutexGuard<'_, HashMap<HandleId, Arc<OpenFile>>> {
@@ -236,7 +304,7 @@ impl Drop for View {
 
 impl OpenFile {
     fn new(node: NodeId, path: Arc<OwnedFd>, file: OwnedFd, access: Access) -> Self {
-        Self { node, path, file, access, listing: Mutex::new(()) }
+        Self { node, path, file, access, position: Mutex::new(()) }
     }
 }
 

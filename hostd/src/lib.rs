@@ -15,5 +15,6 @@ pub mod machine;
 pub mod owner;
 pub mod pair;
 pub mod policy;
+pub mod record;
 pub mod serve;
 pub mod status;

@@ -17,6 +17,7 @@ use crate::config::{Config, ShareConfig};
 use crate::export::Share;
 use crate::keys::{Access, Record, State};
 use crate::owner::Owner;
+use crate::record::Records;
 
 /// The shares that are served; one whose disk is missing is offline until the disk is back.
 #[derive(Debug)]
@@ -36,6 +37,7 @@ struct Served {
 pub struct House {
     owner: Arc<Owner>,
     shares: Arc<Shares>,
+    records: Arc<Records>,
 }
 
 impl Shares {
@@ -108,9 +110,9 @@ impl Shares {
 }
 
 impl House {
-    /// The rules of this owner for these shares.
-    pub fn new(owner: Arc<Owner>, shares: Arc<Shares>) -> Self {
-        Self { owner, shares }
+    /// The rules of this owner for these shares, whose sessions are remembered in `records`.
+    pub fn new(owner: Arc<Owner>, shares: Arc<Shares>, records: Arc<Records>) -> Self {
+        Self { owner, shares, records }
     }
 
     fn choose(&self, key: &Record, wanted: Option<&str>) -> Result<String, Denial> {
@@ -159,7 +161,7 @@ impl Policy for House {
         Ok(Authorised {
             share,
             read_only: read_only || key.access == Access::ReadOnly,
-            export: opened.view(),
+            export: opened.view_for(request.session, &self.records),
         })
     }
 }
@@ -251,7 +253,8 @@ mod tests {
         assert_eq!(missing.status()[0]["online"], false);
         fs::create_dir(&disk).unwrap();
         let replaced = Shares::open(&mut config).unwrap();
-        let house = House::new(Arc::clone(&house.owner), Arc::new(replaced));
+        let house =
+            House::new(Arc::clone(&house.owner), Arc::new(replaced), Arc::clone(&house.records));
         let mut key = record(1);
         key.state = State::Authorised;
         house.owner.keys().put(key.clone()).unwrap();
@@ -284,7 +287,8 @@ mod tests {
         config.save(dir.path()).unwrap();
         let lock = Lock::take(dir.path()).unwrap();
         let owner = Arc::new(Owner::open(dir.path(), lock).unwrap());
-        (dir, House::new(owner, shares))
+        let records = Records::open(dir.path()).unwrap();
+        (dir, House::new(owner, shares, records))
     }
 
     fn set(house: &House, key: &Record, state: State) {
@@ -301,7 +305,8 @@ mod tests {
             device: key.device.clone(),
             share: share.map(str::to_owned),
             client_name: "laptop".into(),
-            next: p2pfs::id::Seq(1),
+            held: p2pfs::id::Seq(1),
+            unanswered: p2pfs::id::Seq(1),
         }
     }
 }

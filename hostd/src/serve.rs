@@ -20,6 +20,7 @@ use crate::config::Config;
 use crate::machine;
 use crate::owner::{self, Lock, Owner, Request};
 use crate::policy::{House, Shares};
+use crate::record::Records;
 
 /// How long it may take until the disk knows when a key was last seen.
 const FLUSH: Duration = Duration::from_secs(5);
@@ -48,6 +49,7 @@ pub fn run(dir: &Path, args: ServeArgs) -> Result<(), Failure> {
     let shares = Arc::new(Shares::open(&mut config)?);
     config.save(dir)?;
     let owner = Arc::new(Owner::open(dir, lock)?);
+    let records = Records::open(dir)?;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| {
             Failure::new(
@@ -57,7 +59,7 @@ pub fn run(dir: &Path, args: ServeArgs) -> Result<(), Failure> {
             )
         })?;
     let daemon = Arc::new(Daemon { owner, shares, host: OnceLock::new() });
-    let result = runtime.block_on(serve(dir, &args, config, daemon));
+    let result = runtime.block_on(serve(dir, &args, config, daemon, records));
     // A call may hang in a disk that does not answer
     runtime.shutdown_timeout(END);
     result
@@ -68,6 +70,7 @@ async fn serve(
     args: &ServeArgs,
     config: Config,
     daemon: Arc<Daemon>,
+    records: Arc<Records>,
 ) -> Result<(), Failure> {
     // Polled once, it is heard from here on: what is begun is ended in order
     let mut terminated = std::pin::pin!(daemon::terminated());
@@ -85,7 +88,7 @@ async fn serve(
     .await?;
     // The client's umask counts, not ours. Only now: the socket is made by our own
     umask(Mode::empty());
-    let house = House::new(Arc::clone(&daemon.owner), Arc::clone(&daemon.shares));
+    let house = House::new(Arc::clone(&daemon.owner), Arc::clone(&daemon.shares), records);
     let host = Host::start(HostConfig {
         secret: daemon.owner.secret().clone(),
         mac: daemon.owner.mac(),

@@ -1,128 +1,165 @@
 //! Changes. Each answers with what the disk says afterwards.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use p2pfs::id::{HandleId, NodeId};
 use p2pfs::limits::HANDLES_MAX;
-use p2pfs::wire::call::{Access, Attr, Entry};
+use p2pfs::wire::call::{Access, Attr, Entry, Time};
 use p2pfs::wire::errno::Errno;
-use p2pfs::wire::log0::{AttrChange, Mutation, Outcome, RenameMode, SetTime};
-use p2pfs::wire::name::{Name, Target};
+use p2pfs::wire::log::{
+    AttrChange, Change, Mutation, NodeRef, Opening, Outcome, RenameMode, SetTime,
+};
+use p2pfs::wire::name::Name;
 use rustix::fs::{
-    AtFlags, CWD, FallocateFlags, FileType, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps,
-    UTIME_NOW, UTIME_OMIT, Uid,
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_NOW,
+    UTIME_OMIT, Uid,
 };
 use rustix::io;
 
+use super::redo::Found;
 use super::{OpenFile, View, access_flags, beneath, errno, meta};
 
 /// Permission bits with setuid, setgid and sticky.
 const PERMISSIONS: u32 = 0o7777;
 const NANOS_PER_SECOND: u32 = 1_000_000_000;
 
+/// Where something is made, and when.
+struct Place<'a> {
+    parent: NodeId,
+    name: &'a Name,
+    at: Option<Time>,
+}
+
 impl View {
-    pub(super) fn change(&self, mutation: Mutation, body: &[u8]) -> Result<Outcome, Errno> {
-        let done = |()| Outcome::Done;
-        match mutation {
-            Mutation::Create { parent, name, mode, exclusive, handle, access } => {
-                self.create(parent, &name, mode, exclusive, handle, access).map(Outcome::Entry)
+    /// Carries a change out. `found` is who had its names a moment ago.
+    pub(super) fn change(
+        &self,
+        change: &Change,
+        body: &[u8],
+        found: &Found,
+    ) -> Result<Outcome, Errno> {
+        let at = change.at;
+        match &change.mutation {
+            Mutation::Nothing => Ok(Outcome::Done),
+            Mutation::Create { parent, name, mode, exclusive, open, .. } => {
+                let place = Place { parent: node_id(*parent)?, name, at };
+                self.create(place, *mode, *exclusive, *open, found).map(Outcome::Entry)
             }
-            Mutation::Mkdir { parent, name, mode } => self
-                .make(parent, &name, |dir, name| rustix::fs::mkdirat(dir, name, permissions(mode))),
+            Mutation::Mkdir { parent, name, mode, .. } => self
+                .make(Place { parent: node_id(*parent)?, name, at }, |dir, name| {
+                    rustix::fs::mkdirat(dir, name, permissions(*mode))
+                }),
             Mutation::Mknod { parent, name, mode, rdev } => {
-                self.make(parent, &name, |dir, name| {
-                    rustix::fs::mknodat(dir, name, file_type(mode), permissions(mode), rdev)
+                self.make(Place { parent: node_id(*parent)?, name, at }, |dir, name| {
+                    rustix::fs::mknodat(dir, name, file_type(*mode), permissions(*mode), *rdev)
                 })
             }
-            Mutation::Symlink { parent, name, target } => self.symlink(parent, &name, &target),
-            Mutation::Link { node, parent, name } => self.link(node, parent, &name),
-            Mutation::Unlink { parent, name } => {
-                self.remove(parent, &name, AtFlags::empty()).map(done)
+            Mutation::Symlink { parent, name, target } => self
+                .make(Place { parent: node_id(*parent)?, name, at }, |dir, name| {
+                    rustix::fs::symlinkat(target.as_bytes(), dir, name)
+                }),
+            Mutation::Link { node, parent, name } => {
+                let place = Place { parent: node_id(*parent)?, name, at: None };
+                self.link(node_id(*node)?, place)
             }
-            Mutation::Rmdir { parent, name } => {
-                self.remove(parent, &name, AtFlags::REMOVEDIR).map(done)
+            Mutation::Unlink { parent, name, .. } => {
+                self.remove(node_id(*parent)?, name, AtFlags::empty(), found)
             }
-            Mutation::Rename { parent, name, new_parent, new_name, mode } => {
-                self.rename((parent, &name), (new_parent, &new_name), mode).map(done)
+            Mutation::Rmdir { parent, name, .. } => {
+                self.remove(node_id(*parent)?, name, AtFlags::REMOVEDIR, found)
+            }
+            Mutation::Rename { parent, name, new_parent, new_name, mode, .. } => {
+                let from = (node_id(*parent)?, name);
+                self.rename(from, (node_id(*new_parent)?, new_name), *mode, found)
             }
             Mutation::SetAttr { node, handle, change } => {
-                self.set_attr(node, handle, &change).map(Outcome::Attr)
-            }
-            Mutation::Write { handle, offset } => {
-                self.write(handle, offset, body).map(Outcome::Attr)
+                self.set_attr(node_id(*node)?, *handle, change, at).map(Outcome::Attr)
             }
             Mutation::SetXattr { node, name, flags } => {
-                self.set_xattr(node, &name, flags, body).map(done)
+                self.set_xattr(node_id(*node)?, name, *flags, body).map(|()| Outcome::Done)
             }
-            Mutation::RemoveXattr { node, name } => self.remove_xattr(node, &name).map(done),
-            Mutation::Fallocate { handle, offset, len, mode } => {
-                self.allocate(handle, offset, len, mode).map(Outcome::Attr)
+            Mutation::RemoveXattr { node, name } => {
+                self.remove_xattr(node_id(*node)?, name).map(|()| Outcome::Done)
             }
-            Mutation::Nothing => Ok(Outcome::Done),
+            Mutation::Write { .. }
+            | Mutation::Append { .. }
+            | Mutation::Fallocate { .. }
+            | Mutation::CopyRange { .. } => self.change_data(&change.mutation, body, at),
         }
     }
 
     fn create(
         &self,
-        parent: NodeId,
-        name: &Name,
+        place: Place<'_>,
         mode: u32,
         exclusive: bool,
-        handle: HandleId,
-        access: Access,
+        open: Option<Opening>,
+        found: &Found,
     ) -> Result<Entry, Errno> {
+        let Place { parent, name, at } = place;
         let dir = self.dir(parent, name)?;
-        let mut flags = access_flags(access);
+        let mut flags = open.map_or(OFlags::RDONLY, |open| access_flags(open.access));
         if exclusive {
             flags |= OFlags::EXCL;
         }
-        if self.handles().len() >= HANDLES_MAX {
+        if open.is_some() && self.handles().len() >= HANDLES_MAX {
             return Err(Errno::EMFILE);
         }
         // The creator's descriptor may do what the mode forbids to everybody else
         let file = beneath::create(dir.as_fd(), name, flags, permissions(mode)).map_err(errno)?;
         // Not the open file itself: nodes are held longer than files are open
         let path = beneath::reopen(file.as_fd(), OFlags::PATH).map_err(errno)?;
+        if found.name.is_none() {
+            stamp(path.as_fd(), at);
+        }
         let path = Arc::new(path);
         let entry = self.enter(&path, parent, name)?;
         if !entry.attr.is_file() {
             return Err(Errno::EEXIST);
         }
-        let open = OpenFile::new(entry.node, path, file, access);
-        self.admit(handle, open)?;
+        if let Some(Opening { handle, access }) = open {
+            self.admit(handle, OpenFile::new(entry.node, path, file, access))?;
+        }
         Ok(entry)
     }
 
     fn make(
         &self,
-        parent: NodeId,
-        name: &Name,
+        Place { parent, name, at }: Place<'_>,
         make: impl FnOnce(&OwnedFd, &std::ffi::CStr) -> io::Result<()>,
     ) -> Result<Outcome, Errno> {
         let dir = self.dir(parent, name)?;
         let c_name = beneath::c_name(name).map_err(errno)?;
         make(&dir, &c_name).map_err(errno)?;
         let fd = beneath::hold(dir.as_fd(), name).map_err(errno)?;
+        stamp(fd.as_fd(), at);
         self.enter(&Arc::new(fd), parent, name).map(Outcome::Entry)
     }
 
-    fn symlink(&self, parent: NodeId, name: &Name, target: &Target) -> Result<Outcome, Errno> {
-        self.make(parent, name, |dir, name| rustix::fs::symlinkat(target.as_bytes(), dir, name))
-    }
-
-    fn link(&self, node: NodeId, parent: NodeId, name: &Name) -> Result<Outcome, Errno> {
+    fn link(&self, node: NodeId, place: Place<'_>) -> Result<Outcome, Errno> {
         let fd = self.nodes().find(node)?;
-        self.make(parent, name, |dir, name| {
+        self.make(place, |dir, name| {
             let from = beneath::proc_path(fd.as_fd());
             rustix::fs::linkat(CWD, from, dir, name, AtFlags::SYMLINK_FOLLOW)
         })
     }
 
-    fn remove(&self, parent: NodeId, name: &Name, flags: AtFlags) -> Result<(), Errno> {
+    fn remove(
+        &self,
+        parent: NodeId,
+        name: &Name,
+        flags: AtFlags,
+        found: &Found,
+    ) -> Result<Outcome, Errno> {
         let dir = self.dir(parent, name)?;
+        let occupant = found.name.as_ref().ok_or(Errno::ENOENT)?;
         let name = beneath::c_name(name).map_err(errno)?;
-        rustix::fs::unlinkat(&dir, &*name, flags).map_err(errno)
+        rustix::fs::unlinkat(&dir, &*name, flags).map_err(errno)?;
+        // A directory has one name
+        let linked =
+            flags.is_empty() && meta::attr(occupant.fd.as_fd()).is_ok_and(|attr| attr.nlink > 0);
+        Ok(Outcome::Removed { node: occupant.node, linked })
     }
 
     fn rename(
@@ -130,7 +167,8 @@ impl View {
         (parent, name): (NodeId, &Name),
         (new_parent, new_name): (NodeId, &Name),
         mode: RenameMode,
-    ) -> Result<(), Errno> {
+        found: &Found,
+    ) -> Result<Outcome, Errno> {
         let from = self.dir(parent, name)?;
         let to = self.dir(new_parent, new_name)?;
         let flags = match mode {
@@ -138,6 +176,7 @@ impl View {
             RenameMode::NoReplace => RenameFlags::NOREPLACE,
             RenameMode::Exchange => RenameFlags::EXCHANGE,
         };
+        let node = found.name.as_ref().ok_or(Errno::ENOENT)?.node;
         let old = beneath::c_name(name).map_err(errno)?;
         let new = beneath::c_name(new_name).map_err(errno)?;
         rustix::fs::renameat_with(&from, &*old, &to, &*new, flags).map_err(errno)?;
@@ -145,7 +184,9 @@ impl View {
         if mode == RenameMode::Exchange {
             self.nodes().moved(parent, &from, name);
         }
-        Ok(())
+        let replaced = found.new_name.as_ref().map(|occupant| occupant.node);
+        // Two names of one node: rename(2) does nothing
+        Ok(Outcome::Renamed { node, replaced: replaced.filter(|replaced| *replaced != node) })
     }
 
     /// Length, owner, mode, times: chown(2) takes setuid away, and all of them set times.
@@ -154,11 +195,13 @@ impl View {
         node: NodeId,
         handle: Option<HandleId>,
         change: &AttrChange,
+        at: Option<Time>,
     ) -> Result<Attr, Errno> {
         let fd = self.holder(node, handle)?;
         let path = beneath::proc_path(fd.as_fd());
         if let Some(size) = change.size {
             self.truncate(node, handle, &fd, size)?;
+            stamp(fd.as_fd(), at);
         }
         if change.uid.is_some() || change.gid.is_some() {
             let (uid, gid) = owners(change)?;
@@ -198,34 +241,26 @@ impl View {
         let file = beneath::reopen(fd.as_fd(), OFlags::WRONLY).map_err(errno)?;
         rustix::fs::ftruncate(file, size).map_err(errno)
     }
+}
 
-    fn write(&self, handle: HandleId, offset: u64, mut data: &[u8]) -> Result<Attr, Errno> {
-        let open = self.handle(handle)?;
-        let mut at = offset;
-        while !data.is_empty() {
-            match io::pwrite(&open.file, data, at) {
-                Ok(0) => return Err(Errno::EIO),
-                Ok(written) => {
-                    data = &data[written..];
-                    at = at.checked_add(written as u64).ok_or(Errno::EFBIG)?;
-                }
-                Err(io::Errno::INTR) => {}
-                Err(error) => return Err(errno(error)),
-            }
-        }
-        meta::attr(open.file.as_fd()).map_err(errno)
+/// Who it is that an entry names: the session knows already whom an earlier entry made.
+pub(super) fn node_id(node: NodeRef) -> Result<NodeId, Errno> {
+    match node {
+        NodeRef::Node(node) => Ok(node),
+        NodeRef::MadeBy(_) => Err(Errno::EIO),
     }
+}
 
-    fn allocate(&self, handle: HandleId, offset: u64, len: u64, mode: u32) -> Result<Attr, Errno> {
-        let open = self.handle(handle)?;
-        let flags = FallocateFlags::from_bits_retain(mode);
-        loop {
-            match rustix::fs::fallocate(&open.file, flags, offset, len) {
-                Err(io::Errno::INTR) => {}
-                result => break result.map_err(errno)?,
-            }
-        }
-        meta::attr(open.file.as_fd()).map_err(errno)
+/// Leaves the time that the client has told its programs. They cannot be told that it failed.
+pub(super) fn stamp(fd: BorrowedFd<'_>, at: Option<Time>) {
+    let Some(at) = at else { return };
+    if let Ok(last_modification) = time(Some(SetTime::At(at))) {
+        let times = Timestamps {
+            last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+            last_modification,
+        };
+        let path = beneath::proc_path(fd);
+        let _ = rustix::fs::utimensat(CWD, &*path, &times, AtFlags::empty());
     }
 }
 

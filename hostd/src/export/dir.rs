@@ -36,7 +36,7 @@ impl View {
         let mut from = cookie;
         loop {
             let listed = {
-                let _one_at_a_time = super::lock(&open.listing);
+                let _one_at_a_time = super::lock(&open.position);
                 list(&open.file, node, from, entries_max).map_err(errno)?
             };
             let mut entries = Vec::with_capacity(listed.names.len());

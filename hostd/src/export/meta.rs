@@ -58,6 +58,18 @@ pub(super) fn identity(fsid: u64, stat: &Statx, handle: Option<&FileHandle>) -> 
     }
 }
 
+/// The kernel's number of the disk since it was plugged in: one that was pulled out takes along what
+/// had not reached it. 0 where there is no disk or the kernel does not count (before Linux 5.15).
+pub(super) fn disk_sequence(stat: &Statx) -> u64 {
+    let device = format!("/sys/dev/block/{}:{}", stat.stx_dev_major, stat.stx_dev_minor);
+    // A partition's disk is the directory above
+    ["diskseq", "../diskseq"]
+        .iter()
+        .find_map(|file| std::fs::read_to_string(format!("{device}/{file}")).ok())
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or_default()
+}
+
 /// Space and limits of the file system.
 pub(super) fn space(fd: BorrowedFd<'_>) -> io::Result<StatFs> {
     let space = rustix::fs::fstatvfs(fd)?;

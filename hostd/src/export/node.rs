@@ -17,8 +17,7 @@ use rustix::io;
 use rustix::process::{Resource, getrlimit};
 
 use super::beneath::{self, FileHandle};
-use super::errno;
-use super::meta;
+use super::{Disk, errno, meta};
 
 /// Descriptors kept for nodes that were used last, and which part of this process's limit they may
 /// be: open files need theirs, and so do other shares.
@@ -37,6 +36,8 @@ pub(super) struct Nodes {
     root: Arc<OwnedFd>,
     root_ino: u64,
     fsid: u64,
+    /// Which plugging in of the disk it is on.
+    sequence: u64,
     /// Whether this process may open file handles (`CAP_DAC_READ_SEARCH`).
     by_handle: bool,
     /// Never held over a system call.
@@ -81,6 +82,7 @@ impl Nodes {
             && FileHandle::of(root.as_fd()).is_some_and(|handle| handle.hold(root.as_fd()).is_ok());
         Ok(Self {
             root_ino: stat.stx_ino,
+            sequence: meta::disk_sequence(&stat),
             fsid: rustix::fs::fstatvfs(&root)?.f_fsid,
             root: Arc::new(root),
             by_handle,
@@ -94,6 +96,11 @@ impl Nodes {
 
     pub(super) fn root(&self) -> &Arc<OwnedFd> {
         &self.root
+    }
+
+    /// The disk that the share is on.
+    pub(super) fn disk(&self) -> Disk {
+        Disk { fsid: self.fsid, inode: self.root_ino, sequence: self.sequence }
     }
 
     /// The file system's id and the root's inode number: how a share knows its disk.

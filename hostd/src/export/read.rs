@@ -96,6 +96,10 @@ impl View {
         } else {
             rustix::fs::fsync(&open.file)
         };
-        result.map_err(errno)
+        result.map_err(|error| match error {
+            // The kernel says so once, and forgets what it could not write
+            io::Errno::IO | io::Errno::NOSPC | io::Errno::DQUOT => self.disk_failed(error),
+            other => errno(other),
+        })
     }
 }

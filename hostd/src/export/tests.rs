@@ -3,19 +3,22 @@ mod calls;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
-use bytes::Bytes;
 use p2pfs::id::{HandleId, NodeId, Seq};
 use p2pfs::limits::BODY_BYTES_MAX;
 use p2pfs::net::serve::Export;
 use p2pfs::wire::call::{Access, Call, Reply, Time, XattrName};
 use p2pfs::wire::errno::Errno;
-use p2pfs::wire::log0::{AttrChange, Mutation, Outcome, RenameMode, SetTime};
+use p2pfs::wire::log::{
+    AttrChange, Mutation, NodeRef, Occupant, Opening, Outcome, RenameMode, SetTime,
+};
 use p2pfs::wire::name::{Name, Target};
 
 use calls::{
-    apply, attr, call, create, each_way, list, lookup, made, name, open, page, read, release,
-    rename, set_attr, write,
+    apply, apply_with, attr, call, create, each_way, list, lookup, made, name, open, page, read,
+    release, rename, set_attr, write,
 };
+
+const ROOT: NodeRef = NodeRef::Node(NodeId::ROOT);
 
 #[test]
 fn a_node_has_the_number_that_stat_shows() {
@@ -35,7 +38,7 @@ fn hard_links_are_one_node() {
         fs::write(dir.join("one"), "").unwrap();
         let one = lookup(view, NodeId::ROOT, "one").unwrap();
         let two =
-            made(view, Mutation::Link { node: one.node, parent: NodeId::ROOT, name: name("two") });
+            made(view, Mutation::Link { node: one.node.into(), parent: ROOT, name: name("two") });
         assert_eq!((two.node, two.attr.nlink), (one.node, 2));
         assert_eq!(lookup(view, NodeId::ROOT, "two").unwrap().node, one.node);
     });
@@ -48,7 +51,7 @@ fn names_are_bytes() {
             let name = Name::new(odd).unwrap();
             let entry = made(
                 view,
-                Mutation::Mkdir { parent: NodeId::ROOT, name: name.clone(), mode: 0o755 },
+                Mutation::Mkdir { parent: ROOT, name: name.clone(), mode: 0o755, premade: None },
             );
             let listed = list(view, NodeId::ROOT, 10);
             let found = listed.iter().find(|entry| entry.name == name).unwrap();
@@ -153,7 +156,8 @@ fn an_open_file_without_a_name_is_read_and_written() {
     each_way(|dir, view| {
         let node = create(view, NodeId::ROOT, "file", 1).unwrap().node;
         write(view, 1, 0, b"kept").unwrap();
-        apply(view, Mutation::Unlink { parent: NodeId::ROOT, name: name("file") }).unwrap();
+        apply(view, Mutation::Unlink { parent: ROOT, name: name("file"), occupant: Occupant::Any })
+            .unwrap();
         view.share.nodes.drop_descriptors();
         assert!(!dir.join("file").exists());
         assert_eq!(read(view, 1, 0, 100).unwrap(), "kept");
@@ -174,12 +178,12 @@ fn an_open_file_without_a_name_is_read_and_written() {
 fn the_creator_may_write_a_file_that_is_read_only() {
     each_way(|dir, view| {
         let create = Mutation::Create {
-            parent: NodeId::ROOT,
+            parent: ROOT,
             name: name("file"),
             mode: 0o444,
             exclusive: true,
-            handle: HandleId(1),
-            access: Access::Write,
+            premade: None,
+            open: Some(Opening { handle: HandleId(1), access: Access::Write }),
         };
         let entry = made(view, create.clone());
         assert_eq!(entry.attr.mode & 0o777, 0o444);
@@ -286,7 +290,7 @@ fn a_symlinks_own_times_are_set() {
         let link = made(
             view,
             Mutation::Symlink {
-                parent: NodeId::ROOT,
+                parent: ROOT,
                 name: name("link"),
                 target: Target::new("file").unwrap(),
             },
@@ -305,7 +309,7 @@ fn special_files_are_made_and_never_waited_for() {
     each_way(|dir, view| {
         let fifo = made(
             view,
-            Mutation::Mknod { parent: NodeId::ROOT, name: name("fifo"), mode: 0o010_640, rdev: 0 },
+            Mutation::Mknod { parent: ROOT, name: name("fifo"), mode: 0o010_640, rdev: 0 },
         );
         assert_eq!(fifo.attr.mode, 0o010_640);
         assert!(open(view, fifo.node, 1, Access::Read).is_err());
@@ -329,15 +333,15 @@ fn extended_attributes_answer_as_the_host_does() {
         assert_eq!(get("user.none").unwrap_err().number(), libc::ENODATA);
         let set = |flags| {
             let name = xattr("user.colour");
-            let set = Mutation::SetXattr { node, name, flags };
-            view.apply(set, Bytes::from_static(b"red"))
+            let set = Mutation::SetXattr { node: node.into(), name, flags };
+            apply_with(view, set, b"red")
         };
         set(1).unwrap();
         assert_eq!(set(1).unwrap_err(), Errno::EEXIST);
         assert_eq!(get("user.colour").unwrap(), "red");
         assert!(get("").unwrap().ends_with(b"user.colour\0"));
         let name = xattr("user.colour");
-        apply(view, Mutation::RemoveXattr { node, name }).unwrap();
+        apply(view, Mutation::RemoveXattr { node: node.into(), name }).unwrap();
         assert_eq!(get("user.colour").unwrap_err().number(), libc::ENODATA);
     });
 }
@@ -345,13 +349,22 @@ fn extended_attributes_answer_as_the_host_does() {
 #[test]
 fn everything_else_is_what_the_disk_says() {
     each_way(|dir, view| {
-        let sub =
-            made(view, Mutation::Mkdir { parent: NodeId::ROOT, name: name("sub"), mode: 0o1777 });
+        let sub = made(
+            view,
+            Mutation::Mkdir { parent: ROOT, name: name("sub"), mode: 0o1777, premade: None },
+        );
         assert_eq!(sub.attr.mode, 0o041_777);
-        create(view, sub.node, "file", 1).unwrap();
-        let rmdir = Mutation::Rmdir { parent: NodeId::ROOT, name: name("sub") };
+        let file = create(view, sub.node, "file", 1).unwrap();
+        let occupant = Occupant::Any;
+        let rmdir = Mutation::Rmdir { parent: ROOT, name: name("sub"), occupant };
         assert_eq!(apply(view, rmdir).unwrap_err().number(), libc::ENOTEMPTY);
-        let allocate = Mutation::Fallocate { handle: HandleId(1), offset: 0, len: 8192, mode: 0 };
+        let allocate = Mutation::Fallocate {
+            node: file.node.into(),
+            handle: Some(HandleId(1)),
+            offset: 0,
+            len: 8192,
+            mode: 0,
+        };
         let Outcome::Attr(attr) = apply(view, allocate).unwrap() else {
             panic!("no attributes");
         };

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use p2pfs::id::{HandleId, NodeId, Seq};
 use p2pfs::net::serve::Export;
+use p2pfs::proto::redo::execute::How;
 use p2pfs::wire::call::{Access, Attr, Call, DirEntry, DirPage, Entry, Reply};
 use p2pfs::wire::errno::Errno;
-use p2pfs::wire::log0::{AttrChange, Mutation, Outcome, RenameMode};
+use p2pfs::wire::log::{AttrChange, Change, Mutation, Occupant, Opening, Outcome, RenameMode};
 use p2pfs::wire::name::Name;
 
 use crate::export::{Share, View};
@@ -32,7 +33,13 @@ pub(super) fn call(view: &View, call: Call) -> Result<Reply, Errno> {
 }
 
 pub(super) fn apply(view: &View, mutation: Mutation) -> Result<Outcome, Errno> {
-    view.apply(mutation, Bytes::new())
+    apply_with(view, mutation, b"")
+}
+
+pub(super) fn apply_with(view: &View, mutation: Mutation, body: &[u8]) -> Result<Outcome, Errno> {
+    let body = Bytes::copy_from_slice(body);
+    let result = view.apply(Seq(1), &Change::new(mutation), &body, &How::First, false);
+    result.map_err(|refused| refused.errno)
 }
 
 pub(super) fn made(view: &View, mutation: Mutation) -> Entry {
@@ -59,6 +66,7 @@ pub(super) fn attr(view: &View, node: NodeId) -> Result<Attr, Errno> {
 
 pub(super) fn set_attr(view: &View, node: NodeId, change: AttrChange) -> Result<Attr, Errno> {
     let handle = None;
+    let node = node.into();
     match apply(view, Mutation::SetAttr { node, handle, change })? {
         Outcome::Attr(attr) => Ok(attr),
         other => panic!("{other:?}"),
@@ -72,12 +80,12 @@ pub(super) fn open(view: &View, node: NodeId, handle: u64, access: Access) -> Re
 
 pub(super) fn create(view: &View, parent: NodeId, text: &str, handle: u64) -> Result<Entry, Errno> {
     let create = Mutation::Create {
-        parent,
+        parent: parent.into(),
         name: name(text),
         mode: 0o644,
         exclusive: false,
-        handle: HandleId(handle),
-        access: Access::ReadWrite,
+        premade: None,
+        open: Some(Opening { handle: HandleId(handle), access: Access::ReadWrite }),
     };
     match apply(view, create)? {
         Outcome::Entry(entry) => Ok(entry),
@@ -93,7 +101,8 @@ pub(super) fn read(view: &View, handle: u64, offset: u64, len: u32) -> Result<By
 
 pub(super) fn write(view: &View, handle: u64, offset: u64, data: &[u8]) -> Result<Attr, Errno> {
     let handle = HandleId(handle);
-    match view.apply(Mutation::Write { handle, offset }, Bytes::copy_from_slice(data))? {
+    let node = view.handle(handle)?.node.into();
+    match apply_with(view, Mutation::Write { node, handle: Some(handle), offset }, data)? {
         Outcome::Attr(attr) => Ok(attr),
         other => panic!("{other:?}"),
     }
@@ -109,7 +118,16 @@ pub(super) fn rename(
     (new_parent, to): (NodeId, &str),
     mode: RenameMode,
 ) -> Result<Outcome, Errno> {
-    apply(view, Mutation::Rename { parent, name: name(from), new_parent, new_name: name(to), mode })
+    let rename = Mutation::Rename {
+        parent: parent.into(),
+        name: name(from),
+        occupant: Occupant::Any,
+        new_parent: new_parent.into(),
+        new_name: name(to),
+        new_occupant: Occupant::Any,
+        mode,
+    };
+    apply(view, rename)
 }
 
 pub(super) fn page(view: &View, node: NodeId, cookie: u64, entries_max: u32) -> DirPage {

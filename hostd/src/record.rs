@@ -1,0 +1,249 @@
+//! What this host remembers of its sessions when it is killed: a file for each.
+//!
+//! `sessions/` in the state directory. A process that is killed leaves every write that it made, so
+//! the files are written and never synced: after a crash of the machine another epoch begins, and
+//! nobody reads them.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use p2pfs::failure::{Code, Failure};
+use p2pfs::id::{Epoch, Seq, SessionId};
+use p2pfs::limits::{SESSION_RECORD, SESSIONS_MAX};
+use p2pfs::net::daemon;
+use p2pfs::proto::redo::execute::Seen;
+use p2pfs::proto::redo::record::{self, Header, Recovered, Slot};
+use p2pfs::wire::errno::Errno;
+use p2pfs::wire::log::{Outcome, Refused};
+
+use crate::export::Disk;
+
+const DIR: &str = "sessions";
+const EXTENSION: &str = "record";
+const UNNAMED: &str = "unnamed";
+/// Changes when the machine boots.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// All sessions' records, and the epochs of the disks.
+#[derive(Debug)]
+pub struct Records {
+    dir: PathBuf,
+    boot: u128,
+    /// How often each disk failed to take data.
+    failures: Mutex<BTreeMap<Disk, u64>>,
+}
+
+/// One session's record.
+#[derive(Debug)]
+pub struct Record {
+    records: Arc<Records>,
+    session: SessionId,
+    disk: Disk,
+    /// As soon as the session has begun or gone on.
+    kept: Mutex<Option<Kept>>,
+}
+
+#[derive(Clone, Debug)]
+struct Kept {
+    file: Arc<File>,
+    header: Header,
+}
+
+impl Records {
+    /// The records in a state directory. Those that nobody has used for long are removed.
+    ///
+    /// # Errors
+    ///
+    /// The directory cannot be made or read.
+    pub fn open(state: &Path) -> Result<Arc<Self>, Failure> {
+        let dir = state.join(DIR);
+        let opened = (|| {
+            DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+            Self { boot: boot()?, dir: dir.clone(), failures: Mutex::default() }.swept()
+        })();
+        opened.map(Arc::new).map_err(|error| {
+            Failure::new(
+                Code::Internal,
+                format!("cannot keep records in {}: {error}", dir.display()),
+                "check the owner of the state directory and the space on its disk",
+            )
+        })
+    }
+
+    /// The record of a session with a share on `disk`; nothing is read or written yet.
+    pub fn of(self: &Arc<Self>, session: SessionId, disk: Disk) -> Record {
+        Record { records: Arc::clone(self), session, disk, kept: Mutex::default() }
+    }
+
+    fn swept(self) -> io::Result<Self> {
+        for (used, path) in self.files()? {
+            let unused = SystemTime::now().duration_since(used).unwrap_or_default();
+            let ends = |ending: &str| path.extension().is_some_and(|is| is == ending);
+            // What ends so was not named yet when a run was killed
+            if ends(UNNAMED) || (ends(EXTENSION) && unused > SESSION_RECORD) {
+                fs::remove_file(path)?;
+            }
+        }
+        Ok(self)
+    }
+
+    /// Makes room for one more: the one that was not used for longest goes.
+    fn make_room(&self) -> io::Result<()> {
+        let mut files = self.files()?;
+        files.retain(|(_, path)| path.extension().is_some_and(|ending| ending == EXTENSION));
+        files.sort();
+        let many = (files.len() + 1).saturating_sub(SESSIONS_MAX);
+        files.drain(..many).try_for_each(|(_, path)| fs::remove_file(path))
+    }
+
+    /// What is there, and when it was used last.
+    fn files(&self) -> io::Result<Vec<(SystemTime, PathBuf)>> {
+        let mut files = Vec::new();
+        for entry in fs::read_dir(&self.dir)? {
+            let entry = entry?;
+            files.push((entry.metadata()?.modified()?, entry.path()));
+        }
+        Ok(files)
+    }
+
+    fn epoch(&self, disk: Disk) -> Epoch {
+        let mut failures = lock(&self.failures);
+        let failures = *failures.entry(disk).or_insert_with(|| self.count(disk));
+        // The boot's id is random, so these two cannot make one epoch into another
+        let disk = u128::from(disk.sequence) << 64 | u128::from(failures);
+        Epoch((self.boot ^ disk).to_be_bytes())
+    }
+
+    fn handle_failure(&self, disk: Disk) {
+        let mut failures = lock(&self.failures);
+        let count = failures.entry(disk).or_insert_with(|| self.count(disk));
+        *count += 1;
+        let written = daemon::write_private(&self.counter(disk), count.to_string().as_bytes());
+        if let Err(error) = written {
+            tracing::warn!(%error, "a failure of the disk could not be noted");
+        }
+    }
+
+    fn count(&self, disk: Disk) -> u64 {
+        let text = fs::read_to_string(self.counter(disk)).unwrap_or_default();
+        text.trim().parse().unwrap_or_default()
+    }
+
+    fn counter(&self, disk: Disk) -> PathBuf {
+        self.dir.join(format!("{:x}-{:x}.failures", disk.fsid, disk.inode))
+    }
+}
+
+impl Record {
+    /// The epoch of the session's disk.
+    pub fn epoch(&self) -> Epoch {
+        self.records.epoch(self.disk)
+    }
+
+    /// The disk failed to take data: another epoch begins, for all sessions with it.
+    pub fn handle_disk_failed(&self) {
+        self.records.handle_failure(self.disk);
+    }
+
+    /// What a killed run has recorded in this epoch; it is written on from here.
+    pub fn recover(&self) -> Option<Recovered> {
+        let path = self.path();
+        let bytes = fs::read(&path).ok()?;
+        let recovered = record::recover(&bytes)
+            .inspect_err(|error| tracing::warn!(%error, "a session's record is of no use"))
+            .ok()?;
+        if recovered.header.session != self.session || recovered.header.epoch != self.epoch() {
+            return None;
+        }
+        let file = OpenOptions::new().write(true).open(&path).ok()?;
+        *lock(&self.kept) = Some(Kept { file: Arc::new(file), header: recovered.header });
+        Some(recovered)
+    }
+
+    /// Begins anew.
+    ///
+    /// # Errors
+    ///
+    /// What the system says; then no record is kept.
+    pub fn begin(&self, header: &Header) -> Result<(), Errno> {
+        *lock(&self.kept) = None;
+        let path = self.path();
+        let begin = || {
+            if !path.exists() {
+                self.records.make_room()?;
+            }
+            let unnamed = path.with_extension(UNNAMED);
+            let mut options = OpenOptions::new();
+            options.write(true).create(true).truncate(true).mode(0o600);
+            let file = options.open(&unnamed)?;
+            file.write_all_at(&record::encode_header(header), 0)?;
+            fs::rename(&unnamed, &path)?;
+            Ok(file)
+        };
+        let file: io::Result<File> = begin();
+        let file = Arc::new(file.map_err(Errno::from)?);
+        *lock(&self.kept) = Some(Kept { file, header: *header });
+        Ok(())
+    }
+
+    /// All entries up to `upto` are on the disk.
+    pub fn note_stable(&self, upto: Seq) {
+        let mut kept = lock(&self.kept);
+        if let Some(Kept { file, header }) = &mut *kept {
+            header.stable = upto;
+            if let Err(error) = file.write_all_at(&record::encode_header(header), 0) {
+                // The entries before it count as not stable: they are sent again in vain
+                tracing::warn!(%error, "a session's record could not be written");
+            }
+        }
+    }
+
+    /// An entry is about to be carried out.
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    pub fn intent(&self, seq: Seq, seen: &Seen) -> Result<(), Errno> {
+        self.write(seq, &Slot::Intent(*seen)).map_err(Errno::from)
+    }
+
+    /// An entry was carried out or refused.
+    pub fn done(&self, seq: Seq, result: &Result<Outcome, Refused>, poisons: bool) {
+        if let Err(error) = self.write(seq, &Slot::Done { result: *result, poisons }) {
+            // The intent stays, which is as if the host had been killed here
+            tracing::warn!(%error, "a session's record could not be written");
+        }
+    }
+
+    fn write(&self, seq: Seq, slot: &Slot) -> io::Result<()> {
+        let Some(Kept { file, .. }) = lock(&self.kept).clone() else { return Ok(()) };
+        file.write_all_at(&record::encode_slot(seq, slot), record::slot_offset(seq))
+    }
+
+    fn path(&self) -> PathBuf {
+        let mut name = String::new();
+        for byte in self.session.0 {
+            // Writing to a string cannot fail
+            let _ = write!(name, "{byte:02x}");
+        }
+        self.records.dir.join(name).with_extension(EXTENSION)
+    }
+}
+
+/// This boot of the machine.
+fn boot() -> io::Result<u128> {
+    let text = fs::read_to_string(BOOT_ID)?;
+    let digits: String = text.trim().chars().filter(|c| *c != '-').collect();
+    u128::from_str_radix(&digits, 16).map_err(|_| io::ErrorKind::InvalidData.into())
+}
+
+/// Every guarded value here is whole between any two statements.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
