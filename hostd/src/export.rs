@@ -125,6 +125,12 @@ impl Share {
         RootIdentity { fsid, inode }
     }
 
+    /// Whether nodes are found by their identity alone, as a host must that was killed: not without
+    /// `CAP_DAC_READ_SEARCH`, and not on every file system.
+    pub fn finds_by_identity(&self) -> bool {
+        self.nodes.finds_by_identity()
+    }
+
     /// A new session's view, which nobody remembers.
     pub fn view(self: &Arc<Self>) -> Arc<View> {
         self.view_with(None)

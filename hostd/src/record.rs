@@ -247,3 +247,107 @@ fn boot() -> io::Result<u128> {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+    use std::time::Duration;
+
+    use super::*;
+
+    const SESSION: SessionId = SessionId([0xab; 16]);
+    const DISK: Disk = Disk { fsid: 1, inode: 2, sequence: 3 };
+
+    #[test]
+    fn a_restarted_host_knows_what_was_begun_and_done() {
+        let state = tempfile::tempdir().unwrap();
+        let record = begun(state.path(), SESSION);
+        let seen = Seen { size: Some(7), ..Seen::default() };
+        record.intent(Seq(1), &seen).unwrap();
+        record.intent(Seq(2), &seen).unwrap();
+        record.done(Seq(2), &Err(Refused::by_system(Errno::ENOSPC)), true);
+        drop(record);
+        let again = of(state.path(), SESSION);
+        let recovered = again.recover().unwrap();
+        assert_eq!(recovered.intents.get(&Seq(1)), Some(&seen));
+        assert!(matches!(recovered.done[&Seq(2)], (Err(refused), true)
+            if refused.errno == Errno::ENOSPC));
+        // It goes on
+        again.done(Seq(1), &Ok(Outcome::Done), false);
+        again.note_stable(Seq(1));
+        let recovered = of(state.path(), SESSION).recover().unwrap();
+        assert!(recovered.intents.is_empty());
+        assert_eq!(recovered.header.stable, Seq(1));
+        let files: Vec<_> = fs::read_dir(state.path().join(DIR)).unwrap().collect();
+        let mode = files[0].as_ref().unwrap().metadata().unwrap().permissions().mode();
+        assert_eq!((files.len(), mode & 0o777), (1, 0o600));
+    }
+
+    #[test]
+    fn another_session_and_another_epoch_recover_nothing() {
+        let state = tempfile::tempdir().unwrap();
+        let record = begun(state.path(), SESSION);
+        assert!(of(state.path(), SessionId([1; 16])).recover().is_none());
+        let elsewhere = Disk { sequence: 4, ..DISK };
+        let records = Records::open(state.path()).unwrap();
+        assert!(records.of(SESSION, elsewhere).recover().is_none());
+        let before = record.epoch();
+        record.handle_disk_failed();
+        assert_ne!(record.epoch(), before);
+        assert!(record.recover().is_none());
+        let restarted = of(state.path(), SESSION);
+        assert_eq!(restarted.epoch(), record.epoch());
+        assert!(restarted.recover().is_none());
+        assert_eq!(records.of(SESSION, Disk { inode: 9, ..DISK }).epoch(), before);
+    }
+
+    #[test]
+    fn what_is_no_record_is_nothing() {
+        let state = tempfile::tempdir().unwrap();
+        let record = begun(state.path(), SESSION);
+        fs::write(record.path(), "nonsense").unwrap();
+        assert!(record.recover().is_none());
+        record.intent(Seq(1), &Seen::default()).unwrap();
+    }
+
+    #[test]
+    fn old_records_go_and_the_oldest_makes_room() {
+        let state = tempfile::tempdir().unwrap();
+        let records = Records::open(state.path()).unwrap();
+        let age = |id: u8, age: Duration| {
+            let path = records.of(SessionId([id; 16]), DISK).path();
+            let file = OpenOptions::new().write(true).open(path).unwrap();
+            file.set_modified(SystemTime::now() - age).unwrap();
+        };
+        let sessions = || {
+            let id = |id: u8| records.of(SessionId([id; 16]), DISK).path().exists();
+            (0..=u8::MAX).filter(|at| id(*at)).collect::<Vec<_>>()
+        };
+        for id in 0..=u8::MAX {
+            begun(state.path(), SessionId([id; 16]));
+        }
+        assert_eq!(sessions().len(), SESSIONS_MAX);
+        age(77, SESSION_RECORD / 2);
+        let mut another = SessionId([0; 16]);
+        another.0[0] = 1;
+        begun(state.path(), another);
+        assert!(!sessions().contains(&77));
+        assert_eq!(sessions().len(), SESSIONS_MAX - 1);
+        age(78, SESSION_RECORD + Duration::from_secs(60));
+        fs::write(state.path().join(DIR).join("begun.unnamed"), "").unwrap();
+        Records::open(state.path()).unwrap();
+        assert!(!sessions().contains(&78));
+        assert_eq!(fs::read_dir(state.path().join(DIR)).unwrap().count(), SESSIONS_MAX - 1);
+    }
+
+    fn of(state: &Path, session: SessionId) -> Record {
+        Records::open(state).unwrap().of(session, DISK)
+    }
+
+    fn begun(state: &Path, session: SessionId) -> Record {
+        let record = of(state, session);
+        let epoch = record.epoch();
+        record.begin(&Header { session, epoch, first: Seq(1), stable: Seq::ZERO }).unwrap();
+        record
+    }
+}

@@ -29,6 +29,13 @@ struct RawHandle {
     handle: [u8; MAX_HANDLE_SZ],
 }
 
+/// Where in a file system's handles the parts of an identity are, bytes.
+struct Layout {
+    number: usize,
+    number_bytes: usize,
+    generation: usize,
+}
+
 const MAX_HANDLE_SZ: usize = 128;
 
 /// Holds the entry `name` of `dir`; a symlink itself, not what it points to.
@@ -133,6 +140,41 @@ impl FileHandle {
         }
         // SAFETY: the call has just made this descriptor, and nobody else knows it.
         Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+
+    /// The generation in it: what an inode's number lacks to make its handle again.
+    pub(super) fn generation(&self) -> Option<u32> {
+        let layout = self.layout()?;
+        let bytes = self.bytes[layout.generation..][..4].try_into().ok()?;
+        Some(u32::from_ne_bytes(bytes))
+    }
+
+    /// The handle of another inode of the same file system.
+    pub(super) fn of_other(&self, ino: u64, generation: u32) -> Option<Self> {
+        let Layout { number, number_bytes, generation: at } = self.layout()?;
+        if number_bytes == 4 && u32::try_from(ino).is_err() {
+            return None;
+        }
+        let mut bytes = self.bytes.clone();
+        let low = if cfg!(target_endian = "big") { 8 - number_bytes } else { 0 };
+        bytes[number..][..number_bytes].copy_from_slice(&ino.to_ne_bytes()[low..][..number_bytes]);
+        bytes[at..][..4].copy_from_slice(&generation.to_ne_bytes());
+        Some(Self { kind: self.kind, bytes })
+    }
+
+    fn layout(&self) -> Option<Layout> {
+        let layout = |number, number_bytes, generation| Layout { number, number_bytes, generation };
+        match (self.kind, self.bytes.len()) {
+            // FILEID_INO32_GEN: ext4, f2fs, xfs with small numbers
+            (0x01, 8) => Some(layout(0, 4, 4)),
+            // tmpfs
+            (0x01, 12) if cfg!(target_endian = "little") => Some(layout(4, 8, 0)),
+            // xfs
+            (0x81, 12) => Some(layout(0, 8, 8)),
+            // btrfs, with the subvolume between
+            (0x4d, 20) => Some(layout(0, 8, 16)),
+            _ => None,
+        }
     }
 
     /// The bytes that make up the identity.

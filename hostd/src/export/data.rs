@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use p2pfs::id::{HandleId, NodeId};
+use p2pfs::proto::redo::execute::Held;
 use p2pfs::wire::call::{Access, Attr, Time};
 use p2pfs::wire::errno::Errno;
 use p2pfs::wire::log::{Mutation, NodeRef, Outcome};
@@ -73,21 +74,25 @@ impl View {
         }
     }
 
-    /// Whether the file holds `data` at `offset`.
-    pub(super) fn holds_data(&self, node: NodeId, offset: u64, data: &[u8]) -> Result<bool, Errno> {
+    /// How much of `data` the file holds at `offset`.
+    pub(super) fn holds_data(&self, node: NodeId, offset: u64, data: &[u8]) -> Result<Held, Errno> {
         let file = self.data(node, None, Access::Read)?;
         let mut found = vec![0; data.len()];
         let mut filled = 0;
         while filled < found.len() {
             let from = offset.checked_add(filled as u64).ok_or(Errno::EFBIG)?;
             match io::pread(&file, &mut found[filled..], from) {
-                Ok(0) => return Ok(false),
+                Ok(0) => break,
                 Ok(read) => filled += read,
                 Err(io::Errno::INTR) => {}
                 Err(error) => return Err(errno(error)),
             }
         }
-        Ok(found == data)
+        Ok(match found[..filled] == data[..filled] {
+            true if filled == data.len() => Held::All,
+            true => Held::Start,
+            false => Held::Other,
+        })
     }
 
     fn data(&self, node: NodeId, handle: Option<HandleId>, access: Access) -> Result<Data, Errno> {
@@ -109,6 +114,9 @@ impl View {
 impl Data {
     /// Writes behind the end, wherever processes of this machine move it meanwhile; tells where.
     fn append(&self, data: &[u8]) -> Result<u64, Errno> {
+        if data.is_empty() {
+            return meta::attr(self.as_fd()).map(|attr| attr.size).map_err(errno);
+        }
         let _one_at_a_time = match self {
             Self::Open(open) => Some(super::lock(&open.position)),
             Self::Again(_) => None,
@@ -119,7 +127,7 @@ impl Data {
             // At the file's position, which ends up behind what was written
             let slices = [IoSlice::new(left)];
             match io::pwritev2(self, &slices, u64::MAX, ReadWriteFlags::APPEND) {
-                Ok(0) if !left.is_empty() => return Err(Errno::EIO),
+                Ok(0) => return Err(Errno::EIO),
                 Ok(written) => {
                     let end = rustix::fs::tell(self).map_err(errno)?;
                     left = &left[written..];

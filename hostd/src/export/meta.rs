@@ -52,10 +52,21 @@ pub(super) fn identity(fsid: u64, stat: &Statx, handle: Option<&FileHandle>) -> 
         hash.write(&stat.stx_btime.tv_sec.to_le_bytes());
         hash.write(&stat.stx_btime.tv_nsec.to_le_bytes());
     }
-    NodeId {
-        ino: if stat.stx_ino == NodeId::ROOT.ino { REMAPPED_ONE } else { stat.stx_ino },
-        generation: hash.0,
-    }
+    let generation = match handle.and_then(FileHandle::generation) {
+        // A host that was restarted finds it again by this half
+        Some(generation) => (hash.0 ^ hash.0 >> 32) << 32 | u64::from(generation),
+        None => hash.0,
+    };
+    let ino = if stat.stx_ino == NodeId::ROOT.ino { REMAPPED_ONE } else { stat.stx_ino };
+    NodeId { ino, generation }
+}
+
+/// The handle of a node that nobody remembers, if `id` is one; `root` is a handle of the same file
+/// system.
+pub(super) fn handle_of(id: NodeId, root: &FileHandle) -> Option<FileHandle> {
+    let ino = if id.ino == REMAPPED_ONE { NodeId::ROOT.ino } else { id.ino };
+    // The lower half
+    root.of_other(ino, id.generation as u32)
 }
 
 /// The kernel's number of the disk since it was plugged in: one that was pulled out takes along what

@@ -3,11 +3,13 @@
 //! One table for all sessions of a share. A node is found by a descriptor that is still open, else
 //! by its file handle where the process may open handles, else by its last known place, and then
 //! only if what is there is still the same node. So what a client has looked up stays within its
-//! reach when somebody moves it elsewhere on the host, even out of the share, as with NFS.
+//! reach when somebody moves it elsewhere on the host, even out of the share, as with NFS. A handle
+//! is also made again from an identity, so that a host that was killed finds what clients know.
 
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use lru::LruCache;
 use p2pfs::id::NodeId;
@@ -27,6 +29,8 @@ const HELD_PART: usize = 16;
 const KNOWN_MAX: NonZeroUsize = NonZeroUsize::new(1 << 20).unwrap();
 /// Forgotten nodes that are kept a while: a `Forget` may cross an answer that names the node again.
 const FORGOTTEN_MAX: NonZeroUsize = NonZeroUsize::new(1 << 14).unwrap();
+/// How long the answer to a wrong identity takes.
+const WRONG: Duration = Duration::from_millis(10);
 /// How far a place is followed upwards; renames on the host can leave a circle of stale places.
 const DEPTH_MAX: usize = 1024;
 
@@ -38,8 +42,10 @@ pub(super) struct Nodes {
     fsid: u64,
     /// Which plugging in of the disk it is on.
     sequence: u64,
-    /// Whether this process may open file handles (`CAP_DAC_READ_SEARCH`).
-    by_handle: bool,
+    /// The root's, if this process may open file handles (`CAP_DAC_READ_SEARCH`).
+    handle: Option<FileHandle>,
+    /// Held while a wrong identity is answered.
+    wrong: Mutex<()>,
     /// Never held over a system call.
     table: Mutex<Table>,
 }
@@ -78,14 +84,15 @@ pub(super) struct Found {
 impl Nodes {
     pub(super) fn new(root: OwnedFd, handles: bool) -> io::Result<Self> {
         let stat = meta::stat(root.as_fd())?;
-        let by_handle = handles
-            && FileHandle::of(root.as_fd()).is_some_and(|handle| handle.hold(root.as_fd()).is_ok());
+        let handle = FileHandle::of(root.as_fd())
+            .filter(|handle| handles && handle.hold(root.as_fd()).is_ok());
         Ok(Self {
             root_ino: stat.stx_ino,
             sequence: meta::disk_sequence(&stat),
             fsid: rustix::fs::fstatvfs(&root)?.f_fsid,
             root: Arc::new(root),
-            by_handle,
+            handle,
+            wrong: Mutex::default(),
             table: Mutex::new(Table {
                 known: LruCache::unbounded(),
                 forgotten: LruCache::new(FORGOTTEN_MAX),
@@ -123,11 +130,16 @@ impl Nodes {
             if let Some(fd) = table.held.get(&id) {
                 return Ok(Arc::clone(fd));
             }
-            let known = table.get(id).ok_or(Errno::ESTALE)?;
-            if let Some(fd) = known.fd.upgrade() {
-                return Ok(fd);
+            match table.get(id) {
+                Some(known) => match known.fd.upgrade() {
+                    Some(fd) => return Ok(fd),
+                    None => known.trail.clone(),
+                },
+                None => {
+                    drop(table);
+                    return self.find_again(id);
+                }
             }
-            known.trail.clone()
         };
         let fd = match trail {
             Trail::Handle(handle) => handle.hold(self.root.as_fd()).map_err(errno)?,
@@ -141,6 +153,33 @@ impl Nodes {
         }
         let fd = Arc::new(fd);
         self.table().hold(id, &fd);
+        Ok(fd)
+    }
+
+    /// Whether a node is found that was never looked up.
+    pub(super) fn finds_by_identity(&self) -> bool {
+        self.handle.as_ref().is_some_and(|handle| handle.generation().is_some())
+    }
+
+    /// A node that a client knows from a run of this host that was killed. Its identity must be
+    /// right as a whole, and guessing is slow: the file system is larger than the share.
+    fn find_again(&self, id: NodeId) -> Result<Arc<OwnedFd>, Errno> {
+        let root = self.handle.as_ref().ok_or(Errno::ESTALE)?;
+        let handle = meta::handle_of(id, root).ok_or(Errno::ESTALE)?;
+        let right = handle.hold(self.root.as_fd()).and_then(|fd| Ok((self.look(&fd)?.id, fd)));
+        let fd = match right {
+            Ok((found, fd)) if found == id => Arc::new(fd),
+            _ => {
+                let _one_at_a_time = self.wrong.lock().unwrap_or_else(PoisonError::into_inner);
+                std::thread::sleep(WRONG);
+                return Err(Errno::ESTALE);
+            }
+        };
+        let mut table = self.table();
+        // No session was told of it in this run
+        let known = Known { trail: Trail::Handle(handle), sessions: 0, fd: Weak::new() };
+        table.forgotten.put(id, known);
+        table.hold(id, &fd);
         Ok(fd)
     }
 
@@ -158,7 +197,7 @@ impl Nodes {
     /// Remembers where a node is. `new`: the session does not know it yet.
     pub(super) fn remember(&self, found: &Found, parent: NodeId, name: &Name, new: bool) {
         let trail = match &found.handle {
-            Some(handle) if self.by_handle => Trail::Handle(handle.clone()),
+            Some(handle) if self.handle.is_some() => Trail::Handle(handle.clone()),
             _ => Trail::Place { parent, name: name.clone() },
         };
         let mut table = self.table();
@@ -185,7 +224,7 @@ impl Nodes {
 
     /// A node has another place now: its name moved.
     pub(super) fn moved(&self, parent: NodeId, dir: &OwnedFd, name: &Name) {
-        if self.by_handle {
+        if self.handle.is_some() {
             return;
         }
         let found = beneath::hold(dir.as_fd(), name).and_then(|fd| self.look(&fd));

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use p2pfs::id::{NodeId, Seq};
-use p2pfs::proto::redo::execute::{How, Recorder, Seen, Tree, execute};
+use p2pfs::proto::redo::execute::{Held, How, Recorder, Seen, Tree, execute};
 use p2pfs::wire::call::{Attr, Time};
 use p2pfs::wire::errno::Errno;
 use p2pfs::wire::log::{Change, Mutation, NodeRef, Opening, Outcome, Refused};
@@ -18,8 +18,8 @@ use p2pfs::wire::name::{Name, Target};
 use rustix::io;
 use rustix::time::{ClockId, clock_gettime};
 
-use super::change::node_id;
-use super::{OpenFile, View, access_flags, beneath, errno};
+use super::change::{node_id, stamp};
+use super::{OpenFile, View, access_flags, beneath, errno, meta};
 use crate::record::Record;
 
 /// Collapse and insert: what is behind moves.
@@ -45,6 +45,8 @@ pub(super) struct Occupant {
 /// One entry that is being carried out.
 struct Carrying<'a> {
     view: &'a View,
+    /// A killed run had begun it: nobody else has come between.
+    resumed: bool,
     found: RefCell<Found>,
 }
 
@@ -79,7 +81,8 @@ impl View {
             How::Resumed { before } if makes => self.resumed(&change.mutation, *before),
             how => *how,
         };
-        let tree = Carrying { view: self, found: RefCell::default() };
+        let resumed = matches!(how, How::Resumed { .. });
+        let tree = Carrying { view: self, resumed, found: RefCell::default() };
         let recorder = Recording { record: self.record.as_ref(), makes };
         execute(&tree, &recorder, seq, change, body, &how, poisons)
     }
@@ -100,8 +103,13 @@ impl View {
 
     /// Who has a name.
     fn occupant(&self, parent: NodeRef, name: &Name) -> Result<Option<Occupant>, Errno> {
-        let dir = self.dir(node_id(parent)?, name)?;
-        let fd = match beneath::hold(dir.as_fd(), name) {
+        let held = match self.dir(node_id(parent)?, name) {
+            Ok(dir) => beneath::hold(dir.as_fd(), name),
+            // Nothing has a name in a directory that is gone
+            Err(Errno::ESTALE) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let fd = match held {
             Ok(fd) => fd,
             Err(io::Errno::NOENT) => return Ok(None),
             Err(error) => return Err(errno(error)),
@@ -111,11 +119,21 @@ impl View {
     }
 
     /// The entry that a creation made, and its handle.
-    fn made(&self, parent: NodeRef, name: &Name, open: Option<Opening>) -> Result<Outcome, Errno> {
-        let parent = node_id(parent)?;
-        let dir = self.dir(parent, name)?;
-        let path = Arc::new(beneath::hold(dir.as_fd(), name).map_err(errno)?);
-        let entry = self.enter(&path, parent, name)?;
+    fn made(
+        &self,
+        (parent, name): (NodeRef, &Name),
+        made: Option<NodeId>,
+        open: Option<Opening>,
+        at: Option<Time>,
+    ) -> Result<Outcome, Errno> {
+        let path = match (self.occupant(parent, name)?, made) {
+            (Some(found), made) if made.is_none_or(|made| made == found.node) => Arc::new(found.fd),
+            // It has another name now
+            (_, Some(made)) => self.nodes().find(made)?,
+            (_, None) => return Err(Errno::ENOENT),
+        };
+        stamp(path.as_fd(), at);
+        let entry = self.enter(&path, node_id(parent)?, name)?;
         if let Some(Opening { handle, access }) = open {
             let file = beneath::reopen(path.as_fd(), access_flags(access)).map_err(errno)?;
             self.admit(handle, OpenFile::new(entry.node, path, file, access))?;
@@ -149,16 +167,28 @@ impl Tree<Bytes> for Carrying<'_> {
 
     fn outcome(&self, _: Seq, change: &Change, _: &Bytes, seen: &Seen) -> Result<Outcome, Errno> {
         let view = self.view;
-        let attr = |node: &NodeRef| view.attr(node_id(*node)?, None);
+        // The kill may have come before the time was set
+        let at = change.at.filter(|_| self.resumed);
+        let attr = |node: &NodeRef| {
+            let fd = view.nodes().find(node_id(*node)?)?;
+            stamp(fd.as_fd(), at);
+            meta::attr(fd.as_fd()).map_err(errno)
+        };
         match &change.mutation {
             Mutation::Nothing | Mutation::SetXattr { .. } | Mutation::RemoveXattr { .. } => {
                 Ok(Outcome::Done)
             }
-            Mutation::Create { parent, name, open, .. } => view.made(*parent, name, *open),
+            Mutation::Create { parent, name, open, .. } => {
+                view.made((*parent, name), seen.made, *open, at)
+            }
             Mutation::Mkdir { parent, name, .. }
             | Mutation::Mknod { parent, name, .. }
-            | Mutation::Symlink { parent, name, .. }
-            | Mutation::Link { parent, name, .. } => view.made(*parent, name, None),
+            | Mutation::Symlink { parent, name, .. } => {
+                view.made((*parent, name), seen.made, None, at)
+            }
+            Mutation::Link { node, parent, name } => {
+                view.made((*parent, name), Some(node_id(*node)?), None, None)
+            }
             Mutation::Unlink { .. } | Mutation::Rmdir { .. } => {
                 let node = seen.name.ok_or(Errno::ENOENT)?;
                 let linked =
@@ -169,9 +199,12 @@ impl Tree<Bytes> for Carrying<'_> {
                 let node = seen.name.ok_or(Errno::ENOENT)?;
                 Ok(Outcome::Renamed { node, replaced: seen.new_name })
             }
-            Mutation::SetAttr { node, .. }
-            | Mutation::Write { node, .. }
-            | Mutation::Fallocate { node, .. } => attr(node).map(Outcome::Attr),
+            Mutation::SetAttr { node, handle, .. } => {
+                view.attr(node_id(*node)?, *handle).map(Outcome::Attr)
+            }
+            Mutation::Write { node, .. } | Mutation::Fallocate { node, .. } => {
+                attr(node).map(Outcome::Attr)
+            }
             Mutation::Append { node, size, .. } => {
                 let offset = seen.size.unwrap_or(*size);
                 Ok(Outcome::Appended { offset, attr: attr(node)? })
@@ -182,8 +215,16 @@ impl Tree<Bytes> for Carrying<'_> {
         }
     }
 
-    fn holds(&self, node: NodeId, offset: u64, body: &Bytes) -> Result<bool, Errno> {
+    fn holds(&self, node: NodeId, offset: u64, body: &Bytes) -> Result<Held, Errno> {
         self.view.holds_data(node, offset, body)
+    }
+
+    fn is_named(&self, node: NodeId) -> Result<bool, Errno> {
+        match self.view.attr(node, None) {
+            Ok(attr) => Ok(attr.nlink > 0),
+            Err(Errno::ESTALE) => Ok(false),
+            Err(other) => Err(other),
+        }
     }
 
     fn sync(&self) -> Result<(), Errno> {
@@ -260,13 +301,13 @@ fn is_made_by(mutation: &Mutation, found: &Occupant, begun: u64) -> bool {
 }
 
 /// Now, by the clock that gives nodes their time of birth: it ticks in milliseconds.
-fn now() -> u64 {
+pub(super) fn now() -> u64 {
     let now = clock_gettime(ClockId::RealtimeCoarse);
     nanos(Time { seconds: now.tv_sec, nanos: u32::try_from(now.tv_nsec).unwrap_or_default() })
 }
 
 /// Nanoseconds since 1970.
-fn nanos(time: Time) -> u64 {
+pub(super) fn nanos(time: Time) -> u64 {
     let seconds = u64::try_from(time.seconds).unwrap_or_default();
     seconds.saturating_mul(NANOS_PER_SECOND).saturating_add(time.nanos.into())
 }

@@ -1,4 +1,5 @@
 mod calls;
+mod entries;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
