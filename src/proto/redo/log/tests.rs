@@ -5,7 +5,7 @@ mod poison;
 
 use super::*;
 use crate::wire::call::{Attr, Entry, Time};
-use crate::wire::log::{AttrChange, Mutation, Occupant, RenameMode, Sent};
+use crate::wire::log::{AttrChange, Mutation, Occupant, Reason, RenameMode, Sent};
 use crate::wire::name::Name;
 
 const EPOCH: Epoch = Epoch([1; 16]);
