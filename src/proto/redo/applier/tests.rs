@@ -45,9 +45,13 @@ impl Host {
         host
     }
 
+    /// Does what the applier wants, but carries out only what must not be.
     fn drain(&mut self) {
         while let Some(output) = self.applier.poll_output() {
             match output {
+                Output::Apply { seq, how: How::Refused(refused), .. } => {
+                    self.applier.handle_result(seq, Err(refused), self.now);
+                }
                 Output::Apply { seq, change, how, .. } => {
                     assert_eq!(self.running.insert(seq.0, how), None, "{seq} runs twice at once");
                     self.changes.insert(seq.0, change);

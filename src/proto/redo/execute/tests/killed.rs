@@ -381,6 +381,18 @@ fn nothing_is_done_without_a_look_at_the_tree() {
     disk.steps.set(Some(1));
     assert_eq!(disk.run(&Mutation::Nothing, &[], How::First), Ok(Outcome::Done));
     assert_eq!(disk.done.get(), Some(Ok(Outcome::Done)));
+    disk.steps.set(None);
+    // struck, after it was carried out in an epoch that ended
+    assert_eq!(disk.run(&Mutation::Nothing, &[], again(entry(X))), Ok(entry(X)));
+}
+
+#[test]
+fn what_is_set_aside_only_goes_into_the_record() {
+    let disk = Disk::with(&[("a", X)]);
+    let refused = Refused { errno: Errno::EIO, reason: Reason::SetAside { because: Seq(1) } };
+    assert_eq!(disk.run(&write(), b"x", How::Refused(refused)), Err(refused));
+    assert_eq!(disk.done.get(), Some(Err(refused)));
+    assert_eq!(disk.data(X), b"abc");
 }
 
 #[test]
