@@ -30,6 +30,8 @@ struct Op {
     since: Duration,
     gone: bool,
     value: u64,
+    /// What an entry's answer tells of the object.
+    answer: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -48,7 +50,7 @@ pub(super) struct Host {
     begun: BTreeMap<NodeId, Vec<User>>,
     known: BTreeSet<usize>,
     redone: BTreeSet<usize>,
-    applied: BTreeMap<usize, BTreeSet<Seq>>,
+    applied: BTreeMap<usize, BTreeMap<Seq, Option<u64>>>,
     pending: BTreeMap<usize, BTreeMap<Seq, Entry>>,
     busy: BTreeSet<usize>,
     ops: BTreeMap<u64, Op>,
@@ -125,8 +127,9 @@ impl World {
                 self.host.grantor.handle_request(session(client), request, now).unwrap();
             }
             ToHost::Entry(entry) => {
-                if self.host.applied.entry(client).or_default().contains(&entry.seq) {
-                    let version = version(self.host.value(entry.node));
+                let applied = self.host.applied.entry(client).or_default();
+                if let Some(&value) = applied.get(&entry.seq) {
+                    let version = value.map(version);
                     self.to_client(client, ToClient::Applied { seq: entry.seq, version });
                 } else {
                     self.host.pending.entry(client).or_default().insert(entry.seq, entry);
@@ -144,7 +147,8 @@ impl World {
         self.host.next_ticket += 1;
         let uses = what.uses();
         let connection = self.clients[client].connection;
-        let op = Op { client, connection, what, since: self.time, gone: false, value: 0 };
+        let op =
+            Op { client, connection, what, since: self.time, gone: false, value: 0, answer: None };
         self.host.ops.insert(ticket, op);
         self.host.grantor.wants(User::Session(session(client)), &uses, ticket, now);
     }
@@ -155,7 +159,7 @@ impl World {
             let Some(entry) = self.host.pending.get(&client).and_then(|p| p.values().next()) else {
                 continue;
             };
-            let before = self.host.applied.get(&client).map_or(0, BTreeSet::len) as u64;
+            let before = self.host.applied.get(&client).map_or(0, BTreeMap::len) as u64;
             let reclaiming =
                 entry.lease.is_some() && self.host.grantor.is_reclaiming(session(client));
             if self.host.busy.contains(&client)
@@ -256,6 +260,10 @@ impl World {
             }
             Event::Compared { client, lease, same, run } if up && run == self.host.run => {
                 self.host.grantor.handle_compared(session(client), lease, same, now);
+                if self.host.grantor.has_given(session(client), lease) {
+                    // nothing had changed
+                    self.host.exempt.remove(&(client, lease));
+                }
             }
             _ => {}
         }
@@ -292,8 +300,11 @@ impl World {
             if standing != Some(Standing::Overtaken) {
                 self.host.changes.entry(entry.node).or_default().push(user);
             }
+            let good = standing != Some(Standing::Overtaken);
+            let value = good.then(|| self.host.value(id));
+            self.host.ops.get_mut(&ticket).unwrap().answer = value;
             let applied = self.host.applied.entry(client).or_default();
-            assert!(applied.insert(entry.seq), "applied twice");
+            assert!(applied.insert(entry.seq, value).is_none(), "applied twice");
         }
         let value = self.host.value(id);
         self.host.ops.get_mut(&ticket).unwrap().value = value;
@@ -306,7 +317,7 @@ impl World {
         let Some(op) = self.host.ops.remove(&ticket) else {
             return;
         };
-        let Op { client, connection, value, .. } = op;
+        let Op { client, connection, value, answer, .. } = op;
         let uses = op.what.uses();
         match op.what {
             What::Read { node, began, under, want } => {
@@ -328,7 +339,7 @@ impl World {
                 self.host.busy.remove(&client);
                 self.host.pending.entry(client).or_default().remove(&entry.seq);
                 if self.clients[client].alive {
-                    let version = version(value);
+                    let version = answer.map(version);
                     self.to_client(client, ToClient::Applied { seq: entry.seq, version });
                 }
             }
