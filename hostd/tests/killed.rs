@@ -16,10 +16,11 @@ mod script;
 mod tree;
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -27,7 +28,7 @@ use p2pfs::id::{Seq, SessionId};
 use p2pfs::net::serve::Export;
 use p2pfs::proto::redo::applier::{self, Applier};
 use p2pfs::proto::redo::record::Header;
-use p2pfs::wire::log::{LogAck, LogEntry};
+use p2pfs::wire::log::{LogAck, Outcome, Refused};
 use p2pfs_hostd::export::Share;
 use p2pfs_hostd::record::Records;
 use tempfile::TempDir;
@@ -36,28 +37,35 @@ use tree::Node;
 
 /// Where the host that is killed works.
 const WORK: &str = "P2PFS_KILLED_WORK";
+/// What the client was told, a line for each answer; and that it has no more to ask.
+const TOLD: &str = "told";
+const ENDED: &str = "ended";
 const SESSION: SessionId = SessionId([7; 16]);
 /// What the host calls to change something, its record included.
-const CALLS: [&str; 18] = [
+const CALLS: [&str; 20] = [
     "copy_file_range",
     "fallocate",
     "fchmodat",
     "fchownat",
     "ftruncate",
     "linkat",
+    "mkdir",
     "mkdirat",
     "mknodat",
     "openat",
     "openat2",
     "pwrite64",
     "pwritev2",
-    "rename,renameat,renameat2",
+    "rename",
+    "renameat2",
     "removexattr",
     "setxattr",
     "symlinkat",
     "unlinkat",
     "utimensat",
 ];
+/// What it calls to reach the disk.
+const SYNCS: &str = "fdatasync,fsync,syncfs";
 
 #[test]
 fn on_the_disk_a_kill_at_any_call_changes_nothing() {
@@ -85,9 +93,9 @@ fn kill_everywhere(parent: &Path) {
     let began = Instant::now();
     let undisturbed = World::new(parent);
     undisturbed.finish();
-    let expected = (undisturbed.results(), undisturbed.tree());
+    let expected = (undisturbed.told(), undisturbed.tree());
     let same = |world: &World, what: &str| {
-        assert_eq!(world.results(), expected.0, "{what}: other answers");
+        assert_eq!(world.told(), expected.0, "{what}: other answers");
         tree::assert_same(&expected.1, &world.tree(), what);
     };
     let mut points = 0;
@@ -103,6 +111,8 @@ fn kill_everywhere(parent: &Path) {
             points += 1;
         }
     }
+    // Each entry has an intent and a result
+    assert!(points > 2 * script::entries().len(), "only {points} kill points");
     // Killed again and again, also while it goes on from the record
     let mut kills = 0;
     for at in 4..12 {
@@ -130,34 +140,35 @@ impl World {
         Self { dir }
     }
 
-    /// Runs a host until strace kills it; false if it came to the end.
-    fn kill(&self, call: &str, at: usize) -> bool {
-        let _ = fs::remove_file(self.dir.path().join("results"));
-        let mut strace = Command::new("strace");
-        strace.args(["--quiet=all", "--follow-forks", "--output=/dev/null"]);
-        strace.arg(format!("--trace={call}"));
-        strace.arg(format!("--inject={call}:signal=SIGKILL:when={at}"));
-        strace.arg(std::env::current_exe().unwrap());
-        let output = self.run(strace);
-        let ended = self.dir.path().join("results").exists();
-        assert_eq!(ended, output.status.success(), "{output:?}");
-        !ended
-    }
-
     /// Runs a host to the end.
     fn finish(&self) {
-        let output = self.run(Command::new(std::env::current_exe().unwrap()));
-        assert!(output.status.success(), "{output:?}");
+        assert!(!self.run(&["--trace", SYNCS]));
     }
 
-    fn run(&self, mut command: Command) -> Output {
-        command.args(["host", "--exact", "--ignored", "--test-threads=1"]);
-        command.env(WORK, self.dir.path()).stdin(Stdio::null()).output().unwrap()
+    /// Runs a host until it enters its `at`-th `call`; false if it came to the end before.
+    fn kill(&self, call: &str, at: usize) -> bool {
+        let inject = format!("--inject={call}:signal=SIGKILL:when={at}");
+        self.run(&["--trace", &format!("{call},{SYNCS}"), &inject])
     }
 
-    /// What the client was told, a line for each entry.
-    fn results(&self) -> String {
-        fs::read_to_string(self.dir.path().join("results")).unwrap()
+    /// Runs a host under strace; true if it was killed.
+    fn run(&self, args: &[&str]) -> bool {
+        let mut strace = strace();
+        // A killed process leaves to the kernel what it wrote: the disk has no part in this
+        strace.arg(format!("--inject={SYNCS}:retval=0")).args(args);
+        strace.arg(std::env::current_exe().unwrap());
+        strace.args(["host", "--exact", "--ignored", "--test-threads=1"]);
+        let output = strace.env(WORK, self.dir.path()).stdin(Stdio::null()).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        // strace ends as what it ran did
+        let killed = output.status.signal() == Some(9);
+        assert!(killed || output.status.success(), "{output:?}\n{said}");
+        assert_ne!(killed, self.dir.path().join(ENDED).exists());
+        killed
+    }
+
+    fn told(&self) -> BTreeMap<u64, String> {
+        told(self.dir.path())
     }
 
     fn tree(&self) -> BTreeMap<PathBuf, Node> {
@@ -179,57 +190,88 @@ fn serve(work: &Path) {
             Applier::new(epoch, Seq(1))
         }
     };
-    let cursor = applier.resume(Seq(1));
+    let mut client = Client::open(work);
+    let cursor = applier.resume(client.unanswered());
     assert_eq!(cursor.epoch, view.epoch());
-    let mut results = BTreeMap::new();
-    drain(&mut applier, &*view, &mut results);
+    drain(&mut applier, &*view, &mut client);
     for (entry, body) in script::entries() {
         if entry.seq > cursor.applied && !cursor.ahead.contains(&entry.seq) {
-            send(&mut applier, entry, body);
-            drain(&mut applier, &*view, &mut results);
+            let bytes = body.len();
+            applier.handle_entry(entry, body, bytes, Instant::now()).unwrap();
+            drain(&mut applier, &*view, &mut client);
         }
     }
-    let mut lines = String::new();
-    for (seq, result) in results {
-        lines.push_str(&format!("{seq} {result}\n"));
-    }
-    fs::write(work.join("results"), lines).unwrap();
+    fs::write(work.join(ENDED), "").unwrap();
 }
 
-fn send(applier: &mut Applier<Bytes, ()>, entry: LogEntry, body: Bytes) {
-    let bytes = body.len();
-    applier.handle_entry(entry, body, bytes, Instant::now()).unwrap();
-}
-
-fn drain(
-    applier: &mut Applier<Bytes, ()>,
-    export: &dyn Export,
-    results: &mut BTreeMap<Seq, String>,
-) {
+fn drain(applier: &mut Applier<Bytes, ()>, export: &dyn Export, client: &mut Client) {
     while let Some(output) = applier.poll_output() {
         match output {
             applier::Output::Apply { seq, change, body, how, poisons } => {
                 let result = export.apply(seq, &change, &body, &how, poisons);
                 applier.handle_result(seq, result, Instant::now());
             }
-            applier::Output::Ack(LogAck::Applied { seq, result }) => {
-                // Inode numbers and times of birth are others in each run
-                let told = match result {
-                    Ok(_) => "done".to_owned(),
-                    Err(refused) => format!("{} {:?}", refused.errno, refused.reason),
-                };
-                results.insert(seq, told);
+            applier::Output::Ack(LogAck::Applied { seq, result }) => client.told(seq, &result),
+            applier::Output::Ack(LogAck::Stable { upto }) => export.note_stable(upto),
+            applier::Output::Sync { upto } => {
+                export.sync_all().unwrap();
+                applier.handle_synced(upto, Instant::now());
             }
             other => panic!("{other:?}"),
         }
     }
 }
 
+/// What the client was told; it is on another machine, and remembers.
+struct Client {
+    told: BTreeMap<u64, String>,
+    file: File,
+}
+
+impl Client {
+    fn open(work: &Path) -> Self {
+        let told = told(work);
+        let file = OpenOptions::new().append(true).create(true).open(work.join(TOLD)).unwrap();
+        Self { told, file }
+    }
+
+    fn unanswered(&self) -> Seq {
+        Seq((1..).find(|seq| !self.told.contains_key(seq)).unwrap())
+    }
+
+    fn told(&mut self, seq: Seq, result: &Result<Outcome, Refused>) {
+        // Inode numbers and times of birth are others in each run
+        let told = match result {
+            Ok(_) => "done".to_owned(),
+            Err(refused) => format!("{} {:?}", refused.errno, refused.reason),
+        };
+        writeln!(self.file, "{seq} {told}").unwrap();
+        let before = self.told.insert(seq.0, told.clone());
+        assert!(before.is_none_or(|before| before == told), "{seq}: first it was another answer");
+    }
+}
+
+fn told(work: &Path) -> BTreeMap<u64, String> {
+    let text = fs::read_to_string(work.join(TOLD)).unwrap_or_default();
+    let line = |line: &str| {
+        let (seq, told) = line.split_once(' ').unwrap();
+        (seq.parse().unwrap(), told.to_owned())
+    };
+    text.lines().map(line).collect()
+}
+
+/// Says nothing itself, and sees threads.
+fn strace() -> Command {
+    let mut strace = Command::new("strace");
+    strace.args(["--quiet=all", "--output=/dev/null", "--follow-forks"]);
+    strace
+}
+
 /// Why nothing can be killed here.
 fn obstacle(parent: &Path) -> Option<String> {
     let world = World::new(parent);
-    let mut strace = Command::new("strace");
-    strace.args(["--quiet=all", "--output=/dev/null", "--trace=none", "true"]);
+    let mut strace = strace();
+    strace.arg("true");
     match strace.output() {
         Err(error) => return Some(format!("strace: {error}")),
         Ok(output) if !output.status.success() => return Some(format!("strace: {output:?}")),

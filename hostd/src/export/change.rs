@@ -17,7 +17,7 @@ use rustix::fs::{
 };
 use rustix::io;
 
-use super::redo::Found;
+use super::redo::{Found, Occupant};
 use super::{OpenFile, View, access_flags, beneath, errno, meta};
 
 /// Permission bits with setuid, setgid and sticky.
@@ -176,7 +176,10 @@ impl View {
             RenameMode::NoReplace => RenameFlags::NOREPLACE,
             RenameMode::Exchange => RenameFlags::EXCHANGE,
         };
-        let node = found.name.as_ref().ok_or(Errno::ENOENT)?.node;
+        let Occupant { node, fd, .. } = found.name.as_ref().ok_or(Errno::ENOENT)?;
+        if mode == RenameMode::Replace && found.new_name.is_some() {
+            self.settle(fd)?;
+        }
         let old = beneath::c_name(name).map_err(errno)?;
         let new = beneath::c_name(new_name).map_err(errno)?;
         rustix::fs::renameat_with(&from, &*old, &to, &*new, flags).map_err(errno)?;
@@ -186,7 +189,21 @@ impl View {
         }
         let replaced = found.new_name.as_ref().map(|occupant| occupant.node);
         // Two names of one node: rename(2) does nothing
-        Ok(Outcome::Renamed { node, replaced: replaced.filter(|replaced| *replaced != node) })
+        let replaced = replaced.filter(|replaced| replaced != node);
+        Ok(Outcome::Renamed { node: *node, replaced })
+    }
+
+    /// Puts what is about to replace another file on the disk: a crash must not leave neither of
+    /// them, as it can where the name reaches the disk before the data.
+    fn settle(&self, fd: &OwnedFd) -> Result<(), Errno> {
+        if !meta::attr(fd.as_fd()).map_err(errno)?.is_file() {
+            return Ok(());
+        }
+        match beneath::reopen(fd.as_fd(), OFlags::RDONLY) {
+            Ok(file) => rustix::fs::fdatasync(file).map_err(|error| self.disk_failed(error)),
+            // Nobody may read it, this host neither
+            Err(_) => Ok(()),
+        }
     }
 
     /// Length, owner, mode, times: chown(2) takes setuid away, and all of them set times.
