@@ -17,7 +17,6 @@ use crate::limits::{
 use crate::proto::PeerMisbehaved;
 use crate::proto::redo::execute::{How, Seen};
 use crate::proto::redo::record::{Recovered, SLOTS};
-use crate::wire::errno::Errno;
 use crate::wire::log::{
     Change, Cursor, LogAck, LogEntry, Mutation, Outcome, Promise, Reason, Refused, Sent,
 };
@@ -98,6 +97,7 @@ struct Applied {
 
 /// What the driver is to do.
 #[derive(Clone, Debug, Eq, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "most are the large one, and none is kept for long")]
 pub enum Output<B, W> {
     /// Carry the entry out with [`super::execute::execute`], then report.
     Apply {
@@ -208,7 +208,7 @@ impl<B, W> Applier<B, W> {
         entry: LogEntry,
         body: B,
         bytes: usize,
-        now: Instant,
+        _now: Instant,
     ) -> Result<(), PeerMisbehaved> {
         check(&entry)?;
         let seq = entry.seq;

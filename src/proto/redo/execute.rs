@@ -201,7 +201,7 @@ impl<B, T: Tree<B>, R: Recorder> Attempt<'_, B, T, R> {
             Err(errno) => return self.failed(errno),
         };
         if let Mutation::Append { node, size, .. } = &self.change.mutation {
-            let node = node_of(node).ok_or(Refused::conflict(Errno::ESTALE))?;
+            let node = node_of(node).ok_or_else(|| Refused::conflict(Errno::ESTALE))?;
             return self.append(node, *size, &now);
         }
         let mut step = decide(self.change, self.how, &now);

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::*;
 use crate::proto::redo::record::Header;
 use crate::wire::call::{Attr, Entry, Time};
+use crate::wire::errno::Errno;
 use crate::wire::log::{NodeRef, Occupant};
 use crate::wire::name::Name;
 
