@@ -14,8 +14,8 @@
 //!
 //! A kill in the middle of a write must not lose what was there: the header is there twice, and a
 //! result does not touch the intent before it. The ring's next entry for a slot comes 16,384
-//! entries later, when nobody asks for this one. Numbers are little-endian; a sum is FNV-1a of 64 bits over
-//! what follows it: it tells what is whole, not who wrote it.
+//! entries later, when nobody asks for this one. Numbers are little-endian; a sum is FNV-1a of 64
+//! bits over what follows it: it tells what is whole, not who wrote it.
 
 use std::collections::BTreeMap;
 
