@@ -1,8 +1,9 @@
 //! Three programs, three state directories, one machine, a kernel mount (R1-R5, R7, R22, D1, D4).
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
@@ -219,6 +220,40 @@ fn a_share_for_reading_takes_no_change() {
     }
 
     world.unmount(&mountpoint);
+}
+
+/// N1: what a killed host was told, and what it is told meanwhile, is carried out once.
+#[test]
+fn a_host_that_is_killed_goes_on_where_it_was() {
+    need_mount!();
+    let home = Home::on_loopback();
+    home.mount("timeout=20,grace=60");
+    let open = File::create(home.mountpoint.join("open")).unwrap();
+    let mountpoint = home.mountpoint.clone();
+    let (saved, saves) = std::sync::mpsc::channel();
+    let editor = std::thread::spawn(move || {
+        for round in 0..300_u64 {
+            let [draft, name] = ["draft", "document"].map(|name| mountpoint.join(name));
+            fs::write(&draft, format!("round {round}\n").repeat(500)).unwrap();
+            fs::rename(&draft, &name).unwrap();
+            open.write_all_at(&round.to_le_bytes(), round * 8).unwrap();
+            fs::create_dir(mountpoint.join(format!("round-{round}"))).unwrap();
+            let _ = saved.send(round);
+        }
+    });
+    saves.iter().find(|round| *round == 20).unwrap();
+    home.host.kill();
+    let shares = [format!("disk={}", home.disk.display())];
+    let _host = home.world.host(&home.server.ready, &shares);
+    editor.join().unwrap();
+    home.world.sync(&home.mountpoint);
+    let document = fs::read_to_string(home.disk.join("document")).unwrap();
+    assert_eq!(document, "round 299\n".repeat(500));
+    assert!(!home.disk.join("draft").exists());
+    assert!((0..300).all(|round| home.disk.join(format!("round-{round}")).is_dir()));
+    let counted: Vec<u8> = (0..300_u64).flat_map(u64::to_le_bytes).collect();
+    assert_eq!(fs::read(home.disk.join("open")).unwrap(), counted);
+    home.world.unmount(&home.mountpoint);
 }
 
 #[test]

@@ -125,12 +125,17 @@ fn entries_have_their_bytes() {
     let caller = Some(Caller { uid: 1000, gid: 100, groups: vec![4, 24] });
     let at = Some(Time { seconds: 1_700_000_000, nanos: 9 });
     let change = Change { mutation, lease: Some(LeaseId(3)), at, caller };
-    for (text, told) in [("again", None), ("told", Some(Outcome::Attr(ATTR)))] {
+    let told = Some(Outcome::Attr(ATTR));
+    for (text, sent) in [
+        ("again", Sent::Again { told: None }),
+        ("told", Sent::Again { told }),
+        ("passed", Sent::Passed { told }),
+    ] {
         let again = LogEntry {
             seq: Seq(10),
             after: vec![],
             promise: Promise::Accepted,
-            sent: Sent::Again { told },
+            sent,
             change: change.clone(),
         };
         golden(&format!("entry_{text}"), &again);
