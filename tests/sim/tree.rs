@@ -1,0 +1,213 @@
+//! What the executor sees of the disk and of the record, while its process lives.
+
+use std::cell::{Cell, RefCell};
+
+use p2pfs::id::{NodeId, Seq};
+use p2pfs::proto::redo::execute::{Recorder, Seen, Tree};
+use p2pfs::proto::redo::opens::Opens;
+use p2pfs::proto::redo::record::{self, Slot};
+use p2pfs::wire::call::Access;
+use p2pfs::wire::errno::Errno;
+use p2pfs::wire::log::{Change, Mutation, Outcome, Refused};
+
+use super::dice::Dice;
+use super::disk::Disk;
+use super::host::{Host, session_id};
+use super::posix::{Body, COLLAPSE, Kind, WORD, id};
+
+/// What an execution did.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    pub done: RefCell<Vec<(Mutation, Outcome)>>,
+    pub disk_failed: Cell<bool>,
+}
+
+/// The share as one session changes it.
+#[derive(Debug)]
+pub struct View<'a> {
+    pub host: &'a Host,
+    pub opens: &'a RefCell<Opens>,
+    pub dice: RefCell<Dice>,
+    pub client: usize,
+    pub ledger: &'a Ledger,
+}
+
+impl View<'_> {
+    /// One step of the process; a killed one does nothing.
+    fn step(&self) -> Result<(), Errno> {
+        let left = self.host.fuse.get();
+        if left == 0 {
+            return Err(Errno::EIO);
+        }
+        self.host.fuse.set(left - 1);
+        Ok(())
+    }
+
+    fn write_slot(&self, seq: Seq, slot: &Slot) {
+        let Some(record) = self.host.records.get(&self.client) else { return };
+        let mut record = record.borrow_mut();
+        let (at, bytes) = (record::slot_offset(seq) as usize, record::encode_slot(seq, slot));
+        if record.len() < at + bytes.len() {
+            record.resize(at + bytes.len(), 0);
+        }
+        record[at..at + bytes.len()].copy_from_slice(&bytes);
+    }
+
+    fn opened(&self, mutation: &Mutation, outcome: &Outcome) {
+        if let (Mutation::Create { open: Some(open), .. }, Outcome::Entry(entry)) =
+            (mutation, outcome)
+        {
+            let session = session_id(self.client);
+            self.opens.borrow_mut().open(session, open.handle, entry.node, Access::ReadWrite);
+        }
+    }
+
+    /// What has no bytes in the journal must be on the disk before it is answered.
+    fn sync_if_moved(&self, mutation: &Mutation) -> Result<(), Errno> {
+        if !matches!(mutation, Mutation::CopyRange { .. } | Mutation::Fallocate { .. }) {
+            return Ok(());
+        }
+        let synced = self.host.disk.borrow_mut().sync(&mut self.dice.borrow_mut());
+        self.ledger.disk_failed.set(synced.is_err());
+        synced
+    }
+}
+
+impl Disk {
+    /// Who has a mutation's names, and how long its file is.
+    pub fn seen(&self, mutation: &Mutation) -> Seen {
+        let mut seen = Seen::default();
+        match mutation {
+            Mutation::Create { parent, name, .. }
+            | Mutation::Mkdir { parent, name, .. }
+            | Mutation::Link { parent, name, .. }
+            | Mutation::Unlink { parent, name, .. }
+            | Mutation::Rmdir { parent, name, .. } => {
+                seen.name = self.now.lookup(id(parent), name);
+            }
+            Mutation::Rename { parent, name, new_parent, new_name, .. } => {
+                seen.name = self.now.lookup(id(parent), name);
+                seen.new_name = self.now.lookup(id(new_parent), new_name);
+            }
+            Mutation::Append { node, .. }
+            | Mutation::Fallocate { node, .. }
+            | Mutation::CopyRange { node, .. } => {
+                let node = self.now.nodes.get(&id(node));
+                seen.size = node.map(|node| node.data.len() as u64 * WORD);
+            }
+            _ => {}
+        }
+        seen
+    }
+}
+
+impl Tree<Body> for View<'_> {
+    fn look(&self, change: &Change) -> Result<Seen, Errno> {
+        self.step()?;
+        let mut disk = self.host.disk.borrow_mut();
+        let mut seen = disk.seen(&change.mutation);
+        let (parent, premade, kind) = match &change.mutation {
+            Mutation::Create { parent, premade, .. } => (parent, premade, Kind::File),
+            Mutation::Mkdir { parent, premade, .. } => (parent, premade, Kind::Dir),
+            _ => return Ok(seen),
+        };
+        if seen.name.is_none() && disk.now.node(id(parent)).is_ok() {
+            seen.made = match premade {
+                Some(node) if disk.is_covered(*node) => Some(*node),
+                _ => Some(disk.make(kind)?),
+            };
+        }
+        Ok(seen)
+    }
+
+    fn perform(
+        &self,
+        seq: Seq,
+        change: &Change,
+        body: &Body,
+        seen: &Seen,
+    ) -> Result<Outcome, Errno> {
+        self.step()?;
+        let who = Some((self.client, seq.0));
+        let made = seen.made;
+        let keep = |node: NodeId| {
+            let open = self.opens.borrow().is_open(node);
+            if open {
+                self.opens.borrow_mut().handle_held(node);
+            }
+            open
+        };
+        let outcome =
+            self.host.disk.borrow_mut().mutate(who, &change.mutation, body, made, keep)?;
+        self.opened(&change.mutation, &outcome);
+        self.ledger.done.borrow_mut().push((change.mutation.clone(), outcome));
+        self.sync_if_moved(&change.mutation)?;
+        Ok(outcome)
+    }
+
+    fn outcome(
+        &self,
+        _seq: Seq,
+        change: &Change,
+        _body: &Body,
+        seen: &Seen,
+    ) -> Result<Outcome, Errno> {
+        self.step()?;
+        let outcome = {
+            let disk = self.host.disk.borrow();
+            let node = match &change.mutation {
+                Mutation::Rename { new_parent, new_name, .. } => {
+                    disk.now.lookup(id(new_parent), new_name)
+                }
+                Mutation::Link { node, .. }
+                | Mutation::SetAttr { node, .. }
+                | Mutation::Write { node, .. }
+                | Mutation::Append { node, .. }
+                | Mutation::CopyRange { node, .. }
+                | Mutation::Fallocate { node, .. } => Some(id(node)),
+                _ => seen.made.or(seen.name),
+            };
+            let extent = super::posix::Extent {
+                size: seen.size.unwrap_or_default(),
+                replaced: seen.new_name,
+            };
+            disk.now.outcome(&change.mutation, node.unwrap_or(NodeId::ROOT), &extent)
+        };
+        self.opened(&change.mutation, &outcome);
+        self.sync_if_moved(&change.mutation)?;
+        Ok(outcome)
+    }
+
+    fn holds(&self, node: NodeId, offset: u64, body: &Body) -> Result<bool, Errno> {
+        self.step()?;
+        let disk = self.host.disk.borrow();
+        let at = (offset / WORD) as usize;
+        Ok(disk.now.node(node)?.data.get(at..at + body.len()) == Some(body.as_slice()))
+    }
+
+    fn sync(&self) -> Result<(), Errno> {
+        self.step()?;
+        let synced = self.host.disk.borrow_mut().sync(&mut self.dice.borrow_mut());
+        self.ledger.disk_failed.set(synced.is_err());
+        synced
+    }
+}
+
+impl Recorder for View<'_> {
+    fn intent(&self, seq: Seq, seen: &Seen) -> Result<(), Errno> {
+        self.step()?;
+        self.write_slot(seq, &Slot::Intent(*seen));
+        Ok(())
+    }
+
+    fn done(&self, seq: Seq, result: &Result<Outcome, Refused>, poisons: bool) {
+        if self.step().is_ok() {
+            self.write_slot(seq, &Slot::Done { result: *result, poisons });
+        }
+    }
+}
+
+/// Whether a mutation moves data within a file.
+pub fn collapses(mutation: &Mutation) -> bool {
+    matches!(mutation, Mutation::Fallocate { mode: COLLAPSE, .. })
+}
