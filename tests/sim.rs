@@ -4,18 +4,18 @@
 //! `P2PFS_SEEDS=N` runs more seeds, `P2PFS_SEED=N` one again, `P2PFS_TRACE=1` tells what goes on.
 
 mod sim {
-    pub mod apps;
-    pub mod check;
-    pub mod client;
-    pub mod clock;
-    pub mod coverage;
-    pub mod dice;
-    pub mod disk;
-    pub mod host;
-    pub mod model;
-    pub mod net;
-    pub mod posix;
-    pub mod runs;
-    pub mod tree;
-    pub mod world;
+    pub(crate) mod apps;
+    pub(crate) mod check;
+    pub(crate) mod client;
+    pub(crate) mod clock;
+    pub(crate) mod coverage;
+    pub(crate) mod dice;
+    pub(crate) mod disk;
+    pub(crate) mod host;
+    pub(crate) mod model;
+    pub(crate) mod net;
+    pub(crate) mod posix;
+    pub(crate) mod runs;
+    pub(crate) mod tree;
+    pub(crate) mod world;
 }

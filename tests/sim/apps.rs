@@ -16,19 +16,19 @@ use super::world::{Event, World};
 
 const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 
-pub fn name(text: &str) -> Name {
+pub(crate) fn name(text: &str) -> Name {
     Name::new(text.as_bytes()).expect("a name")
 }
 
 impl World {
     /// An application may go on.
-    pub fn wake(&mut self, client: usize, app: usize) {
+    pub(crate) fn wake(&mut self, client: usize, app: usize) {
         let think = self.dice.delay(self.config.think);
         self.schedule(think, Event::App { client, app });
     }
 
     /// An application does something.
-    pub fn act(&mut self, client: usize, app: usize) {
+    pub(crate) fn act(&mut self, client: usize, app: usize) {
         if self.healing || self.ops >= self.config.ops {
             return;
         }
@@ -79,9 +79,8 @@ impl World {
 
     fn pick_file(&mut self, client: usize) -> Option<NodeId> {
         let side = &self.clients[client];
-        let is_file = |id: &NodeId| {
-            side.view.nodes.get(id).is_some_and(|node| node.kind == Kind::File)
-        };
+        let is_file =
+            |id: &NodeId| side.view.nodes.get(id).is_some_and(|node| node.kind == Kind::File);
         let open: Vec<NodeId> = side.handles.keys().copied().filter(is_file).collect();
         self.dice.pick(&open).copied()
     }
@@ -265,7 +264,7 @@ impl World {
     }
 
     /// An application asks for a change.
-    pub fn submit(
+    pub(crate) fn submit(
         &mut self,
         client: usize,
         app: usize,
@@ -332,7 +331,7 @@ impl World {
     }
 
     /// Does it here and now; false if only the host can.
-    pub fn accept(
+    pub(crate) fn accept(
         &mut self,
         client: usize,
         mutation: &Mutation,
@@ -369,8 +368,7 @@ impl World {
                 side.handles.insert(made, open.handle);
             }
         }
-        let change =
-            Change { app: None, mutation, body: body.to_vec(), busy: Vec::new() };
+        let change = Change { app: None, mutation, body: body.to_vec(), busy: Vec::new() };
         self.note(|| format!("client {client} accepts {seq} {:?}", change.mutation));
         let _ = nodes;
         self.count_accepted(client, seq, &change, made);
@@ -396,7 +394,7 @@ impl World {
     }
 
     /// The kernel hands over what it still holds of a node.
-    pub fn flush(&mut self, client: usize, node: NodeId) {
+    pub(crate) fn flush(&mut self, client: usize, node: NodeId) {
         let side = &self.clients[client];
         let now = side.clock.at(self.now);
         let is_file = side.view.nodes.get(&node).is_some_and(|node| node.kind == Kind::File);
@@ -411,10 +409,7 @@ impl World {
 }
 
 /// Says whom an accepted change expects at its names.
-fn expect_occupants(
-    mutation: &mut Mutation,
-    lookup: impl Fn(NodeId, &Name) -> Option<NodeId>,
-) {
+fn expect_occupants(mutation: &mut Mutation, lookup: impl Fn(NodeId, &Name) -> Option<NodeId>) {
     let expect = |parent: &NodeRef, name: &Name| {
         lookup(super::posix::id(parent), name)
             .map_or(Occupant::Nobody, |node| Occupant::Node(node.into()))
@@ -422,9 +417,7 @@ fn expect_occupants(
     match mutation {
         Mutation::Unlink { parent, name, occupant }
         | Mutation::Rmdir { parent, name, occupant } => *occupant = expect(parent, name),
-        Mutation::Rename {
-            parent, name, occupant, new_parent, new_name, new_occupant, ..
-        } => {
+        Mutation::Rename { parent, name, occupant, new_parent, new_name, new_occupant, .. } => {
             *occupant = expect(parent, name);
             *new_occupant = expect(new_parent, new_name);
         }

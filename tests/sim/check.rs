@@ -12,7 +12,7 @@ use super::world::World;
 
 impl World {
     /// A host has changed its disk for an entry.
-    pub fn count_effect(
+    pub(crate) fn count_effect(
         &mut self,
         client: usize,
         seq: Seq,
@@ -81,7 +81,7 @@ impl World {
     }
 
     /// What came of an entry's execution.
-    pub fn check_result(
+    pub(crate) fn check_result(
         &mut self,
         client: usize,
         seq: Seq,
@@ -132,7 +132,7 @@ impl World {
     }
 
     /// An accepted entry is kept aside.
-    pub fn set_aside(&mut self, client: usize, seq: Seq, refused: Refused) {
+    pub(crate) fn set_aside(&mut self, client: usize, seq: Seq, refused: Refused) {
         let known = self.clients[client].accepted.get(&seq.0).cloned();
         if let Some(change) = known {
             let excused = self.excuses.full || self.excuses.struck || !self.config.is_alone();
@@ -149,7 +149,7 @@ impl World {
     }
 
     /// An application was told an error.
-    pub fn check_told_failed(
+    pub(crate) fn check_told_failed(
         &mut self,
         client: usize,
         seq: Seq,
@@ -174,7 +174,7 @@ impl World {
     }
 
     /// What was struck and is lost stays lost.
-    pub fn drop_struck(&mut self) {
+    pub(crate) fn drop_struck(&mut self) {
         for client in 0..self.clients.len() {
             let struck: Vec<u64> = self.clients[client].told_failed.iter().copied().collect();
             for seq in struck {
@@ -185,13 +185,13 @@ impl World {
         }
     }
 
-    pub fn check_struck_applied(&mut self, client: usize, seq: Seq) {
+    pub(crate) fn check_struck_applied(&mut self, client: usize, seq: Seq) {
         let side = &self.clients[client];
         assert!(side.told_failed.contains(&seq.0), "{seq} was never struck");
     }
 
     /// Something is not as it ought to be, unless it is in dispute.
-    pub fn stale(&mut self, client: usize, mutation: &Mutation, text: &str) {
+    pub(crate) fn stale(&mut self, client: usize, mutation: &Mutation, text: &str) {
         let disputed = super::model::nodes(mutation)
             .iter()
             .any(|&node| self.model.contested.contains(&self.model.own(node)))
@@ -226,7 +226,12 @@ impl World {
     }
 
     /// The host has read a node for a client.
-    pub fn check_fetched(&mut self, client: usize, node: NodeId, reply: &Result<Reply, Errno>) {
+    pub(crate) fn check_fetched(
+        &mut self,
+        client: usize,
+        node: NodeId,
+        reply: &Result<Reply, Errno>,
+    ) {
         let Ok(Reply::Node { node: content, .. }) = reply else { return };
         if let Some(difference) = self.difference(content, self.model.own(node)) {
             panic!("client {client} reads {node:?} on the host: {difference}");
@@ -234,7 +239,7 @@ impl World {
     }
 
     /// A client answers from its cache.
-    pub fn check_cached(&mut self, client: usize, node: NodeId) {
+    pub(crate) fn check_cached(&mut self, client: usize, node: NodeId) {
         let content = &self.clients[client].view.nodes[&node];
         if let Some(difference) = self.difference(content, self.model.own(node)) {
             panic!("client {client} reads {node:?} in its cache: {difference}");
@@ -242,7 +247,7 @@ impl World {
     }
 
     /// A client says from its cache that something cannot be done.
-    pub fn check_cached_error(
+    pub(crate) fn check_cached_error(
         &mut self,
         client: usize,
         mutation: &Mutation,
@@ -257,7 +262,7 @@ impl World {
     }
 
     /// An application was told that a file is on the disk.
-    pub fn fsynced(&mut self, client: usize, node: NodeId, touched: u64) {
+    pub(crate) fn fsynced(&mut self, client: usize, node: NodeId, touched: u64) {
         let own = self.model.own(node);
         if self.model.touched.get(&own).copied().unwrap_or_default() != touched {
             return;
@@ -280,7 +285,7 @@ impl World {
     }
 
     /// After a crash everything is still there that was said to be on the disk.
-    pub fn check_fsynced(&mut self) {
+    pub(crate) fn check_fsynced(&mut self) {
         for (&own, &touched) in &self.fsynced {
             if self.model.touched.get(&own) == Some(&touched) {
                 self.check_durable(own, "lost in a crash after fsync");
@@ -289,7 +294,7 @@ impl World {
     }
 
     /// Nothing grows without end.
-    pub fn check_bounds(&self, client: usize) {
+    pub(crate) fn check_bounds(&self, client: usize) {
         let (entries, bytes) = self.clients[client].log.unstable();
         assert!(entries <= limits::LOG_ENTRIES_UNSTABLE_MAX, "{entries} entries are kept");
         assert!(bytes <= limits::LOG_BYTES_UNSTABLE_MAX, "{bytes} bytes are kept");
@@ -302,7 +307,7 @@ impl World {
     }
 
     /// Everything has come to rest: the disk is what it ought to be.
-    pub fn check_converged(&self) {
+    pub(crate) fn check_converged(&self) {
         for (number, side) in self.clients.iter().enumerate() {
             assert!(side.waiting.is_empty(), "client {number} still waits: {:?}", side.waiting);
             assert_eq!(side.log.unstable(), (0, 0), "client {number}'s log is not empty");

@@ -17,62 +17,62 @@ use super::world::{Event, GRACE, World};
 
 /// A change that somebody waits for, or that was accepted.
 #[derive(Clone, Debug)]
-pub struct Change {
+pub(crate) struct Change {
     /// Which application waits.
-    pub app: Option<usize>,
-    pub mutation: Mutation,
-    pub body: Body,
+    pub(crate) app: Option<usize>,
+    pub(crate) mutation: Mutation,
+    pub(crate) body: Body,
     /// What must not be used before it is answered.
-    pub busy: Vec<NodeId>,
+    pub(crate) busy: Vec<NodeId>,
 }
 
 #[derive(Clone, Debug)]
-pub struct PendingCall {
-    pub app: usize,
-    pub call: Call,
+pub(crate) struct PendingCall {
+    pub(crate) app: usize,
+    pub(crate) call: Call,
     /// How often its node was changed when it was made.
-    pub touched: u64,
+    pub(crate) touched: u64,
     /// The lease under which what it brings is cached.
-    pub lease: Option<p2pfs::id::LeaseId>,
+    pub(crate) lease: Option<p2pfs::id::LeaseId>,
 }
 
 #[derive(Debug)]
-pub struct Client {
-    pub clock: Clock,
-    pub log: Log<Body>,
-    pub holder: Holder,
-    pub connection: Option<u64>,
+pub(crate) struct Client {
+    pub(crate) clock: Clock,
+    pub(crate) log: Log<Body>,
+    pub(crate) holder: Holder,
+    pub(crate) connection: Option<u64>,
     /// The host has said how far it is.
-    pub connected: bool,
+    pub(crate) connected: bool,
     early: Vec<Down>,
     /// No connection comes up before.
-    pub outage: u64,
+    pub(crate) outage: u64,
     losses: u64,
     next: u64,
-    pub calls: BTreeMap<u64, PendingCall>,
-    pub asked: BTreeMap<RequestId, (usize, NodeId)>,
+    pub(crate) calls: BTreeMap<u64, PendingCall>,
+    pub(crate) asked: BTreeMap<RequestId, (usize, NodeId)>,
     /// Awaited, by number.
-    pub waiting: BTreeMap<u64, Change>,
+    pub(crate) waiting: BTreeMap<u64, Change>,
     /// Accepted, by number.
-    pub accepted: BTreeMap<u64, Change>,
+    pub(crate) accepted: BTreeMap<u64, Change>,
     /// What came of awaited entries that did not fail.
-    pub told: BTreeSet<u64>,
+    pub(crate) told: BTreeSet<u64>,
     /// Their applications were told an error.
-    pub told_failed: BTreeSet<u64>,
-    pub asides: BTreeMap<u64, Refused>,
-    pub busy: BTreeMap<NodeId, u32>,
+    pub(crate) told_failed: BTreeSet<u64>,
+    pub(crate) asides: BTreeMap<u64, Refused>,
+    pub(crate) busy: BTreeMap<NodeId, u32>,
     /// What it believes.
-    pub view: Posix,
+    pub(crate) view: Posix,
     /// Of these it knows everything.
-    pub known: BTreeSet<NodeId>,
-    pub handles: BTreeMap<NodeId, HandleId>,
-    pub pool: (Vec<NodeId>, Vec<NodeId>),
-    pub premaking: bool,
+    pub(crate) known: BTreeSet<NodeId>,
+    pub(crate) handles: BTreeMap<NodeId, HandleId>,
+    pub(crate) pool: (Vec<NodeId>, Vec<NodeId>),
+    pub(crate) premaking: bool,
     renamed: BTreeMap<NodeId, NodeId>,
 }
 
 impl Client {
-    pub fn new(clock: Clock) -> Self {
+    pub(crate) fn new(clock: Clock) -> Self {
         Self {
             clock,
             log: Log::new(),
@@ -100,12 +100,12 @@ impl Client {
         }
     }
 
-    pub fn new_handle(&mut self) -> HandleId {
+    pub(crate) fn new_handle(&mut self) -> HandleId {
         self.next += 1;
         HandleId(self.next)
     }
 
-    pub fn hold(&mut self, nodes: &[NodeId]) {
+    pub(crate) fn hold(&mut self, nodes: &[NodeId]) {
         for &node in nodes {
             *self.busy.entry(node).or_default() += 1;
         }
@@ -122,7 +122,7 @@ impl Client {
     }
 
     /// What a node is called now.
-    pub fn current(&self, node: NodeId) -> NodeId {
+    pub(crate) fn current(&self, node: NodeId) -> NodeId {
         let mut node = node;
         while let Some(&new) = self.renamed.get(&node) {
             node = new;
@@ -156,7 +156,7 @@ impl Client {
     }
 
     /// A mutation with the names that its nodes have now.
-    pub fn renamed(&self, mutation: &Mutation) -> Mutation {
+    pub(crate) fn renamed(&self, mutation: &Mutation) -> Mutation {
         let mut mutation = mutation.clone();
         super::model::for_each_ref(&mut mutation, |node| {
             *node = self.current(super::posix::id(node)).into();
@@ -165,7 +165,7 @@ impl Client {
     }
 
     /// What it believes of these is no longer sure.
-    pub fn doubt(&mut self, nodes: &[NodeId]) {
+    pub(crate) fn doubt(&mut self, nodes: &[NodeId]) {
         for &node in nodes {
             let node = self.current(node);
             self.known.remove(&node);
@@ -175,7 +175,7 @@ impl Client {
 
 impl World {
     /// Tries to reach the host.
-    pub fn connect(&mut self, client: usize) {
+    pub(crate) fn connect(&mut self, client: usize) {
         let now = self.now;
         let side = &mut self.clients[client];
         if side.connection.is_some() {
@@ -193,7 +193,7 @@ impl World {
     }
 
     /// The client notices that its connection is gone.
-    pub fn client_notices(&mut self, client: usize, connection: u64) {
+    pub(crate) fn client_notices(&mut self, client: usize, connection: u64) {
         let side = &mut self.clients[client];
         if side.connection != Some(connection) {
             return;
@@ -216,7 +216,7 @@ impl World {
     }
 
     /// Nobody waits for the host any longer.
-    pub fn give_up(&mut self, client: usize, losses: u64) {
+    pub(crate) fn give_up(&mut self, client: usize, losses: u64) {
         let side = &mut self.clients[client];
         if side.connected || side.losses != losses {
             return;
@@ -231,7 +231,7 @@ impl World {
     }
 
     /// A frame arrived at the client.
-    pub fn client_receives(&mut self, client: usize, connection: u64, frame: Down) {
+    pub(crate) fn client_receives(&mut self, client: usize, connection: u64, frame: Down) {
         let side = &mut self.clients[client];
         if side.connection != Some(connection) {
             return;
@@ -285,7 +285,7 @@ impl World {
         }
     }
 
-    pub fn call(&mut self, client: usize, app: usize, call: Call) {
+    pub(crate) fn call(&mut self, client: usize, app: usize, call: Call) {
         let side = &mut self.clients[client];
         side.next += 1;
         let request = side.next;
@@ -342,7 +342,7 @@ impl World {
     }
 
     /// Carries out what the client's machines ask for.
-    pub fn pump_client(&mut self, client: usize) {
+    pub(crate) fn pump_client(&mut self, client: usize) {
         loop {
             if let Some(output) = self.clients[client].log.poll_output() {
                 self.do_for_log(client, output);
@@ -460,7 +460,7 @@ impl World {
         }
     }
 
-    pub fn fetch(&mut self, client: usize, app: usize, node: NodeId) {
+    pub(crate) fn fetch(&mut self, client: usize, app: usize, node: NodeId) {
         let side = &mut self.clients[client];
         let handle = match side.handles.get(&node) {
             _ if node == NodeId::ROOT => None,
@@ -471,7 +471,7 @@ impl World {
         self.call(client, app, Call::Fetch { node, handle, upto });
     }
 
-    pub fn acquire(&mut self, client: usize, app: usize, node: NodeId, kind: LeaseKind) {
+    pub(crate) fn acquire(&mut self, client: usize, app: usize, node: NodeId, kind: LeaseKind) {
         let side = &mut self.clients[client];
         let now = side.clock.at(self.now);
         let request = side.holder.acquire(node, kind, now);
@@ -480,7 +480,7 @@ impl World {
     }
 
     /// Asks for nodes in advance.
-    pub fn premake(&mut self, client: usize) {
+    pub(crate) fn premake(&mut self, client: usize) {
         let side = &mut self.clients[client];
         if !side.premaking && side.connected {
             side.premaking = true;
@@ -490,7 +490,7 @@ impl World {
     }
 
     /// What is accepted counts from now on.
-    pub fn count_accepted(
+    pub(crate) fn count_accepted(
         &mut self,
         client: usize,
         seq: Seq,

@@ -8,20 +8,25 @@ use p2pfs::wire::log::{Outcome, Reason, Refused};
 
 /// Counts by machine, state and event.
 #[derive(Clone, Debug, Default)]
-pub struct Coverage(BTreeMap<(&'static str, &'static str, &'static str), u64>);
+pub(crate) struct Coverage(BTreeMap<(&'static str, &'static str, &'static str), u64>);
 
 impl Coverage {
-    pub fn count(&mut self, machine: &'static str, state: &'static str, event: &'static str) {
+    pub(crate) fn count(
+        &mut self,
+        machine: &'static str,
+        state: &'static str,
+        event: &'static str,
+    ) {
         *self.0.entry((machine, state, event)).or_default() += 1;
     }
 
-    pub fn add(&mut self, other: &Self) {
+    pub(crate) fn add(&mut self, other: &Self) {
         for (key, count) in &other.0 {
             *self.0.entry(*key).or_default() += count;
         }
     }
 
-    pub fn table(&self) -> String {
+    pub(crate) fn table(&self) -> String {
         let mut table = String::new();
         for ((machine, state, event), count) in &self.0 {
             let _ = writeln!(table, "{machine:10} {state:12} {event:12} {count:>10}");
@@ -30,7 +35,7 @@ impl Coverage {
     }
 }
 
-pub fn how(how: &How) -> &'static str {
+pub(crate) fn how(how: &How) -> &'static str {
     match how {
         How::First => "first",
         How::Resumed { .. } => "resumed",
@@ -39,7 +44,7 @@ pub fn how(how: &How) -> &'static str {
     }
 }
 
-pub fn outcome(result: &Result<Outcome, Refused>) -> &'static str {
+pub(crate) fn outcome(result: &Result<Outcome, Refused>) -> &'static str {
     match result {
         Ok(_) => "done",
         Err(Refused { reason: Reason::System, .. }) => "system",

@@ -11,17 +11,17 @@ use super::dice::Dice;
 use super::posix::{Extent, Kind, Op, Posix, WORD};
 
 #[derive(Debug, Default)]
-pub struct Disk {
+pub(crate) struct Disk {
     /// As processes see it.
-    pub now: Posix,
+    pub(crate) now: Posix,
     /// As of the last sync.
-    pub durable: Posix,
+    pub(crate) durable: Posix,
     journal: Vec<Op>,
     next: u64,
     /// Nothing new fits.
-    pub full: bool,
+    pub(crate) full: bool,
     /// The next sync fails.
-    pub failing: bool,
+    pub(crate) failing: bool,
 }
 
 impl Disk {
@@ -36,7 +36,7 @@ impl Disk {
     }
 
     /// Makes a node under cover.
-    pub fn make(&mut self, kind: Kind) -> Result<NodeId, Errno> {
+    pub(crate) fn make(&mut self, kind: Kind) -> Result<NodeId, Errno> {
         if self.full {
             return Err(Errno::ENOSPC);
         }
@@ -46,13 +46,13 @@ impl Disk {
     }
 
     /// Whether a node waits for a name.
-    pub fn is_covered(&self, node: NodeId) -> bool {
+    pub(crate) fn is_covered(&self, node: NodeId) -> bool {
         self.now.nodes.get(&node).is_some_and(|node| node.nlink == 0)
     }
 
     /// Carries a change out. `who`: the client and the entry, for what a client changes; `keep`:
     /// whether a node that loses its last name stays under cover.
-    pub fn mutate(
+    pub(crate) fn mutate(
         &mut self,
         who: Option<(usize, u64)>,
         mutation: &Mutation,
@@ -85,13 +85,13 @@ impl Disk {
     }
 
     /// The last name of a node went, and nobody has it open any more.
-    pub fn remove(&mut self, node: NodeId) {
+    pub(crate) fn remove(&mut self, node: NodeId) {
         if self.is_covered(node) {
             self.run(Op::Remove { node });
         }
     }
 
-    pub fn extent(&self, mutation: &Mutation, node: NodeId) -> Extent {
+    pub(crate) fn extent(&self, mutation: &Mutation, node: NodeId) -> Extent {
         let size = self.now.nodes.get(&node).map_or(0, |node| node.data.len() as u64 * WORD);
         let replaced = match mutation {
             Mutation::Rename { new_parent, new_name, .. } => {
@@ -114,7 +114,7 @@ impl Disk {
 
     /// Puts everything where it survives. A failed sync drops some of the data, and does not say so
     /// again.
-    pub fn sync(&mut self, dice: &mut Dice) -> Result<(), Errno> {
+    pub(crate) fn sync(&mut self, dice: &mut Dice) -> Result<(), Errno> {
         if self.failing {
             self.failing = false;
             self.replay(usize::MAX, dice);
@@ -126,7 +126,7 @@ impl Disk {
     }
 
     /// The machine loses power.
-    pub fn crash(&mut self, dice: &mut Dice) {
+    pub(crate) fn crash(&mut self, dice: &mut Dice) {
         let steps = dice.below(self.journal.len() as u64 + 1) as usize;
         let steps = if dice.percent(30) { self.journal.len() } else { steps };
         self.replay(steps, dice);

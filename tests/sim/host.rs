@@ -22,27 +22,27 @@ use super::world::{Event, World};
 
 /// The machine, and the process if it runs.
 #[derive(Debug, Default)]
-pub struct Host {
-    pub disk: RefCell<Disk>,
-    pub run: u64,
-    pub epoch: Epoch,
+pub(crate) struct Host {
+    pub(crate) disk: RefCell<Disk>,
+    pub(crate) run: u64,
+    pub(crate) epoch: Epoch,
     boots: u64,
-    pub process: Option<Process>,
+    pub(crate) process: Option<Process>,
     /// What a kill leaves of the sessions' records.
-    pub records: BTreeMap<usize, RefCell<Vec<u8>>>,
+    pub(crate) records: BTreeMap<usize, RefCell<Vec<u8>>>,
     /// What was open, as recorded.
     opened: BTreeMap<usize, Vec<(HandleId, NodeId, Access)>>,
     /// Sessions that it has ever seen.
     known: BTreeSet<usize>,
     /// How many steps the process still lives.
-    pub fuse: Cell<u32>,
+    pub(crate) fuse: Cell<u32>,
 }
 
 #[derive(Debug)]
-pub struct Process {
-    pub sessions: BTreeMap<usize, Session>,
-    pub grantor: Grantor<u64>,
-    pub opens: RefCell<Opens>,
+pub(crate) struct Process {
+    pub(crate) sessions: BTreeMap<usize, Session>,
+    pub(crate) grantor: Grantor<u64>,
+    pub(crate) opens: RefCell<Opens>,
     jobs: BTreeMap<u64, Job>,
     next: u64,
     /// Jobs that wait for what another epoch's sessions do again.
@@ -50,9 +50,9 @@ pub struct Process {
 }
 
 #[derive(Debug)]
-pub struct Session {
-    pub applier: Applier<Body, u64>,
-    pub connection: Option<u64>,
+pub(crate) struct Session {
+    pub(crate) applier: Applier<Body, u64>,
+    pub(crate) connection: Option<u64>,
     redone: bool,
 }
 
@@ -60,6 +60,8 @@ pub struct Session {
 struct Job {
     client: usize,
     uses: Vec<(NodeId, Use)>,
+    /// When everything before it was applied; in another epoch it has to wait for that again.
+    reached: Epoch,
     what: Work,
 }
 
@@ -69,7 +71,7 @@ enum Work {
     Call { request: u64, call: Call },
 }
 
-pub fn session_id(client: usize) -> SessionId {
+pub(crate) fn session_id(client: usize) -> SessionId {
     SessionId([client as u8 + 1; 16])
 }
 
@@ -95,7 +97,7 @@ impl Host {
 
 impl World {
     /// The process begins, with what an earlier run in this epoch has left.
-    pub fn start_host(&mut self) {
+    pub(crate) fn start_host(&mut self) {
         let now = self.host_now();
         let host = &mut self.host;
         if host.run == 0 {
@@ -134,7 +136,7 @@ impl World {
     }
 
     /// The process is gone at once; the machine stays.
-    pub fn kill_host(&mut self) {
+    pub(crate) fn kill_host(&mut self) {
         if self.host.process.take().is_none() {
             return;
         }
@@ -149,7 +151,7 @@ impl World {
     }
 
     /// The machine loses power.
-    pub fn crash_host(&mut self) {
+    pub(crate) fn crash_host(&mut self) {
         self.kill_host();
         self.host.records.clear();
         self.host.disk.borrow_mut().crash(&mut self.dice);
@@ -178,7 +180,7 @@ impl World {
     }
 
     /// A frame arrived at the host.
-    pub fn host_receives(&mut self, connection: u64, client: usize, frame: Up) {
+    pub(crate) fn host_receives(&mut self, connection: u64, client: usize, frame: Up) {
         let now = self.host_now();
         let session = self.host.process.as_mut().and_then(|p| p.sessions.get_mut(&client));
         match (frame, session) {
@@ -214,7 +216,7 @@ impl World {
         self.pump_host();
     }
 
-    pub fn session(&mut self, client: usize) -> &mut Session {
+    pub(crate) fn session(&mut self, client: usize) -> &mut Session {
         let process = self.host.process.as_mut().expect("the host runs");
         process.sessions.get_mut(&client).expect("the host knows the session")
     }
@@ -244,7 +246,7 @@ impl World {
     }
 
     /// The host notices that a connection is gone.
-    pub fn host_notices(&mut self, connection: u64, client: usize) {
+    pub(crate) fn host_notices(&mut self, connection: u64, client: usize) {
         let now = self.host_now();
         let leases = self.config.leases;
         let Some(process) = &mut self.host.process else { return };
@@ -261,20 +263,25 @@ impl World {
     fn new_job(&mut self, client: usize, what: Work) -> u64 {
         let process = self.host.process.as_mut().expect("the host runs");
         process.next += 1;
-        process.jobs.insert(process.next, Job { client, uses: Vec::new(), what });
+        process.jobs.insert(
+            process.next,
+            Job { client, uses: Vec::new(), reached: Epoch::default(), what },
+        );
         process.next
     }
 
     /// Carries out what the machines ask for.
-    pub fn pump_host(&mut self) {
+    pub(crate) fn pump_host(&mut self) {
         loop {
             let Some(process) = &mut self.host.process else { return };
             let clients: Vec<usize> = process.sessions.keys().copied().collect();
             let mut quiet = true;
             for client in clients {
-                while let Some(output) = self.host.process.as_mut().and_then(|process| {
-                    process.sessions.get_mut(&client)?.applier.poll_output()
-                }) {
+                while let Some(output) =
+                    self.host.process.as_mut().and_then(|process| {
+                        process.sessions.get_mut(&client)?.applier.poll_output()
+                    })
+                {
                     quiet = false;
                     self.do_for_applier(client, output);
                 }
@@ -326,7 +333,14 @@ impl World {
                 let job = self.new_job(client, Work::Entry { seq, change, body, how, poisons });
                 self.clear(job);
             }
-            applier::Output::Reached(job) => self.clear(job),
+            applier::Output::Reached(job) => {
+                let epoch = self.host.epoch;
+                let process = self.host.process.as_mut().expect("the host runs");
+                if let Some(job) = process.jobs.get_mut(&job) {
+                    job.reached = epoch;
+                }
+                self.clear(job);
+            }
             applier::Output::Ack(ack) => {
                 if let LogAck::Stable { upto } = ack {
                     let first = record::recover(&self.host.records[&client].borrow());
@@ -360,7 +374,7 @@ impl World {
         }
     }
 
-    pub fn go(&mut self, job: u64) {
+    pub(crate) fn go(&mut self, job: u64) {
         let delay = self.dice.delay(20_000);
         let run = self.host.run;
         self.schedule(delay, Event::Execute { run, job });
@@ -379,7 +393,7 @@ impl World {
     }
 
     /// A job's time has come.
-    pub fn execute_job(&mut self, id: u64) {
+    pub(crate) fn execute_job(&mut self, id: u64) {
         let now = self.host_now();
         let fresh_uses = self.uses_of(id);
         let process = self.host.process.as_mut().expect("the host runs");
@@ -391,6 +405,16 @@ impl World {
             return;
         }
         let user = User::Session(session_id(job.client));
+        if let Work::Call { call: Call::Fetch { upto, .. } | Call::Sync { upto, .. }, .. } =
+            &job.what
+            && job.reached != self.host.epoch
+        {
+            // the disk has lost what this one waited for
+            let upto = *upto;
+            self.session(job.client).applier.wait_for(upto, id);
+            return self.pump_host();
+        }
+        let process = self.host.process.as_mut().expect("the host runs");
         if !job.uses.is_empty() && job.uses != fresh_uses {
             // the names belong to others than before: those are to be asked, too
             process.grantor.finished(user, &job.uses, now);
@@ -423,14 +447,15 @@ impl World {
         poisons: bool,
     ) {
         let process = self.host.process.as_ref().expect("the host runs");
-        let standing = change.lease.filter(|_| self.config.leases).map_or(Standing::Good, |lease| {
-            let session = session_id(client);
-            let nodes = super::model::nodes(&change.mutation);
-            let overtaken = nodes
-                .into_iter()
-                .any(|node| process.grantor.standing(session, lease, node) == Standing::Overtaken);
-            if overtaken { Standing::Overtaken } else { Standing::Good }
-        });
+        let standing =
+            change.lease.filter(|_| self.config.leases).map_or(Standing::Good, |lease| {
+                let session = session_id(client);
+                let nodes = super::model::nodes(&change.mutation);
+                let overtaken = nodes.into_iter().any(|node| {
+                    process.grantor.standing(session, lease, node) == Standing::Overtaken
+                });
+                if overtaken { Standing::Overtaken } else { Standing::Good }
+            });
         let ledger = Ledger::default();
         let view = View {
             host: &self.host,
@@ -466,7 +491,7 @@ impl World {
     }
 
     /// The applier learns what came of an entry.
-    pub fn executed(&mut self, client: usize, seq: Seq, result: Result<Outcome, Refused>) {
+    pub(crate) fn executed(&mut self, client: usize, seq: Seq, result: Result<Outcome, Refused>) {
         let now = self.host_now();
         self.session(client).applier.handle_result(seq, result, now);
         self.pump_host();
@@ -512,7 +537,7 @@ impl World {
     }
 
     /// The sync that an applier asked for is over.
-    pub fn synced(&mut self, client: usize, upto: Seq) {
+    pub(crate) fn synced(&mut self, client: usize, upto: Seq) {
         let now = self.host_now();
         let done = self.host.disk.borrow_mut().sync(&mut self.dice);
         self.note(|| format!("host: sync for {client} up to {upto}: {done:?}"));

@@ -15,7 +15,7 @@ use super::posix::{Node, Posix, id};
 
 /// Who changed something: a client's entry, or the host's own process.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub enum Who {
+pub(crate) enum Who {
     Client(usize, u64),
     Process(u64),
 }
@@ -29,47 +29,47 @@ struct Step {
 }
 
 #[derive(Debug, Default)]
-pub struct Model {
-    pub tree: Posix,
+pub(crate) struct Model {
+    pub(crate) tree: Posix,
     steps: Vec<Step>,
     known_as: BTreeMap<NodeId, NodeId>,
     next: u64,
     /// Two have changed these without knowing of each other: rules of conflicts decide.
-    pub contested: BTreeSet<NodeId>,
+    pub(crate) contested: BTreeSet<NodeId>,
     /// Directories' names, likewise.
-    pub contested_names: BTreeSet<(NodeId, Name)>,
+    pub(crate) contested_names: BTreeSet<(NodeId, Name)>,
     /// How often a node was changed.
-    pub touched: BTreeMap<NodeId, u64>,
+    pub(crate) touched: BTreeMap<NodeId, u64>,
 }
 
 impl Model {
     /// The model's number for a node.
-    pub fn own(&self, node: NodeId) -> NodeId {
+    pub(crate) fn own(&self, node: NodeId) -> NodeId {
         self.known_as.get(&node).copied().unwrap_or(node)
     }
 
-    pub fn node(&self, node: NodeId) -> Option<&Node> {
+    pub(crate) fn node(&self, node: NodeId) -> Option<&Node> {
         self.tree.nodes.get(&self.own(node))
     }
 
     /// A node has another identity since a crash.
-    pub fn remade(&mut self, old: NodeId, new: NodeId) {
+    pub(crate) fn remade(&mut self, old: NodeId, new: NodeId) {
         let own = self.own(old);
         self.known_as.insert(new, own);
     }
 
-    pub fn has(&self, who: Who) -> bool {
+    pub(crate) fn has(&self, who: Who) -> bool {
         self.steps.iter().any(|step| step.who == who)
     }
 
     /// What would come of a change now.
-    pub fn predict(&self, mutation: &Mutation, body: &[u64]) -> Result<NodeId, Errno> {
+    pub(crate) fn predict(&self, mutation: &Mutation, body: &[u64]) -> Result<NodeId, Errno> {
         let fresh = NodeId { ino: u64::MAX, generation: 7 };
         self.tree.plan(&self.translate(mutation), body, fresh).map(|(_, node)| node)
     }
 
     /// A change counts from now on; `made`: what the world calls the node that it makes.
-    pub fn count(
+    pub(crate) fn count(
         &mut self,
         who: Who,
         mutation: &Mutation,
@@ -96,7 +96,7 @@ impl Model {
     }
 
     /// The result of an entry that makes a node names it; before, only the entry did.
-    pub fn named(&mut self, who: Who, node: NodeId) {
+    pub(crate) fn named(&mut self, who: Who, node: NodeId) {
         if let Some(step) = self.steps.iter().find(|step| step.who == who)
             && self.tree.nodes.contains_key(&step.made)
         {
@@ -105,7 +105,7 @@ impl Model {
     }
 
     /// A change does not count after all.
-    pub fn withdraw(&mut self, who: Who) -> bool {
+    pub(crate) fn withdraw(&mut self, who: Who) -> bool {
         let before = self.steps.len();
         let out: Vec<Step> = self.steps.extract_if(.., |step| step.who == who).collect();
         for step in &out {
@@ -128,7 +128,7 @@ impl Model {
     }
 
     /// Everything that an entry touches is in dispute.
-    pub fn contest(&mut self, mutation: &Mutation) {
+    pub(crate) fn contest(&mut self, mutation: &Mutation) {
         let mutation = self.translate(mutation);
         let touched: Vec<NodeId> = self.touches(&mutation);
         for (parent, name) in names(&mutation) {
@@ -158,14 +158,14 @@ impl Model {
 }
 
 /// The nodes that a mutation names.
-pub fn nodes(mutation: &Mutation) -> Vec<NodeId> {
+pub(crate) fn nodes(mutation: &Mutation) -> Vec<NodeId> {
     let mut found = Vec::new();
     for_each_ref(&mut mutation.clone(), |node| found.push(id(node)));
     found
 }
 
 /// The names that a mutation changes.
-pub fn names(mutation: &Mutation) -> Vec<(NodeId, Name)> {
+pub(crate) fn names(mutation: &Mutation) -> Vec<(NodeId, Name)> {
     match mutation {
         Mutation::Create { parent, name, .. }
         | Mutation::Mkdir { parent, name, .. }
@@ -180,7 +180,7 @@ pub fn names(mutation: &Mutation) -> Vec<(NodeId, Name)> {
 }
 
 /// Every node that a mutation names, expected occupants left out.
-pub fn for_each_ref(mutation: &mut Mutation, mut each: impl FnMut(&mut NodeRef)) {
+pub(crate) fn for_each_ref(mutation: &mut Mutation, mut each: impl FnMut(&mut NodeRef)) {
     match mutation {
         Mutation::Nothing => {}
         Mutation::Create { parent, .. }

@@ -15,43 +15,68 @@ use super::posix::{Body, Node};
 
 /// What a client sends.
 #[derive(Clone, Debug)]
-pub enum Up {
+pub(crate) enum Up {
     /// The first on every connection.
-    Identify { held: Seq, unanswered: Seq },
-    Entry { entry: LogEntry, body: Body },
-    Call { request: u64, call: Call },
+    Identify {
+        held: Seq,
+        unanswered: Seq,
+    },
+    Entry {
+        entry: LogEntry,
+        body: Body,
+    },
+    Call {
+        request: u64,
+        call: Call,
+    },
     Lease(LeaseRequest),
 }
 
 /// What a host sends.
 #[derive(Clone, Debug)]
-pub enum Down {
+pub(crate) enum Down {
     /// The first on every connection.
     Cursor(Cursor),
     Ack(LogAck),
-    Reply { request: u64, reply: Result<Reply, Errno> },
+    Reply {
+        request: u64,
+        reply: Result<Reply, Errno>,
+    },
     Notice(Notice),
 }
 
 /// What changes nothing. `upto`: the entries that come before it.
 #[derive(Clone, Debug)]
-pub enum Call {
+pub(crate) enum Call {
     /// All of a node; opens it, if a handle is given.
-    Fetch { node: NodeId, handle: Option<HandleId>, upto: Seq },
-    Sync { node: NodeId, upto: Seq },
-    Release { handle: HandleId, upto: Seq },
+    Fetch {
+        node: NodeId,
+        handle: Option<HandleId>,
+        upto: Seq,
+    },
+    Sync {
+        node: NodeId,
+        upto: Seq,
+    },
+    Release {
+        handle: HandleId,
+        upto: Seq,
+    },
 }
 
 #[derive(Clone, Debug)]
-pub enum Reply {
+pub(crate) enum Reply {
     Done,
     /// The node, and what a directory names.
-    Node { node: Node, children: Vec<(NodeId, Node)> },
+    Node {
+        node: Node,
+        children: Vec<(NodeId, Node)>,
+    },
 }
 
 /// Where a frame travels; the first two carry entries, and the third what is asked.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub enum Lane {
+pub(crate) enum Lane {
     Entries(u8),
     Calls,
     Leases,
@@ -61,7 +86,7 @@ pub enum Lane {
 }
 
 #[derive(Clone, Debug)]
-pub enum Frame {
+pub(crate) enum Frame {
     Up(Up),
     Down(Down),
 }
@@ -74,24 +99,30 @@ struct Queue {
 
 /// One connection.
 #[derive(Debug)]
-pub struct Connection {
-    pub client: usize,
+pub(crate) struct Connection {
+    pub(crate) client: usize,
     /// The run of the host that has it.
-    pub run: u64,
+    pub(crate) run: u64,
     lanes: BTreeMap<Lane, Queue>,
     /// Frames sent from now on are lost.
-    pub cut: bool,
+    pub(crate) cut: bool,
     /// Its longest delay.
     latency: u64,
 }
 
 impl Connection {
-    pub fn new(client: usize, run: u64, latency: u64) -> Self {
+    pub(crate) fn new(client: usize, run: u64, latency: u64) -> Self {
         Self { client, run, lanes: BTreeMap::new(), cut: false, latency }
     }
 
     /// Sends a frame; tells when it arrives.
-    pub fn send(&mut self, lane: Lane, frame: Frame, now: u64, dice: &mut Dice) -> Option<u64> {
+    pub(crate) fn send(
+        &mut self,
+        lane: Lane,
+        frame: Frame,
+        now: u64,
+        dice: &mut Dice,
+    ) -> Option<u64> {
         if self.cut {
             return None;
         }
@@ -103,7 +134,7 @@ impl Connection {
     }
 
     /// Takes the next frame of a lane, if it has arrived.
-    pub fn receive(&mut self, lane: Lane, now: u64) -> Option<Frame> {
+    pub(crate) fn receive(&mut self, lane: Lane, now: u64) -> Option<Frame> {
         let queue = self.lanes.get_mut(&lane)?;
         if queue.frames.front()?.0 > now {
             return None;
@@ -112,7 +143,7 @@ impl Connection {
     }
 
     /// The connection dies: of each lane some suffix is lost, the rest is on its way to the host.
-    pub fn cut(&mut self, dice: &mut Dice) {
+    pub(crate) fn cut(&mut self, dice: &mut Dice) {
         self.cut = true;
         for queue in self.lanes.values_mut() {
             let left = dice.below(queue.frames.len() as u64 + 1) as usize;

@@ -11,34 +11,34 @@ use p2pfs::wire::log::{Mutation, NodeRef, Outcome, RenameMode, SetTime};
 use p2pfs::wire::name::Name;
 
 /// Bytes of a word.
-pub const WORD: u64 = 8;
+pub(crate) const WORD: u64 = 8;
 /// `FALLOC_FL_COLLAPSE_RANGE`
-pub const COLLAPSE: u32 = 0x08;
+pub(crate) const COLLAPSE: u32 = 0x08;
 
 /// An entry's data.
-pub type Body = Vec<u64>;
+pub(crate) type Body = Vec<u64>;
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Kind {
+pub(crate) enum Kind {
     File,
     Dir,
 }
 
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Node {
-    pub kind: Kind,
-    pub data: Vec<u64>,
-    pub names: BTreeMap<Name, NodeId>,
-    pub xattrs: BTreeMap<Vec<u8>, Vec<u64>>,
-    pub mode: u32,
-    pub nlink: u32,
-    pub mtime: Time,
+pub(crate) struct Node {
+    pub(crate) kind: Kind,
+    pub(crate) data: Vec<u64>,
+    pub(crate) names: BTreeMap<Name, NodeId>,
+    pub(crate) xattrs: BTreeMap<Vec<u8>, Vec<u64>>,
+    pub(crate) mode: u32,
+    pub(crate) nlink: u32,
+    pub(crate) mtime: Time,
     /// Grows with every change.
-    pub changes: u64,
+    pub(crate) changes: u64,
 }
 
 impl Node {
-    pub fn new(kind: Kind, mode: u32) -> Self {
+    pub(crate) fn new(kind: Kind, mode: u32) -> Self {
         Self {
             kind,
             data: Vec::new(),
@@ -51,7 +51,7 @@ impl Node {
         }
     }
 
-    pub fn attr(&self) -> Attr {
+    pub(crate) fn attr(&self) -> Attr {
         let kind = if self.kind == Kind::Dir { 0o040_000 } else { 0o100_000 };
         let change = Time { seconds: self.changes as i64, nanos: 0 };
         Attr {
@@ -73,31 +73,74 @@ impl Node {
 
 /// One step of a file system. Each is done as a whole or not at all, but for the words of a write.
 #[derive(Clone, Debug)]
-pub enum Op {
+pub(crate) enum Op {
     /// Makes a node under cover.
-    Make { node: NodeId, kind: Kind, mode: u32 },
+    Make {
+        node: NodeId,
+        kind: Kind,
+        mode: u32,
+    },
     /// Gives a node a name.
-    Name { parent: NodeId, name: Name, node: NodeId },
+    Name {
+        parent: NodeId,
+        name: Name,
+        node: NodeId,
+    },
     /// Takes a name away.
-    Unname { parent: NodeId, name: Name },
-    Rename { parent: NodeId, name: Name, new_parent: NodeId, new_name: Name, exchange: bool },
-    Mode { node: NodeId, mode: u32 },
-    Size { node: NodeId, words: usize },
-    Mtime { node: NodeId, at: Time },
-    Xattr { node: NodeId, name: Vec<u8>, value: Option<Vec<u64>> },
-    Collapse { node: NodeId, at: usize, words: usize },
-    Write { node: NodeId, at: usize, words: Vec<u64> },
+    Unname {
+        parent: NodeId,
+        name: Name,
+    },
+    Rename {
+        parent: NodeId,
+        name: Name,
+        new_parent: NodeId,
+        new_name: Name,
+        exchange: bool,
+    },
+    Mode {
+        node: NodeId,
+        mode: u32,
+    },
+    Size {
+        node: NodeId,
+        words: usize,
+    },
+    Mtime {
+        node: NodeId,
+        at: Time,
+    },
+    Xattr {
+        node: NodeId,
+        name: Vec<u8>,
+        value: Option<Vec<u64>>,
+    },
+    Collapse {
+        node: NodeId,
+        at: usize,
+        words: usize,
+    },
+    Write {
+        node: NodeId,
+        at: usize,
+        words: Vec<u64>,
+    },
     /// A node without a name goes.
-    Remove { node: NodeId },
+    Remove {
+        node: NodeId,
+    },
     /// Notes that an entry of a client has had its effect.
-    Mark { client: usize, seq: u64 },
+    Mark {
+        client: usize,
+        seq: u64,
+    },
 }
 
 #[derive(Clone, Debug)]
-pub struct Posix {
-    pub nodes: BTreeMap<NodeId, Node>,
+pub(crate) struct Posix {
+    pub(crate) nodes: BTreeMap<NodeId, Node>,
     /// Which entries of which clients have had their effect.
-    pub marks: BTreeSet<(usize, u64)>,
+    pub(crate) marks: BTreeSet<(usize, u64)>,
 }
 
 impl Default for Posix {
@@ -109,7 +152,7 @@ impl Default for Posix {
 }
 
 impl Posix {
-    pub fn node(&self, node: NodeId) -> Result<&Node, Errno> {
+    pub(crate) fn node(&self, node: NodeId) -> Result<&Node, Errno> {
         self.nodes.get(&node).ok_or(Errno::ESTALE)
     }
 
@@ -123,7 +166,7 @@ impl Posix {
         if found.kind == Kind::File { Ok(found) } else { Err(Errno::EISDIR) }
     }
 
-    pub fn lookup(&self, parent: NodeId, name: &Name) -> Option<NodeId> {
+    pub(crate) fn lookup(&self, parent: NodeId, name: &Name) -> Option<NodeId> {
         self.nodes.get(&parent)?.names.get(name).copied()
     }
 
@@ -150,7 +193,7 @@ impl Posix {
     }
 
     /// Carries a step out; one that does not fit changes nothing.
-    pub fn apply(&mut self, op: &Op) {
+    pub(crate) fn apply(&mut self, op: &Op) {
         match op {
             Op::Make { node, kind, mode } => {
                 self.nodes.insert(*node, Node::new(*kind, *mode));
@@ -210,7 +253,7 @@ impl Posix {
     }
 
     /// What has to be done for a mutation, and whom it is about. `fresh`: who is to be made.
-    pub fn plan(
+    pub(crate) fn plan(
         &self,
         mutation: &Mutation,
         body: &[u64],
@@ -395,8 +438,9 @@ impl Posix {
     }
 
     /// What a mutation that has just been carried out is answered with; `before`: the tree before.
-    pub fn outcome(&self, mutation: &Mutation, node: NodeId, before: &Extent) -> Outcome {
-        let attr = self.nodes.get(&node).map_or_else(|| Node::new(Kind::File, 0).attr(), Node::attr);
+    pub(crate) fn outcome(&self, mutation: &Mutation, node: NodeId, before: &Extent) -> Outcome {
+        let attr =
+            self.nodes.get(&node).map_or_else(|| Node::new(Kind::File, 0).attr(), Node::attr);
         match mutation {
             Mutation::Create { .. }
             | Mutation::Mkdir { .. }
@@ -421,9 +465,9 @@ impl Posix {
 
 /// What an outcome tells of the tree before.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Extent {
-    pub size: u64,
-    pub replaced: Option<NodeId>,
+pub(crate) struct Extent {
+    pub(crate) size: u64,
+    pub(crate) replaced: Option<NodeId>,
 }
 
 fn xattr(node: NodeId, name: &[u8], value: Option<Vec<u64>>) -> (Vec<Op>, NodeId) {
@@ -457,7 +501,7 @@ fn change_node(node: &mut Node, op: &Op) {
 }
 
 /// The identity that a reference names; what a machine hands to a driver is always one.
-pub fn id(node: &NodeRef) -> NodeId {
+pub(crate) fn id(node: &NodeRef) -> NodeId {
     match node {
         NodeRef::Node(node) => *node,
         NodeRef::MadeBy(seq) => panic!("an entry names what {seq} made, not a node"),

@@ -17,19 +17,19 @@ use super::posix::{Body, COLLAPSE, Kind, WORD, id};
 
 /// What an execution did.
 #[derive(Debug, Default)]
-pub struct Ledger {
-    pub done: RefCell<Vec<(Mutation, Outcome)>>,
-    pub disk_failed: Cell<bool>,
+pub(crate) struct Ledger {
+    pub(crate) done: RefCell<Vec<(Mutation, Outcome)>>,
+    pub(crate) disk_failed: Cell<bool>,
 }
 
 /// The share as one session changes it.
 #[derive(Debug)]
-pub struct View<'a> {
-    pub host: &'a Host,
-    pub opens: &'a RefCell<Opens>,
-    pub dice: RefCell<Dice>,
-    pub client: usize,
-    pub ledger: &'a Ledger,
+pub(crate) struct View<'a> {
+    pub(crate) host: &'a Host,
+    pub(crate) opens: &'a RefCell<Opens>,
+    pub(crate) dice: RefCell<Dice>,
+    pub(crate) client: usize,
+    pub(crate) ledger: &'a Ledger,
 }
 
 impl View<'_> {
@@ -75,7 +75,7 @@ impl View<'_> {
 
 impl Disk {
     /// Who has a mutation's names, and how long its file is.
-    pub fn seen(&self, mutation: &Mutation) -> Seen {
+    pub(crate) fn seen(&self, mutation: &Mutation) -> Seen {
         let mut seen = Seen::default();
         match mutation {
             Mutation::Create { parent, name, .. }
@@ -208,6 +208,6 @@ impl Recorder for View<'_> {
 }
 
 /// Whether a mutation moves data within a file.
-pub fn collapses(mutation: &Mutation) -> bool {
+pub(crate) fn collapses(mutation: &Mutation) -> bool {
     matches!(mutation, Mutation::Fallocate { mode: COLLAPSE, .. })
 }

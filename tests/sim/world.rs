@@ -17,49 +17,49 @@ use super::net::{Connection, Down, Frame, Lane, Up};
 use super::posix::Kind;
 
 /// How long applications wait for a host that is away, microseconds.
-pub const GRACE: u64 = 45_000_000;
+pub(crate) const GRACE: u64 = 45_000_000;
 /// Within this everything comes to rest once the faults are over, microseconds.
 const REST: u64 = 300_000_000;
 const SECOND: u64 = 1_000_000;
 
 /// What kind of run it is.
 #[derive(Clone, Copy, Debug)]
-pub struct Config {
-    pub clients: usize,
+pub(crate) struct Config {
+    pub(crate) clients: usize,
     /// Applications of each client.
-    pub apps: usize,
+    pub(crate) apps: usize,
     /// Whether clients need leases; without them there is one client, which owns the share.
-    pub leases: bool,
+    pub(crate) leases: bool,
     /// What applications ask for, in all.
-    pub ops: u64,
+    pub(crate) ops: u64,
     /// How many things go wrong.
-    pub faults: u64,
+    pub(crate) faults: u64,
     /// How long an application thinks, microseconds.
-    pub think: u64,
+    pub(crate) think: u64,
 }
 
 impl Config {
-    pub fn alone() -> Self {
+    pub(crate) fn alone() -> Self {
         Self { clients: 1, apps: 2, leases: false, ops: 60, faults: 4, think: 40_000 }
     }
 
     /// Nobody else changes anything.
-    pub fn is_alone(&self) -> bool {
+    pub(crate) fn is_alone(&self) -> bool {
         self.clients == 1
     }
 }
 
 /// What may excuse that a promise is broken.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Excuses {
+pub(crate) struct Excuses {
     /// The disk was full.
-    pub full: bool,
+    pub(crate) full: bool,
     /// Somebody gave up, and something was struck.
-    pub struck: bool,
+    pub(crate) struck: bool,
 }
 
 #[derive(Clone, Debug)]
-pub enum Event {
+pub(crate) enum Event {
     App { client: usize, app: usize },
     Frame { connection: u64, lane: Lane },
     ClientNotices { client: usize, connection: u64 },
@@ -74,7 +74,7 @@ pub enum Event {
 }
 
 #[derive(Clone, Copy, Debug)]
-pub enum Fault {
+pub(crate) enum Fault {
     Cut,
     /// No connection for so long.
     Outage(u64),
@@ -89,30 +89,30 @@ pub enum Fault {
 }
 
 #[derive(Debug)]
-pub struct World {
-    pub config: Config,
-    pub dice: Dice,
+pub(crate) struct World {
+    pub(crate) config: Config,
+    pub(crate) dice: Dice,
     base: Instant,
-    pub now: u64,
+    pub(crate) now: u64,
     events: BTreeMap<(u64, u64), Event>,
     serial: u64,
-    pub connections: BTreeMap<u64, Connection>,
-    pub host: Host,
-    pub clients: Vec<Client>,
-    pub model: Model,
+    pub(crate) connections: BTreeMap<u64, Connection>,
+    pub(crate) host: Host,
+    pub(crate) clients: Vec<Client>,
+    pub(crate) model: Model,
     /// Nodes of the model that were confirmed to be on the disk, and how often they had changed.
-    pub fsynced: BTreeMap<NodeId, u64>,
-    pub excuses: Excuses,
-    pub counts: Coverage,
-    pub healing: bool,
-    pub ops: u64,
-    pub steps: u64,
-    pub written: u64,
-    pub trace: bool,
+    pub(crate) fsynced: BTreeMap<NodeId, u64>,
+    pub(crate) excuses: Excuses,
+    pub(crate) counts: Coverage,
+    pub(crate) healing: bool,
+    pub(crate) ops: u64,
+    pub(crate) steps: u64,
+    pub(crate) written: u64,
+    pub(crate) trace: bool,
 }
 
 impl World {
-    pub fn new(seed: u64, config: Config) -> Self {
+    pub(crate) fn new(seed: u64, config: Config) -> Self {
         let base = Instant::now();
         let mut dice = Dice::new(seed);
         let clients = (0..config.clients)
@@ -146,7 +146,7 @@ impl World {
     }
 
     /// Draws what will go wrong, and lets the applications begin.
-    pub fn begin(&mut self) {
+    pub(crate) fn begin(&mut self) {
         for client in 0..self.config.clients {
             for app in 0..self.config.apps {
                 self.wake(client, app);
@@ -173,7 +173,7 @@ impl World {
     }
 
     /// A whole run.
-    pub fn run(&mut self) {
+    pub(crate) fn run(&mut self) {
         self.begin();
         while self.ops < self.config.ops && self.now < 1_000 * SECOND {
             self.step();
@@ -182,7 +182,7 @@ impl World {
     }
 
     /// No more faults: everything must come to rest, and be right.
-    pub fn heal(&mut self) {
+    pub(crate) fn heal(&mut self) {
         self.note(|| "no more faults".to_owned());
         self.healing = true;
         self.events.retain(|_, event| !matches!(event, Event::Fault(_)));
@@ -216,17 +216,17 @@ impl World {
             })
     }
 
-    pub fn schedule(&mut self, delay: u64, event: Event) {
+    pub(crate) fn schedule(&mut self, delay: u64, event: Event) {
         self.serial += 1;
         self.events.insert((self.now + delay, self.serial), event);
     }
 
-    pub fn host_now(&self) -> Instant {
+    pub(crate) fn host_now(&self) -> Instant {
         Clock::new(self.base, 0, 0).at(self.now)
     }
 
     /// The earliest event, or the earliest timer.
-    pub fn step(&mut self) {
+    pub(crate) fn step(&mut self) {
         self.steps += 1;
         let event = self.events.first_key_value().map_or(u64::MAX, |(&(at, _), _)| at);
         match self.next_timer() {
@@ -335,7 +335,7 @@ impl World {
         }
     }
 
-    pub fn new_connection(&mut self, client: usize) -> u64 {
+    pub(crate) fn new_connection(&mut self, client: usize) -> u64 {
         self.serial += 1;
         let latency = 1_000 + self.dice.delay(100_000);
         let connection = Connection::new(client, self.host.run, latency);
@@ -344,7 +344,7 @@ impl World {
     }
 
     /// A connection dies; both ends notice at some time.
-    pub fn cut(&mut self, connection: u64) {
+    pub(crate) fn cut(&mut self, connection: u64) {
         let Some(found) = self.connections.get_mut(&connection) else { return };
         if found.cut {
             return;
@@ -363,7 +363,7 @@ impl World {
         }
     }
 
-    pub fn send_up(&mut self, client: usize, lane: Lane, frame: Up) {
+    pub(crate) fn send_up(&mut self, client: usize, lane: Lane, frame: Up) {
         let side = &self.clients[client];
         let ready = side.connected || matches!(frame, Up::Identify { .. });
         if let Some(connection) = side.connection.filter(|_| ready) {
@@ -371,7 +371,7 @@ impl World {
         }
     }
 
-    pub fn send_down(&mut self, client: usize, lane: Lane, frame: Down) {
+    pub(crate) fn send_down(&mut self, client: usize, lane: Lane, frame: Down) {
         if let Some(connection) = self.session(client).connection {
             self.send(connection, lane, Frame::Down(frame));
         }
@@ -390,7 +390,7 @@ impl World {
     }
 
     /// Leases are the grantor's business; nodes in advance are the disk's.
-    pub fn handle_lease_request(&mut self, client: usize, request: LeaseRequest) {
+    pub(crate) fn handle_lease_request(&mut self, client: usize, request: LeaseRequest) {
         let now = self.host_now();
         if let LeaseRequest::Premake { files, directories } = request {
             let mut disk = self.host.disk.borrow_mut();
@@ -406,18 +406,23 @@ impl World {
     }
 
     /// What a node is now, as far as times and size can tell.
-    pub fn version(&self, node: NodeId) -> Option<Version> {
+    pub(crate) fn version(&self, node: NodeId) -> Option<Version> {
         let disk = self.host.disk.borrow();
         let attr = disk.now.nodes.get(&node)?.attr();
         Some(Version { ctime: attr.ctime, mtime: attr.mtime, size: attr.size })
     }
 
-    pub fn coverage(&mut self, machine: &'static str, state: &'static str, event: &'static str) {
+    pub(crate) fn coverage(
+        &mut self,
+        machine: &'static str,
+        state: &'static str,
+        event: &'static str,
+    ) {
         self.counts.count(machine, state, event);
     }
 
     /// Says what goes on, where somebody looks.
-    pub fn note(&self, text: impl FnOnce() -> String) {
+    pub(crate) fn note(&self, text: impl FnOnce() -> String) {
         if self.trace {
             eprintln!("{:>12} {}", self.now, text());
         }
