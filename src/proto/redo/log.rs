@@ -1,18 +1,79 @@
 //! The client's half: gives numbers, ships, keeps until *stable*, sets aside what fails.
+//!
+//! ```text
+//!  waiting --> shipped --> applied --> stable (forgotten)
+//!     |           |           |
+//!     |           +-----------+--> failed    awaited, and refused: its number goes as nothing
+//!     +-----------+-----------+--> aside     accepted, and refused, or after such a one
+//!     +-----------+--------------> struck    awaited, and nobody waits any longer
+//! ```
+//!
+//! A host that has forgotten takes every entry that is not stable back to *waiting*. What an
+//! application was told stays told: from then on the entry counts as accepted.
+//!
+//! An entry names all that it comes after and that is not stable, also what is applied: entries that
+//! are on their way while the host loses what it applied must not overtake what comes again.
 
-use crate::id::{ConnectionId, NodeId, Seq};
+mod held;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use self::held::{Held, Life, Work};
+use crate::id::{ConnectionId, Epoch, NodeId, Seq};
+use crate::limits::{
+    LOG_AFTER_MAX, LOG_BYTES_UNAPPLIED_MAX, LOG_BYTES_UNSTABLE_MAX, LOG_ENTRIES_UNAPPLIED_MAX,
+    LOG_ENTRIES_UNSTABLE_MAX,
+};
 use crate::proto::PeerMisbehaved;
+use crate::proto::redo::order::Order;
 use crate::wire::errno::Errno;
-use crate::wire::log::{Change, Cursor, LogAck, LogEntry, Outcome, Promise, Refused};
+use crate::wire::log::{
+    Change, Cursor, LogAck, LogEntry, NodeRef, Outcome, Promise, Reason, Refused,
+};
+
+/// What an entry that is set aside costs beside its data, so that there is an end to those without.
+const ASIDE_BYTES: usize = 512;
 
 /// The log; `B` is an entry's body (file data), cheap to clone.
 #[derive(Debug)]
 pub struct Log<B> {
-    body: std::marker::PhantomData<B>,
+    link: Link,
+    /// The epoch of the last connection's host.
+    epoch: Option<Epoch>,
+    last: Seq,
+    stable: Seq,
+    /// The first entry that was never put on any connection.
+    unseen: Seq,
+    /// The next entry to put on this one.
+    next_to_ship: Seq,
+    /// Not put on this one: the host had them when it came up, up to here and beyond.
+    there: (Seq, BTreeSet<Seq>),
+    /// Everything after `stable`, and what has no answer.
+    entries: BTreeMap<Seq, Held<B>>,
+    /// By the host of this epoch.
+    unanswered: BTreeSet<Seq>,
+    unanswered_bytes: usize,
+    held_bytes: usize,
+    order: Order,
+    asides: BTreeMap<Seq, (Aside<B>, usize)>,
+    aside_bytes: usize,
+    outputs: VecDeque<Output<B>>,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Link {
+    Up(ConnectionId),
+    Down,
+    /// Down for longer than anybody waits.
+    Silent,
+    Ended,
 }
 
 /// What the driver is to do.
 #[derive(Clone, Debug, Eq, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "most are entries, and each is used at once")]
 pub enum Output<B> {
     /// Put the entry on the connection.
     Ship {
@@ -39,13 +100,15 @@ pub enum Output<B> {
         refused: Refused,
     },
     /// An entry that was struck (its application was told an error) turns out to have been applied.
+    /// An extended attribute is only known to be set where the host had answered before the strike.
     StruckApplied {
         /// Which.
         seq: Seq,
         /// What came of it.
         outcome: Outcome,
     },
-    /// A node that an application knows had to be made again after a crash of the host's machine.
+    /// A node that an application knows had to be made again after a crash of the host's machine, or
+    /// is not the pre-made one under which it was accepted.
     Remade {
         /// The entry that made it.
         seq: Seq,
@@ -58,7 +121,8 @@ pub enum Output<B> {
     Progress,
 }
 
-/// An entry that was set aside; its change is as it was appended.
+/// An entry that was set aside. Its change is as it was appended, but names every node by its
+/// identity whose identity is known.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Aside<B> {
     /// Which.
@@ -71,25 +135,84 @@ pub struct Aside<B> {
     pub body: B,
 }
 
+impl<B: Clone + Default> Default for Log<B> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl<B: Clone + Default> Log<B> {
     /// An empty log, without a connection.
     pub fn new() -> Self {
-        unimplemented!()
+        Self {
+            link: Link::Down,
+            epoch: None,
+            last: Seq::ZERO,
+            stable: Seq::ZERO,
+            unseen: Seq::ZERO.next(),
+            next_to_ship: Seq::ZERO.next(),
+            there: (Seq::ZERO, BTreeSet::new()),
+            entries: BTreeMap::new(),
+            unanswered: BTreeSet::new(),
+            unanswered_bytes: 0,
+            held_bytes: 0,
+            order: Order::default(),
+            asides: BTreeMap::new(),
+            aside_bytes: 0,
+            outputs: VecDeque::new(),
+        }
     }
 
     /// Numbers a change with `bytes` bytes of data; it is shipped when a connection is up and no
     /// more than 1,024 numbers are unapplied. Where it touches what was set aside, it is set aside
-    /// too (accepted) or fails with EIO (awaited).
-    pub fn append(&mut self, change: Change, body: B, bytes: usize, promise: Promise) -> Seq {
-        let _ = (change, body, bytes, promise);
-        unimplemented!()
+    /// too (accepted) or fails with EIO (awaited). One that comes after more than 8 others takes
+    /// further numbers, before its own, that nobody hears of.
+    pub fn append(&mut self, mut change: Change, body: B, bytes: usize, promise: Promise) -> Seq {
+        if self.link == Link::Ended {
+            self.last = self.last.next();
+            self.tell(self.last, Err(Errno::ENOTCONN));
+            return self.last;
+        }
+        self.order.translate(&mut change.mutation);
+        let touches = self.order.touches(&change.mutation);
+        let work = Work { change, body, bytes, told: None };
+        if let Some(because) = self.order.blocked(&touches) {
+            let seq = self.push(Vec::new(), promise, Life::Live(Box::new(work)));
+            if promise == Promise::Accepted {
+                self.order.place_aside(seq, touches);
+            }
+            self.set_aside(seq, self.because(because));
+            self.ship();
+            return seq;
+        }
+        if self.link == Link::Silent && promise == Promise::Awaited {
+            let struck = Life::Struck { answered: false, shipped: false };
+            let seq = self.push(Vec::new(), promise, struck);
+            self.tell(seq, Err(Errno::ETIMEDOUT));
+            return seq;
+        }
+        let before = self.order.before(&touches);
+        let after = self.knot(before);
+        let seq = self.push(after, promise, Life::Live(Box::new(work)));
+        self.order.place(seq, touches);
+        self.ship();
+        seq
     }
 
     /// Whether `bytes` more fit: 8,192 numbers and 64 MiB may be unstable, 1,024 numbers and 32 MiB
-    /// unapplied. One entry always fits an empty log.
+    /// unapplied, 64 MiB set aside. One entry always fits a log that is otherwise empty.
     pub fn has_room(&self, bytes: usize) -> bool {
-        let _ = bytes;
-        unimplemented!()
+        if self.link == Link::Ended {
+            return true;
+        }
+        let next = self.last.next().0;
+        let (unapplied, unstable) = (next - self.unanswered().0, next - self.held().0);
+        let fits = |held: usize, max: usize| held.saturating_add(bytes) <= max;
+        self.aside_bytes <= LOG_BYTES_UNSTABLE_MAX
+            && unapplied < LOG_ENTRIES_UNAPPLIED_MAX as u64
+            && unstable < LOG_ENTRIES_UNSTABLE_MAX as u64
+            && (unapplied == 0 || fits(self.unanswered_bytes, LOG_BYTES_UNAPPLIED_MAX))
+            && (unstable == 0 || fits(self.held_bytes, LOG_BYTES_UNSTABLE_MAX))
     }
 
     /// A connection is up, to a host that is as far as `cursor` says. A host that does not know the
@@ -97,100 +220,445 @@ impl<B: Clone + Default> Log<B> {
     ///
     /// # Errors
     ///
-    /// [`PeerMisbehaved::Unasked`] if the cursor names entries that were never made.
+    /// [`PeerMisbehaved::Unasked`] if the cursor names entries that were never shipped,
+    /// [`PeerMisbehaved::Sequence`] if it lacks some that were stable.
     pub fn handle_connected(
         &mut self,
         connection: ConnectionId,
         cursor: &Cursor,
     ) -> Result<(), PeerMisbehaved> {
-        let _ = (connection, cursor);
-        unimplemented!()
+        if self.link == Link::Ended {
+            return Ok(());
+        }
+        let remembers = cursor.known && self.epoch.is_none_or(|epoch| epoch == cursor.epoch);
+        if cursor.known {
+            let ahead = cursor.ahead.iter().copied();
+            let newest = ahead.chain([cursor.applied, cursor.stable]).max();
+            if newest.is_some_and(|newest| newest >= self.unseen) {
+                return Err(PeerMisbehaved::Unasked);
+            }
+            if cursor.applied < self.stable {
+                return Err(PeerMisbehaved::Sequence);
+            }
+            self.advance(cursor.stable);
+        }
+        if !remembers {
+            self.forget_answers(cursor.known);
+        }
+        self.epoch = Some(cursor.epoch);
+        self.link = Link::Up(connection);
+        self.there = (Seq::ZERO, BTreeSet::new());
+        if remembers {
+            self.there = (cursor.applied, cursor.ahead.iter().copied().collect());
+            self.note_struck();
+        }
+        self.next_to_ship = Seq::ZERO;
+        self.ship();
+        Ok(())
     }
 
     /// The connection is gone; a report about an older one changes nothing.
     pub fn handle_lost(&mut self, connection: ConnectionId) {
-        let _ = connection;
-        unimplemented!()
+        if self.link == Link::Up(connection) {
+            self.link = Link::Down;
+        }
     }
 
     /// Nobody waits for the host any longer: entries that are awaited are struck and fail with
     /// ETIMEDOUT, also those to come until the next connection. What was accepted stays.
     pub fn give_up(&mut self) {
-        unimplemented!()
+        if self.link != Link::Down {
+            return;
+        }
+        self.link = Link::Silent;
+        let awaited = |seq: &Seq| {
+            let held = self.entries.get(seq);
+            held.is_some_and(|held| held.is_untold() && held.promise == Promise::Awaited)
+        };
+        let struck: Vec<Seq> = self.unanswered.iter().copied().filter(awaited).collect();
+        for seq in struck {
+            self.empty(seq, Life::Struck { answered: false, shipped: false });
+            self.order.handle_failed(seq);
+            self.tell(seq, Err(Errno::ETIMEDOUT));
+        }
+        self.progress();
     }
 
-    /// The host said something about entries. A second acknowledgement changes nothing.
+    /// The host of the connection that is up said something about entries. A second acknowledgement
+    /// changes nothing.
     ///
     /// # Errors
     ///
-    /// [`PeerMisbehaved::Unasked`] for an entry that was never made.
+    /// [`PeerMisbehaved::Unasked`] for an entry that was never shipped, [`PeerMisbehaved::Sequence`]
+    /// for the loss of one that was stable.
     pub fn handle_ack(&mut self, ack: LogAck) -> Result<(), PeerMisbehaved> {
-        let _ = ack;
-        unimplemented!()
+        let (LogAck::Applied { seq, .. }
+        | LogAck::Stable { upto: seq }
+        | LogAck::Lost { stable: seq, .. }) = ack;
+        if seq >= self.unseen {
+            return Err(PeerMisbehaved::Unasked);
+        }
+        match ack {
+            LogAck::Applied { seq: Seq::ZERO, .. } => return Err(PeerMisbehaved::Unasked),
+            LogAck::Applied { seq, result } => self.answered(seq, result),
+            LogAck::Stable { upto } => self.advance(upto),
+            LogAck::Lost { epoch, .. } if Some(epoch) == self.epoch => return Ok(()),
+            LogAck::Lost { stable, .. } if stable < self.stable => {
+                return Err(PeerMisbehaved::Sequence);
+            }
+            LogAck::Lost { epoch, stable } => {
+                self.advance(stable);
+                self.forget_answers(true);
+                self.epoch = Some(epoch);
+                self.there = (Seq::ZERO, BTreeSet::new());
+                self.next_to_ship = Seq::ZERO;
+            }
+        }
+        self.ship();
+        Ok(())
     }
 
-    /// The session has ended: nothing is applied any more (ENOTCONN).
+    /// The session has ended: nothing is applied any more (ENOTCONN). What was set aside stays.
     pub fn end(&mut self) {
-        unimplemented!()
+        self.link = Link::Ended;
+        for (seq, held) in std::mem::take(&mut self.entries) {
+            if held.is_untold() {
+                self.tell(seq, Err(Errno::ENOTCONN));
+            }
+        }
+        self.unanswered.clear();
+        (self.unanswered_bytes, self.held_bytes) = (0, 0);
+        self.order = Order::default();
+        self.progress();
     }
 
     /// What to do next.
     pub fn poll_output(&mut self) -> Option<Output<B>> {
-        unimplemented!()
+        self.outputs.pop_front()
     }
 
-    /// The first entry that is still held: a host that does not know the session begins here.
+    /// The first entry that is not stable: a host that does not know the session begins here.
     pub fn held(&self) -> Seq {
-        unimplemented!()
+        self.stable.next()
     }
 
     /// The first entry without an answer: the host says again what came of this one and later ones.
     pub fn unanswered(&self) -> Seq {
-        unimplemented!()
+        self.unanswered.first().copied().unwrap_or_else(|| self.last.next())
     }
 
     /// The newest entry; [`Seq::ZERO`] before the first.
     pub fn last(&self) -> Seq {
-        unimplemented!()
+        self.last
     }
 
     /// The newest entry that is stable with all before it, as far as the host has said.
     pub fn stable(&self) -> Seq {
-        unimplemented!()
+        self.stable
     }
 
-    /// The last entry, not yet stable, that touches the node: what an `fsync` of it waits for.
-    pub fn last_of(&self, node: NodeId) -> Option<Seq> {
-        let _ = node;
-        unimplemented!()
+    /// The last entry, not yet stable, that touches the node: what an `fsync` of it waits for. A
+    /// node that has no identity yet goes by the entry that makes it.
+    pub fn last_of(&self, node: impl Into<NodeRef>) -> Option<Seq> {
+        self.order.last_of(node.into())
     }
 
     /// Entries not yet applied, and their data in bytes.
     pub fn unapplied(&self) -> (usize, usize) {
-        unimplemented!()
+        (self.unanswered.len(), self.unanswered_bytes)
     }
 
-    /// Entries not yet stable, and their data in bytes.
+    /// Entries not yet stable, or without an answer, and their data in bytes.
     pub fn unstable(&self) -> (usize, usize) {
-        unimplemented!()
+        (self.entries.len(), self.held_bytes)
     }
 
     /// What was set aside, oldest first.
     pub fn aside(&self) -> impl Iterator<Item = &Aside<B>> {
-        std::iter::empty()
+        self.asides.values().map(|(aside, _)| aside)
     }
 
     /// What was set aside under this number is kept elsewhere now (a conflict copy), or the user
-    /// gave it up. The nodes that only it touched may be changed again.
+    /// gave it up. The nodes and names that only it touched may be changed again.
     pub fn settle_aside(&mut self, seq: Seq) -> Option<Aside<B>> {
-        let _ = seq;
-        unimplemented!()
+        let (aside, bytes) = self.asides.remove(&seq)?;
+        self.aside_bytes -= bytes;
+        self.order.settle(seq);
+        self.progress();
+        Some(aside)
     }
 
-    /// Where an entry stands, for status and for tests of coverage: `"waiting"`, `"shipped"`,
-    /// `"applied"`, `"stable"`, `"struck"`, `"aside"`, `"failed"`.
+    /// Where an entry stands, for status and for tests of coverage: `"unmade"`, `"waiting"`,
+    /// `"shipped"`, `"applied"`, `"stable"`, `"struck"`, `"aside"`, `"failed"`.
     pub fn state_of(&self, seq: Seq) -> &'static str {
-        let _ = seq;
-        unimplemented!()
+        let Some(held) = self.entries.get(&seq) else {
+            return match () {
+                () if seq > self.last || seq == Seq::ZERO => "unmade",
+                () if self.asides.contains_key(&seq) => "aside",
+                () if self.link == Link::Ended && seq > self.stable => "failed",
+                () => "stable",
+            };
+        };
+        match &held.life {
+            Life::Struck { .. } => "struck",
+            Life::Failed => "failed",
+            Life::Aside => "aside",
+            Life::Live(_) | Life::Knot if !self.unanswered.contains(&seq) => "applied",
+            Life::Live(_) | Life::Knot if seq < self.next_to_ship => "shipped",
+            Life::Live(_) | Life::Knot => "waiting",
+        }
+    }
+
+    fn push(&mut self, after: Vec<Seq>, promise: Promise, life: Life<B>) -> Seq {
+        let seq = self.last.next();
+        self.last = seq;
+        let held = Held { after, promise, again: false, life };
+        self.unanswered_bytes += held.bytes();
+        self.held_bytes += held.bytes();
+        self.unanswered.insert(seq);
+        self.entries.insert(seq, held);
+        seq
+    }
+
+    /// Ties predecessors together until there are no more than 8.
+    fn knot(&mut self, mut before: Vec<Seq>) -> Vec<Seq> {
+        while before.len() > LOG_AFTER_MAX {
+            let rest = before.split_off(LOG_AFTER_MAX);
+            let knot = self.push(before, Promise::Accepted, Life::Knot);
+            before = rest;
+            before.push(knot);
+        }
+        before
+    }
+
+    fn ship(&mut self) {
+        let Link::Up(connection) = self.link else { return };
+        let applied = self.unanswered().0 + LOG_ENTRIES_UNAPPLIED_MAX as u64;
+        let stable = self.held().0 + LOG_ENTRIES_UNSTABLE_MAX as u64;
+        let from = self.next_to_ship.max(self.held());
+        let end = Seq(applied.min(stable));
+        if from >= end {
+            return;
+        }
+        let (upto, ahead) = &self.there;
+        for &seq in self.unanswered.range(from..end) {
+            self.next_to_ship = seq.next();
+            let Some(held) = self.entries.get_mut(&seq) else { continue };
+            if seq <= *upto || ahead.contains(&seq) {
+                continue;
+            }
+            if let Life::Struck { shipped, .. } = &mut held.life {
+                *shipped = true;
+            }
+            let (mut entry, body) = held.entry(seq, self.stable);
+            self.order.settle_names(&mut entry.change.mutation);
+            self.outputs.push_back(Output::Ship { connection, entry, body });
+            self.unseen = self.unseen.max(seq.next());
+        }
+    }
+
+    /// The host has said what came of an entry.
+    fn answered(&mut self, seq: Seq, result: Result<Outcome, Refused>) {
+        if !self.unanswered.remove(&seq) {
+            return;
+        }
+        self.unanswered_bytes -= self.entries.get(&seq).map_or(0, Held::bytes);
+        match result {
+            Ok(outcome) => self.carried_out(seq, outcome),
+            Err(refused) => self.refused(seq, refused),
+        }
+        if seq <= self.stable {
+            self.held_bytes -= self.entries.remove(&seq).map_or(0, |held| held.bytes());
+        }
+        self.progress();
+    }
+
+    fn carried_out(&mut self, seq: Seq, outcome: Outcome) {
+        let Some(held) = self.entries.get_mut(&seq) else { return };
+        match &mut held.life {
+            Life::Live(work) => {
+                let known_as = work.known_as(held.promise);
+                let first = work.told.replace(outcome).is_none();
+                held.promise = Promise::Accepted;
+                self.order.handle_applied(seq, &outcome);
+                if first {
+                    self.tell(seq, Ok(outcome));
+                }
+                if let (Some(old), Outcome::Entry(entry)) = (known_as, outcome)
+                    && old != entry.node
+                {
+                    self.outputs.push_back(Output::Remade { seq, old, new: entry.node });
+                }
+            }
+            Life::Struck { answered, .. } if *answered || outcome != Outcome::Done => {
+                self.outputs.push_back(Output::StruckApplied { seq, outcome });
+            }
+            Life::Struck { .. } | Life::Failed | Life::Aside | Life::Knot => {}
+        }
+    }
+
+    fn refused(&mut self, seq: Seq, refused: Refused) {
+        let Some(held) = self.entries.get(&seq) else { return };
+        let live = matches!(held.life, Life::Live(_));
+        let because = match refused.reason {
+            Reason::SetAside { because } => Some(because),
+            Reason::System | Reason::Conflict | Reason::Unknown => None,
+        };
+        if live && (held.promise == Promise::Accepted || because.is_some()) {
+            self.set_aside(seq, refused);
+        } else if live {
+            self.empty(seq, Life::Failed);
+            self.order.handle_failed(seq);
+            self.tell(seq, Err(refused.errno));
+            return;
+        }
+        match because {
+            Some(because) => self.set_aside_after(seq, because),
+            None if live => self.set_aside_after(seq, seq),
+            None => {}
+        }
+    }
+
+    /// Sets one entry aside, if an application was told that it is done; otherwise it fails.
+    fn set_aside(&mut self, seq: Seq, refused: Refused) {
+        let promise = self.entries.get(&seq).map(|held| held.promise);
+        if promise != Some(Promise::Accepted) {
+            self.order.cut(seq);
+            if self.empty(seq, Life::Failed).is_some() {
+                self.tell(seq, Err(refused.errno));
+            }
+            return;
+        }
+        self.order.set_aside(seq);
+        self.keep_aside(seq, refused);
+    }
+
+    fn keep_aside(&mut self, seq: Seq, refused: Refused) {
+        let Some(work) = self.empty(seq, Life::Aside) else { return };
+        let Work { mut change, body, bytes, told } = *work;
+        self.order.identify(&mut change.mutation);
+        let bytes = bytes + ASIDE_BYTES;
+        self.aside_bytes += bytes;
+        self.asides.insert(seq, (Aside { seq, refused, change, body }, bytes));
+        self.outputs.push_back(Output::Aside { seq, refused });
+        if told.is_none() {
+            self.tell(seq, Err(refused.errno));
+        }
+    }
+
+    /// What has no answer and comes after an entry that is out goes the same way, as on the host. It
+    /// must not wait for the host to say so: another epoch's host would not know.
+    fn set_aside_after(&mut self, seq: Seq, because: Seq) {
+        self.order.cut(seq);
+        let mut out = BTreeSet::from([seq]);
+        let later: Vec<Seq> = self.unanswered.range(seq.next()..).copied().collect();
+        for seq in later {
+            let Some(held) = self.entries.get(&seq) else { continue };
+            if !held.after.iter().any(|before| out.contains(before)) {
+                continue;
+            }
+            out.insert(seq);
+            if matches!(held.life, Life::Live(_)) {
+                self.set_aside(seq, self.because(because));
+            } else {
+                self.order.cut(seq);
+            }
+        }
+    }
+
+    /// Why an entry goes that comes after one that is aside.
+    fn because(&self, seq: Seq) -> Refused {
+        let because = match self.asides.get(&seq).map(|(aside, _)| aside.refused.reason) {
+            Some(Reason::SetAside { because }) => because,
+            _ => seq,
+        };
+        Refused { errno: Errno::EIO, reason: Reason::SetAside { because } }
+    }
+
+    /// Leaves only the number of an entry; returns what it was there for.
+    fn empty(&mut self, seq: Seq, life: Life<B>) -> Option<Box<Work<B>>> {
+        let held = self.entries.get_mut(&seq)?;
+        let bytes = held.bytes();
+        let Life::Live(work) = std::mem::replace(&mut held.life, life) else { return None };
+        self.held_bytes -= bytes;
+        if self.unanswered.contains(&seq) {
+            self.unanswered_bytes -= bytes;
+        }
+        Some(work)
+    }
+
+    /// All entries up to `upto` are on the host's disk. What has no answer yet stays until it comes,
+    /// but is never shipped again.
+    fn advance(&mut self, upto: Seq) {
+        if upto <= self.stable {
+            return;
+        }
+        self.stable = upto;
+        let later = self.entries.split_off(&upto.next());
+        for (seq, held) in std::mem::replace(&mut self.entries, later) {
+            if self.unanswered.contains(&seq) {
+                self.entries.insert(seq, held);
+            } else {
+                self.held_bytes -= held.bytes();
+            }
+        }
+        self.order.handle_stable(upto);
+        self.progress();
+    }
+
+    /// The host has another epoch: what it has answered must be answered again. If it does not even
+    /// know the session, nobody can say any more what came of entries that are stable.
+    fn forget_answers(&mut self, known: bool) {
+        if !known {
+            self.give_up_answers();
+        }
+        for (seq, held) in self.entries.range_mut(self.stable.next()..) {
+            held.again |= *seq < self.unseen;
+            if self.unanswered.insert(*seq) {
+                self.unanswered_bytes += held.bytes();
+            }
+        }
+    }
+
+    fn give_up_answers(&mut self) {
+        let unknown = Refused { errno: Errno::EIO, reason: Reason::Unknown };
+        let later = self.unanswered.split_off(&self.stable.next());
+        for seq in std::mem::replace(&mut self.unanswered, later) {
+            let Some(held) = self.entries.get(&seq) else { continue };
+            self.unanswered_bytes -= held.bytes();
+            let (untold, promise) = (held.is_untold(), held.promise);
+            // what was told was carried out before, and is stable; what was accepted may have
+            // failed, and is kept: what comes after it shows by itself whether it did
+            if untold && promise == Promise::Accepted {
+                self.order.cut(seq);
+                self.keep_aside(seq, unknown);
+            } else if untold {
+                self.empty(seq, Life::Failed);
+                self.tell(seq, Err(Errno::EIO));
+            }
+            self.held_bytes -= self.entries.remove(&seq).map_or(0, |held| held.bytes());
+        }
+    }
+
+    /// Which of the struck entries the host had carried out before it could hear of that.
+    fn note_struck(&mut self) {
+        let (upto, ahead) = &self.there;
+        for seq in &self.unanswered {
+            if let Some(Held { life: Life::Struck { answered, shipped: false }, .. }) =
+                self.entries.get_mut(seq)
+            {
+                *answered = seq <= upto || ahead.contains(seq);
+            }
+        }
+    }
+
+    fn tell(&mut self, seq: Seq, result: Result<Outcome, Errno>) {
+        self.outputs.push_back(Output::Applied { seq, result });
+    }
+
+    fn progress(&mut self) {
+        if !matches!(self.outputs.back(), Some(Output::Progress)) {
+            self.outputs.push_back(Output::Progress);
+        }
     }
 }

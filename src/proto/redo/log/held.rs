@@ -1,0 +1,87 @@
+//! One entry, as the log holds it.
+
+use crate::id::{NodeId, Seq};
+use crate::wire::log::{Change, LogEntry, Mutation, Outcome, Promise, Sent};
+
+/// An entry that is not stable, or has no answer.
+#[derive(Debug)]
+pub(super) struct Held<B> {
+    /// All that it comes directly after; at most 8.
+    pub(super) after: Vec<Seq>,
+    pub(super) promise: Promise,
+    /// A host that cannot remember may have carried it out.
+    pub(super) again: bool,
+    pub(super) life: Life<B>,
+}
+
+#[derive(Debug)]
+pub(super) enum Life<B> {
+    Live(Box<Work<B>>),
+    /// Nobody waits any longer.
+    Struck {
+        /// The host had answered it as what it was.
+        answered: bool,
+        /// It was shipped as nothing since.
+        shipped: bool,
+    },
+    /// Refused, and an application was told so.
+    Failed,
+    /// Refused, or after one that was, and kept elsewhere.
+    Aside,
+    /// Never anything but a knot of predecessors, for one that has more than 8.
+    Knot,
+}
+
+/// What an entry is there for.
+#[derive(Debug)]
+pub(super) struct Work<B> {
+    pub(super) change: Change,
+    pub(super) body: B,
+    pub(super) bytes: usize,
+    /// What an application was told.
+    pub(super) told: Option<Outcome>,
+}
+
+impl<B> Held<B> {
+    pub(super) fn bytes(&self) -> usize {
+        match &self.life {
+            Life::Live(work) => work.bytes,
+            Life::Struck { .. } | Life::Failed | Life::Aside | Life::Knot => 0,
+        }
+    }
+
+    /// Nobody has been told what became of it.
+    pub(super) fn is_untold(&self) -> bool {
+        matches!(&self.life, Life::Live(work) if work.told.is_none())
+    }
+}
+
+impl<B: Clone + Default> Held<B> {
+    /// As it goes over the wire.
+    pub(super) fn entry(&self, seq: Seq, stable: Seq) -> (LogEntry, B) {
+        let (change, body, told) = match &self.life {
+            Life::Live(work) => (work.change.clone(), work.body.clone(), work.told),
+            Life::Struck { .. } | Life::Failed | Life::Aside | Life::Knot => {
+                (Change::new(Mutation::Nothing), B::default(), None)
+            }
+        };
+        let after = self.after.iter().copied().filter(|seq| *seq > stable).collect();
+        let sent = if self.again { Sent::Again { told } } else { Sent::First };
+        (LogEntry { seq, after, promise: self.promise, sent, change }, body)
+    }
+}
+
+impl<B> Work<B> {
+    /// Under which identity an application knows what the entry made.
+    pub(super) fn known_as(&self, promise: Promise) -> Option<NodeId> {
+        match (self.told, &self.change.mutation) {
+            (Some(Outcome::Entry(entry)), _) => Some(entry.node),
+            (None, Mutation::Create { premade, .. } | Mutation::Mkdir { premade, .. })
+                if promise == Promise::Accepted =>
+            {
+                *premade
+            }
+            _ => None,
+        }
+    }
+}
