@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 
 use p2pfs::id::{NodeId, Seq};
-use p2pfs::proto::redo::execute::{Recorder, Seen, Tree};
+use p2pfs::proto::redo::execute::{Held, Recorder, Seen, Tree};
 use p2pfs::proto::redo::opens::Opens;
 use p2pfs::proto::redo::record::{self, Slot};
 use p2pfs::wire::call::Access;
@@ -13,7 +13,7 @@ use p2pfs::wire::log::{Change, Mutation, Outcome, Refused};
 use super::dice::Dice;
 use super::disk::Disk;
 use super::host::{Host, session_id};
-use super::posix::{Body, COLLAPSE, Kind, WORD, id};
+use super::posix::{Body, Kind, WORD, id};
 
 /// What an execution did.
 #[derive(Debug, Default)]
@@ -60,16 +60,6 @@ impl View<'_> {
             let session = session_id(self.client);
             self.opens.borrow_mut().open(session, open.handle, entry.node, Access::ReadWrite);
         }
-    }
-
-    /// What has no bytes in the journal must be on the disk before it is answered.
-    fn sync_if_moved(&self, mutation: &Mutation) -> Result<(), Errno> {
-        if !matches!(mutation, Mutation::CopyRange { .. } | Mutation::Fallocate { .. }) {
-            return Ok(());
-        }
-        let synced = self.host.disk.borrow_mut().sync(&mut self.dice.borrow_mut());
-        self.ledger.disk_failed.set(synced.is_err());
-        synced
     }
 }
 
@@ -141,7 +131,6 @@ impl Tree<Body> for View<'_> {
             self.host.disk.borrow_mut().mutate(who, &change.mutation, body, made, keep)?;
         self.opened(&change.mutation, &outcome);
         self.ledger.done.borrow_mut().push((change.mutation.clone(), outcome));
-        self.sync_if_moved(&change.mutation)?;
         Ok(outcome)
     }
 
@@ -174,15 +163,25 @@ impl Tree<Body> for View<'_> {
             disk.now.outcome(&change.mutation, node.unwrap_or(NodeId::ROOT), &extent)
         };
         self.opened(&change.mutation, &outcome);
-        self.sync_if_moved(&change.mutation)?;
         Ok(outcome)
     }
 
-    fn holds(&self, node: NodeId, offset: u64, body: &Body) -> Result<bool, Errno> {
+    fn holds(&self, node: NodeId, offset: u64, body: &Body) -> Result<Held, Errno> {
         self.step()?;
         let disk = self.host.disk.borrow();
+        let data = &disk.now.node(node)?.data;
         let at = (offset / WORD) as usize;
-        Ok(disk.now.node(node)?.data.get(at..at + body.len()) == Some(body.as_slice()))
+        let there = data.get(at..).unwrap_or_default();
+        Ok(match () {
+            () if there.starts_with(body) => Held::All,
+            () if body.starts_with(there) => Held::Start,
+            () => Held::Other,
+        })
+    }
+
+    fn is_named(&self, node: NodeId) -> Result<bool, Errno> {
+        self.step()?;
+        Ok(self.host.disk.borrow().now.nodes.get(&node).is_some_and(|node| node.nlink > 0))
     }
 
     fn sync(&self) -> Result<(), Errno> {
@@ -205,9 +204,4 @@ impl Recorder for View<'_> {
             self.write_slot(seq, &Slot::Done { result: *result, poisons });
         }
     }
-}
-
-/// Whether a mutation moves data within a file.
-pub(crate) fn collapses(mutation: &Mutation) -> bool {
-    matches!(mutation, Mutation::Fallocate { mode: COLLAPSE, .. })
 }
