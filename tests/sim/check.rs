@@ -101,10 +101,12 @@ impl World {
             return;
         }
         if self.model.has(who) {
-            if self.has_effect(client, seq) {
-                self.model.contest(&change.mutation);
+            if !self.has_effect(client, seq) {
+                self.model.withdraw(who);
+            } else if refused.reason != Reason::Unknown {
+                let text = format!("{seq} was done, and then refused ({refused:?})");
+                self.stale(client, &change.mutation, &text);
             }
-            self.model.withdraw(who);
             return;
         }
         let excused = matches!(refused.errno, Errno::ENOSPC | Errno::EIO)
@@ -168,7 +170,7 @@ impl World {
         } else if super::model::names(mutation).is_empty() {
             // of data, any part may have been kept by a crash
             self.model.contest(mutation);
-        } else if errno != Errno::ETIMEDOUT {
+        } else if !matches!(errno, Errno::ETIMEDOUT | Errno::EIO | Errno::EEXIST) {
             self.stale(client, mutation, &format!("{seq} was done, and told {errno:?}"));
         }
     }

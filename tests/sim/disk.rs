@@ -138,6 +138,8 @@ impl Disk {
     /// What becomes of the tree if steps behind `steps` are lost, and some of the data.
     fn replay(&mut self, steps: usize, dice: &mut Dice) {
         let lossy = dice.below(3) * 50;
+        let marked = |at: usize| matches!(self.journal.get(at), Some(Op::Mark { .. }));
+        let steps = if marked(steps) { steps + 1 } else { steps };
         let mut kept = Vec::new();
         let mut tree = self.durable.clone();
         for (number, op) in std::mem::take(&mut self.journal).into_iter().enumerate() {
