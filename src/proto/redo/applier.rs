@@ -1,17 +1,99 @@
 //! The host's half: applies entries in the order that they ask for, each once.
 
+mod order;
+mod sync;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Instant;
 
+use self::order::{Blocked, check, makers, resolve, touched_by_change, touched_by_outcome};
+use self::sync::Sync;
 use crate::id::{Epoch, NodeId, Seq};
+use crate::limits::{
+    BODY_BYTES_MAX, LOG_BYTES_UNAPPLIED_MAX, LOG_ENTRIES_UNAPPLIED_MAX, LOG_ENTRIES_UNSTABLE_MAX,
+};
 use crate::proto::PeerMisbehaved;
-use crate::proto::redo::execute::How;
-use crate::proto::redo::record::Recovered;
-use crate::wire::log::{Change, Cursor, LogAck, LogEntry, Outcome, Refused};
+use crate::proto::redo::execute::{How, Seen};
+use crate::proto::redo::record::{Recovered, SLOTS};
+use crate::wire::errno::Errno;
+use crate::wire::log::{
+    Change, Cursor, LogAck, LogEntry, Mutation, Outcome, Promise, Reason, Refused, Sent,
+};
+
+/// How far behind the cursor results are kept: for entries that come again, and for references to
+/// what they made.
+const RESULTS_BEHIND: u64 = 2 * LOG_ENTRIES_UNSTABLE_MAX as u64;
 
 /// The applier of one session; `B` is an entry's body, `W` names somebody who waits.
 #[derive(Debug)]
 pub struct Applier<B, W> {
-    body: std::marker::PhantomData<(B, W)>,
+    epoch: Epoch,
+    /// Whether any entry has come: until then the client may not know that this host has forgotten
+    /// the session.
+    known: bool,
+    /// All entries up to here are applied.
+    cursor: Seq,
+    /// Entries beyond the cursor that are applied.
+    ahead: BTreeSet<Seq>,
+    stable: Seq,
+    waiting: BTreeMap<Seq, Waiting<B>>,
+    /// Who waits for an entry that is not applied.
+    dependents: BTreeMap<Seq, Vec<Seq>>,
+    running: BTreeMap<Seq, Running>,
+    /// Running since before the epoch began; with what came again meanwhile.
+    overtaken: BTreeMap<Seq, Option<Arrived<B>>>,
+    results: BTreeMap<Seq, Applied>,
+    /// What was applied in an epoch that ended: it was carried out, but may be lost.
+    forgotten: BTreeMap<Seq, Outcome>,
+    /// Intents of a killed run.
+    intents: BTreeMap<Seq, Seen>,
+    /// Data of entries that wait or run, bytes.
+    bytes_held: usize,
+    /// The last entry, not stable, that touches a node.
+    touched: BTreeMap<NodeId, Seq>,
+    /// Up to here it is not known what entries touch.
+    untold: Seq,
+    /// The last entry that an ended epoch may have seen.
+    redo_upto: Seq,
+    barriers: BTreeMap<Seq, Vec<W>>,
+    sync: Sync,
+    outputs: VecDeque<Output<B, W>>,
+}
+
+/// An entry as it came.
+#[derive(Debug)]
+struct Arrived<B> {
+    /// Whom it comes after, its makers included.
+    after: BTreeSet<Seq>,
+    poisons: bool,
+    sent: Sent,
+    change: Change,
+    body: B,
+    bytes: usize,
+}
+
+#[derive(Debug)]
+struct Waiting<B> {
+    missing: usize,
+    entry: Arrived<B>,
+}
+
+#[derive(Debug)]
+struct Running {
+    poisons: bool,
+    bytes: usize,
+}
+
+/// What came of an entry.
+#[derive(Debug)]
+struct Applied {
+    result: Result<Outcome, Refused>,
+    poisons: bool,
+    bytes: usize,
+    /// Not known for what a killed run applied.
+    at: Option<Instant>,
 }
 
 /// What the driver is to do.
@@ -44,21 +126,74 @@ pub enum Output<B, W> {
 impl<B, W> Applier<B, W> {
     /// For a session that this host does not know; its first entry will be `held`.
     pub fn new(epoch: Epoch, held: Seq) -> Self {
-        let _ = (epoch, held);
-        unimplemented!()
+        Self::at(epoch, Seq(held.0.saturating_sub(1)))
     }
 
     /// For a session that a killed run of this host has recorded in the same epoch.
     pub fn recover(recovered: Recovered) -> Self {
-        let _ = recovered;
-        unimplemented!()
+        let header = recovered.header;
+        let begin = header.stable.max(Seq(header.first.0.saturating_sub(1)));
+        let mut applier = Self::at(header.epoch, begin);
+        applier.known = !recovered.done.is_empty()
+            || !recovered.intents.is_empty()
+            || header.stable >= header.first;
+        for (seq, (result, poisons)) in recovered.done {
+            if seq > begin {
+                applier.ahead.insert(seq);
+            }
+            applier.results.insert(seq, Applied { result, poisons, bytes: 0, at: None });
+        }
+        applier.intents = recovered.intents;
+        applier.advance();
+        applier.untold = applier.ahead.last().copied().unwrap_or(applier.cursor);
+        if applier.cursor > applier.stable {
+            applier.begin_sync();
+        }
+        applier
+    }
+
+    fn at(epoch: Epoch, begin: Seq) -> Self {
+        Self {
+            epoch,
+            known: false,
+            cursor: begin,
+            ahead: BTreeSet::new(),
+            stable: begin,
+            waiting: BTreeMap::new(),
+            dependents: BTreeMap::new(),
+            running: BTreeMap::new(),
+            overtaken: BTreeMap::new(),
+            results: BTreeMap::new(),
+            forgotten: BTreeMap::new(),
+            intents: BTreeMap::new(),
+            bytes_held: 0,
+            touched: BTreeMap::new(),
+            untold: Seq::ZERO,
+            redo_upto: Seq::ZERO,
+            barriers: BTreeMap::new(),
+            sync: Sync::default(),
+            outputs: VecDeque::new(),
+        }
     }
 
     /// A connection of the session is up: tells how far its entries are, and says again what came of
     /// `unanswered` and later ones.
     pub fn resume(&mut self, unanswered: Seq) -> Cursor {
-        let _ = unanswered;
-        unimplemented!()
+        for (seq, applied) in self.results.range(unanswered..) {
+            let ack = LogAck::Applied { seq: *seq, result: applied.result };
+            self.outputs.push_back(Output::Ack(ack));
+        }
+        if !self.known {
+            // what was answered was carried out, by a host that cannot tell
+            self.redo_upto = self.redo_upto.max(Seq(unanswered.0.saturating_sub(1)));
+        }
+        Cursor {
+            epoch: self.epoch,
+            known: self.known,
+            applied: self.cursor,
+            ahead: self.ahead.iter().copied().collect(),
+            stable: self.stable,
+        }
     }
 
     /// An entry with `bytes` bytes of data arrived, perhaps not for the first time.
@@ -75,82 +210,311 @@ impl<B, W> Applier<B, W> {
         bytes: usize,
         now: Instant,
     ) -> Result<(), PeerMisbehaved> {
-        let _ = (entry, body, bytes, now);
-        unimplemented!()
+        check(&entry)?;
+        let seq = entry.seq;
+        if seq.0 > self.cursor.0.saturating_add(LOG_ENTRIES_UNAPPLIED_MAX as u64)
+            || seq.0 > self.stable.0.saturating_add(SLOTS as u64)
+        {
+            return Err(PeerMisbehaved::Sequence);
+        }
+        if let Some(applied) = self.results.get(&seq) {
+            let result = applied.result;
+            self.outputs.push_back(Output::Ack(LogAck::Applied { seq, result }));
+            return Ok(());
+        }
+        if self.is_applied(seq) {
+            return Err(PeerMisbehaved::Sequence);
+        }
+        let fits = self.bytes_held + bytes <= LOG_BYTES_UNAPPLIED_MAX + BODY_BYTES_MAX;
+        if bytes > BODY_BYTES_MAX || (!fits && self.is_unseen(seq)) {
+            return Err(PeerMisbehaved::TooMany);
+        }
+        self.known = true;
+        if matches!(entry.sent, Sent::Again { .. }) {
+            self.redo_upto = self.redo_upto.max(seq);
+        }
+        let mut after: BTreeSet<Seq> = entry.after.into_iter().collect();
+        after.extend(makers(&entry.change.mutation));
+        let poisons = entry.promise == Promise::Accepted;
+        let arrived =
+            Arrived { after, poisons, sent: entry.sent, change: entry.change, body, bytes };
+        self.arrive(seq, arrived, now);
+        Ok(())
     }
 
     /// The driver has carried an entry out.
     pub fn handle_result(&mut self, seq: Seq, result: Result<Outcome, Refused>, now: Instant) {
-        let _ = (seq, result, now);
-        unimplemented!()
+        if let Some(again) = self.overtaken.remove(&seq) {
+            if let Ok(outcome) = result {
+                self.forgotten.insert(seq, outcome);
+            }
+            if let Some(entry) = again {
+                self.admit(seq, entry, now);
+            }
+        } else if let Some(running) = self.running.remove(&seq) {
+            let Running { poisons, bytes } = running;
+            self.finish(seq, Applied { result, poisons, bytes, at: Some(now) }, now);
+        }
     }
 
     /// `waiter` wants to know when all entries up to `upto` are applied.
     pub fn wait_for(&mut self, upto: Seq, waiter: W) {
-        let _ = (upto, waiter);
-        unimplemented!()
+        self.barriers.entry(upto).or_default().push(waiter);
+        self.release_barriers();
     }
 
-    /// Somebody else has changed a node: what this session changed of it must reach the disk soon,
-    /// so that a crash does not make it change the node again. True if there is such a change.
-    pub fn handle_foreign_change(&mut self, node: NodeId, now: Instant) -> bool {
-        let _ = (node, now);
-        unimplemented!()
-    }
-
-    /// The driver has synced everything that was applied when entry `upto` was the cursor.
-    pub fn handle_synced(&mut self, upto: Seq, now: Instant) {
-        let _ = (upto, now);
-        unimplemented!()
-    }
-
-    /// The disk failed to take data: what is not stable may be lost. Begins another epoch.
+    /// The disk failed to take data: what is not stable may be lost. Begins another epoch. A sync
+    /// that was under way is over with this: it is not reported any more.
     pub fn handle_disk_failed(&mut self, epoch: Epoch, now: Instant) {
-        let _ = (epoch, now);
-        unimplemented!()
-    }
-
-    /// A sync may be due.
-    pub fn handle_timeout(&mut self, now: Instant) {
-        let _ = now;
-        unimplemented!()
-    }
-
-    /// When [`Self::handle_timeout`] wants to be called.
-    pub fn poll_timeout(&self) -> Option<Instant> {
-        unimplemented!()
+        self.epoch = epoch;
+        let seen = self.results.keys().chain(self.running.keys()).max().copied();
+        self.redo_upto = self.redo_upto.max(seen.unwrap_or_default());
+        for (seq, applied) in self.results.split_off(&self.stable.next()) {
+            if let Ok(outcome) = applied.result {
+                self.forgotten.insert(seq, outcome);
+            }
+        }
+        for (seq, _) in std::mem::take(&mut self.running) {
+            self.overtaken.insert(seq, None);
+        }
+        // what waits comes again, as it may wait for what is forgotten
+        for again in self.overtaken.values_mut() {
+            *again = None;
+        }
+        self.waiting.clear();
+        self.dependents.clear();
+        self.intents.clear();
+        self.ahead.clear();
+        self.bytes_held = 0;
+        self.cursor = self.stable;
+        self.sync.forget();
+        let ack = LogAck::Lost { epoch, stable: self.stable };
+        self.outputs.push_back(Output::Ack(ack));
+        self.schedule_sync(now);
     }
 
     /// What to do next.
     pub fn poll_output(&mut self) -> Option<Output<B, W>> {
-        unimplemented!()
+        self.outputs.pop_front()
+    }
+
+    /// The epoch.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
     }
 
     /// All entries up to here are carried out or refused.
     pub fn cursor(&self) -> Seq {
-        unimplemented!()
+        self.cursor
     }
 
     /// The newest entry that is stable with all before it.
     pub fn stable(&self) -> Seq {
-        unimplemented!()
+        self.stable
+    }
+
+    /// Results that are kept, and whether the failure sets aside what comes after: a record that is
+    /// begun anew, in another epoch, begins with them.
+    pub fn results(&self) -> impl Iterator<Item = (Seq, Result<Outcome, Refused>, bool)> {
+        self.results.iter().map(|(seq, applied)| (*seq, applied.result, applied.poisons))
     }
 
     /// Entries and bytes that wait here for others.
     pub fn waiting(&self) -> (usize, usize) {
-        unimplemented!()
+        let again = self.overtaken.values().flatten().map(|entry| entry.bytes);
+        let waiting = self.waiting.values().map(|waiting| waiting.entry.bytes);
+        again.chain(waiting).fold((0, 0), |(entries, sum), bytes| (entries + 1, sum + bytes))
     }
 
     /// Whether entries that may have been carried out before an epoch ended are still to come: until
     /// then what the session changed is served to nobody else.
     pub fn is_redoing(&self) -> bool {
-        unimplemented!()
+        self.cursor < self.redo_upto
     }
 
     /// Where an entry stands, for status and for tests of coverage: `"unseen"`, `"waiting"`,
     /// `"running"`, `"applied"`, `"failed"`, `"aside"`, `"stable"`.
     pub fn state_of(&self, seq: Seq) -> &'static str {
-        let _ = seq;
-        unimplemented!()
+        let result = self.results.get(&seq).map(|applied| &applied.result);
+        match result {
+            Some(Err(Refused { reason: Reason::SetAside { .. }, .. })) => "aside",
+            Some(Err(_)) => "failed",
+            _ if seq <= self.stable => "stable",
+            Some(Ok(_)) => "applied",
+            None if self.running.contains_key(&seq) => "running",
+            None if self.waiting.contains_key(&seq) => "waiting",
+            None if matches!(self.overtaken.get(&seq), Some(Some(_))) => "waiting",
+            None => "unseen",
+        }
+    }
+
+    fn is_applied(&self, seq: Seq) -> bool {
+        seq <= self.cursor || self.ahead.contains(&seq)
+    }
+
+    fn is_unseen(&self, seq: Seq) -> bool {
+        !self.running.contains_key(&seq)
+            && !self.waiting.contains_key(&seq)
+            && !matches!(self.overtaken.get(&seq), Some(Some(_)))
+    }
+
+    /// An entry that is not applied.
+    fn arrive(&mut self, seq: Seq, mut entry: Arrived<B>, now: Instant) {
+        let struck = entry.change.mutation == Mutation::Nothing;
+        if let Some(again) = self.overtaken.get_mut(&seq) {
+            if again.is_none() || struck {
+                self.bytes_held -= again.as_ref().map_or(0, |entry| entry.bytes);
+                self.bytes_held += entry.bytes;
+                *again = Some(entry);
+            }
+        } else if let Some(waiting) = self.waiting.get_mut(&seq) {
+            if struck {
+                // it still waits: what comes after it counts on what is before it
+                entry.after = std::mem::take(&mut waiting.entry.after);
+                self.bytes_held -= waiting.entry.bytes;
+                self.bytes_held += entry.bytes;
+                waiting.entry = entry;
+            }
+        } else if !self.running.contains_key(&seq) {
+            self.bytes_held += entry.bytes;
+            self.admit(seq, entry, now);
+        }
+    }
+
+    fn admit(&mut self, seq: Seq, entry: Arrived<B>, now: Instant) {
+        let needed: Vec<Seq> =
+            entry.after.iter().copied().filter(|after| !self.is_applied(*after)).collect();
+        if needed.is_empty() {
+            let finished = self.start(seq, entry, now);
+            if let Some(applied) = finished {
+                self.finish(seq, applied, now);
+            }
+            return;
+        }
+        self.waiting.insert(seq, Waiting { missing: needed.len(), entry });
+        for after in needed {
+            self.dependents.entry(after).or_default().push(seq);
+        }
+    }
+
+    /// Lets an entry run whose predecessors are applied; or tells at once what comes of it.
+    fn start(&mut self, seq: Seq, mut entry: Arrived<B>, now: Instant) -> Option<Applied> {
+        let Arrived { poisons, bytes, .. } = entry;
+        let at_once = |result| Some(Applied { result, poisons, bytes, at: Some(now) });
+        if let Some(refused) = self.poisoned_by(&entry.after) {
+            return at_once(Err(refused));
+        }
+        if entry.change.mutation == Mutation::Nothing
+            && let Some(outcome) = self.forgotten.get(&seq)
+        {
+            return at_once(Ok(*outcome));
+        }
+        if let Err(blocked) = resolve(&mut entry.change.mutation, |maker| self.made_by(maker)) {
+            return at_once(Err(Refused::conflict(blocked.errno())));
+        }
+        let how = self.how(seq, &entry.sent, &entry.change.mutation);
+        for node in touched_by_change(&entry.change.mutation) {
+            self.touch(node, seq);
+        }
+        self.running.insert(seq, Running { poisons, bytes });
+        let Arrived { change, body, .. } = entry;
+        self.outputs.push_back(Output::Apply { seq, change, body, how, poisons });
+        None
+    }
+
+    /// Sets aside what comes after an accepted entry that failed, or after what was set aside.
+    fn poisoned_by(&self, after: &BTreeSet<Seq>) -> Option<Refused> {
+        after.iter().find_map(|seq| {
+            let applied = self.results.get(seq)?;
+            let because = match applied.result {
+                Err(Refused { reason: Reason::SetAside { because }, .. }) => because,
+                Err(_) if applied.poisons => *seq,
+                _ => return None,
+            };
+            Some(Refused { errno: Errno::EIO, reason: Reason::SetAside { because } })
+        })
+    }
+
+    fn made_by(&self, maker: Seq) -> Result<NodeId, Blocked> {
+        match self.results.get(&maker).map(|applied| &applied.result) {
+            Some(Ok(Outcome::Entry(entry))) => Ok(entry.node),
+            Some(_) => Err(Blocked::NotMade),
+            None => Err(Blocked::Forgotten),
+        }
+    }
+
+    fn how(&self, seq: Seq, sent: &Sent, mutation: &Mutation) -> How {
+        let told = match (self.forgotten.get(&seq), sent) {
+            (Some(outcome), _) => Some(*outcome),
+            (None, Sent::Again { told }) => *told,
+            (None, Sent::First) => None,
+        };
+        // where it was appended says more than how long the file was
+        let placed = matches!(mutation, Mutation::Append { .. }) && told.is_some();
+        match (self.intents.get(&seq), sent, told) {
+            (Some(before), ..) if !placed => How::Resumed { before: *before },
+            (_, Sent::First, None) => How::First,
+            (_, _, told) => How::Again { told },
+        }
+    }
+
+    fn touch(&mut self, node: NodeId, seq: Seq) {
+        let last = self.touched.entry(node).or_insert(seq);
+        *last = seq.max(*last);
+    }
+
+    /// Takes an entry's result, and those of all that fail with it.
+    fn finish(&mut self, seq: Seq, applied: Applied, now: Instant) {
+        let mut finished = VecDeque::from([(seq, applied)]);
+        while let Some((seq, applied)) = finished.pop_front() {
+            if let Ok(outcome) = &applied.result {
+                for node in touched_by_outcome(outcome) {
+                    self.touch(node, seq);
+                }
+            }
+            let result = applied.result;
+            self.bytes_held -= applied.bytes;
+            self.outputs.push_back(Output::Ack(LogAck::Applied { seq, result }));
+            self.results.insert(seq, applied);
+            self.forgotten.remove(&seq);
+            self.intents.remove(&seq);
+            self.ahead.insert(seq);
+            for dependent in self.dependents.remove(&seq).unwrap_or_default() {
+                let Some(waiting) = self.waiting.get_mut(&dependent) else {
+                    continue;
+                };
+                waiting.missing -= 1;
+                if waiting.missing == 0
+                    && let Some(waiting) = self.waiting.remove(&dependent)
+                    && let Some(applied) = self.start(dependent, waiting.entry, now)
+                {
+                    finished.push_back((dependent, applied));
+                }
+            }
+        }
+        self.advance();
+        self.release_barriers();
+        self.schedule_sync(now);
+    }
+
+    fn advance(&mut self) {
+        while self.ahead.remove(&self.cursor.next()) {
+            self.cursor = self.cursor.next();
+            self.sync.cover(self.results.get(&self.cursor).map_or(0, |applied| applied.bytes));
+        }
+        while let Some(oldest) = self.results.first_entry()
+            && oldest.key().0.saturating_add(RESULTS_BEHIND) <= self.cursor.0
+        {
+            oldest.remove();
+        }
+    }
+
+    fn release_barriers(&mut self) {
+        while !self.is_redoing()
+            && let Some(entry) = self.barriers.first_entry()
+            && *entry.key() <= self.cursor
+        {
+            self.outputs.extend(entry.remove().into_iter().map(Output::Reached));
+        }
     }
 }

@@ -8,9 +8,17 @@
 //!  done      the result goes into the record
 //! ```
 
+mod decide;
+#[cfg(test)]
+mod tests;
+
+use serde::{Deserialize, Serialize};
+
+pub use self::decide::decide;
+use self::decide::{moves_data, node_of};
 use crate::id::{NodeId, Seq};
 use crate::wire::errno::Errno;
-use crate::wire::log::{Change, Outcome, Refused};
+use crate::wire::log::{Change, Mutation, Occupant, Outcome, Reason, Refused};
 
 /// Whether an entry may have been carried out before.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -30,7 +38,7 @@ pub enum How {
 }
 
 /// What the entry's names and files are like before it.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Seen {
     /// Who has the (old) name.
     pub name: Option<NodeId>,
@@ -42,38 +50,60 @@ pub struct Seen {
     pub size: Option<u64>,
 }
 
+/// What a file holds where data may have been appended before.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Held {
+    /// All of the data.
+    All,
+    /// The beginning of the data, perhaps nothing of it, and then the file ends.
+    Start,
+    /// Something else.
+    Other,
+}
+
 /// A share's tree, as one session may change it. Methods may block.
 pub trait Tree<B> {
     /// What `change`'s names and files are like; makes, under cover, the node that it creates if
-    /// this tree does so.
+    /// this tree does so and the name is free. A name in a directory that is gone is free. A node
+    /// under cover that no intent names was not needed.
     ///
     /// # Errors
     ///
-    /// What the system says.
+    /// What the system says; ESTALE for a node that is gone.
     fn look(&self, change: &Change) -> Result<Seen, Errno>;
 
     /// Carries the change out.
     ///
     /// # Errors
     ///
-    /// What the system says.
+    /// What the system says; ESTALE for a node that is gone.
     fn perform(&self, seq: Seq, change: &Change, body: &B, seen: &Seen) -> Result<Outcome, Errno>;
 
-    /// What the answer would have been, for a change that was carried out before.
+    /// What the answer would have been, for a change that was carried out before; opens what the
+    /// change opens. `seen` tells whom it concerned: `made` is the node that it created, `name` who
+    /// had the name.
     ///
     /// # Errors
     ///
     /// What the system says.
     fn outcome(&self, seq: Seq, change: &Change, body: &B, seen: &Seen) -> Result<Outcome, Errno>;
 
-    /// Whether the file holds `body` at `offset`.
+    /// How much of `body` the file holds at `offset`.
     ///
     /// # Errors
     ///
     /// What the system says.
-    fn holds(&self, node: NodeId, offset: u64, body: &B) -> Result<bool, Errno>;
+    fn holds(&self, node: NodeId, offset: u64, body: &B) -> Result<Held, Errno>;
 
-    /// Puts everything on the disk.
+    /// Whether the node has a name, not only one under cover.
+    ///
+    /// # Errors
+    ///
+    /// What the system says, but not that the node is gone.
+    fn is_named(&self, node: NodeId) -> Result<bool, Errno>;
+
+    /// Puts everything on the disk. A failure is also the beginning of another epoch: the tree's
+    /// owner sees to that.
     ///
     /// # Errors
     ///
@@ -105,13 +135,16 @@ pub enum Step {
     Refuse(Refused),
 }
 
-/// Decides by what is seen now.
-pub fn decide(change: &Change, how: &How, now: &Seen) -> Step {
-    let _ = (change, how, now);
-    unimplemented!()
-}
-
 /// Carries an entry out.
+///
+/// Whatever was killed in between, the state and the record tell what to do:
+///
+/// * before the intent: nothing was changed;
+/// * after the intent: the state is as the intent says, or as the entry leaves it;
+/// * after the result: the record answers.
+///
+/// What moves data leaves no bytes to repeat it with: it is synced before its result is written, so
+/// what comes after it never reaches the disk without it.
 ///
 /// # Errors
 ///
@@ -125,6 +158,239 @@ pub fn execute<B>(
     how: &How,
     poisons: bool,
 ) -> Result<Outcome, Refused> {
-    let _ = (tree, recorder, seq, change, body, how, poisons);
-    unimplemented!()
+    let attempt = Attempt { tree, recorder, seq, change, body, how };
+    let result = attempt.run();
+    recorder.done(seq, &result, poisons);
+    result
+}
+
+/// What [`execute`] was given.
+struct Attempt<'a, B, T, R> {
+    tree: &'a T,
+    recorder: &'a R,
+    seq: Seq,
+    change: &'a Change,
+    body: &'a B,
+    how: &'a How,
+}
+
+/// Where appended data is, or goes.
+enum Place {
+    /// Behind the end, wherever that is.
+    End,
+    /// Here: this is where it went, or would have gone, before.
+    At(u64),
+    /// It is here.
+    Found(u64),
+}
+
+impl<B, T: Tree<B>, R: Recorder> Attempt<'_, B, T, R> {
+    fn run(&self) -> Result<Outcome, Refused> {
+        if matches!(self.change.mutation, Mutation::Nothing) {
+            return Ok(Outcome::Done);
+        }
+        let now = match self.tree.look(self.change) {
+            Ok(now) => now,
+            Err(errno) => return self.failed(errno),
+        };
+        if let Mutation::Append { node, size, .. } = &self.change.mutation {
+            let node = node_of(node).ok_or(Refused::conflict(Errno::ESTALE))?;
+            return self.append(node, *size, &now);
+        }
+        let mut step = decide(self.change, self.how, &now);
+        if step != Step::Done && self.made_before_is_elsewhere(&now)? {
+            step = Step::Done;
+        }
+        let outcome = match step {
+            Step::Refuse(refused) => return Err(refused),
+            Step::Done => self.done_before(&now)?,
+            Step::Perform => self.perform(&self.adapted(), &now)?,
+        };
+        if moves_data(&self.change.mutation) {
+            let unknown = Refused { errno: Errno::EIO, reason: Reason::Unknown };
+            self.tree.sync().map_err(|_| unknown)?;
+        }
+        Ok(outcome)
+    }
+
+    /// The change as it is carried out: flags that ask for a state before it mean nothing to a
+    /// change that may have been carried out.
+    fn adapted(&self) -> Change {
+        let mut change = self.change.clone();
+        if let Mutation::SetXattr { flags, .. } = &mut change.mutation
+            && *self.how != How::First
+        {
+            *flags = 0;
+        }
+        change
+    }
+
+    fn perform(&self, change: &Change, seen: &Seen) -> Result<Outcome, Refused> {
+        self.recorder.intent(self.seq, seen).map_err(Refused::by_system)?;
+        self.tree.perform(self.seq, change, self.body, seen).or_else(|errno| self.failed(errno))
+    }
+
+    /// What an error means. What was carried out before and is gone now was removed since: by a
+    /// later entry, or by somebody who saw it.
+    fn failed(&self, errno: Errno) -> Result<Outcome, Refused> {
+        let gone = matches!(errno, Errno::ENOENT | Errno::ESTALE);
+        let removes_xattr = matches!(self.change.mutation, Mutation::RemoveXattr { .. });
+        match self.how {
+            How::Again { told: Some(told) } if gone => Ok(*told),
+            How::Again { .. } | How::Resumed { .. } if removes_xattr && errno == Errno::ENODATA => {
+                Ok(Outcome::Done)
+            }
+            _ if errno == Errno::ESTALE => Err(Refused::conflict(errno)),
+            _ => Err(Refused::by_system(errno)),
+        }
+    }
+
+    /// Whom this creation may have made before.
+    fn made_before(&self) -> [Option<NodeId>; 2] {
+        let premade = match &self.change.mutation {
+            Mutation::Create { premade, .. } | Mutation::Mkdir { premade, .. } => *premade,
+            Mutation::Mknod { .. } | Mutation::Symlink { .. } => None,
+            _ => return [None, None],
+        };
+        match self.how {
+            How::First => [None, None],
+            How::Resumed { before } => [premade, before.made],
+            How::Again { told: Some(Outcome::Entry(entry)) } => [premade, Some(entry.node)],
+            How::Again { .. } => [premade, None],
+        }
+    }
+
+    /// Whether what it made before has got another name since.
+    fn made_before_is_elsewhere(&self, now: &Seen) -> Result<bool, Refused> {
+        for node in self.made_before().into_iter().flatten() {
+            let waits = now.made == Some(node);
+            if !waits && self.tree.is_named(node).map_err(Refused::by_system)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The answer to what was carried out before.
+    fn done_before(&self, now: &Seen) -> Result<Outcome, Refused> {
+        let told = match self.how {
+            How::Again { told } => *told,
+            How::First | How::Resumed { .. } => None,
+        };
+        let before = match self.how {
+            How::Resumed { before } => *before,
+            How::First | How::Again { .. } => *now,
+        };
+        let mut seen = before;
+        match (&self.change.mutation, told) {
+            // names and lengths do not change afterwards
+            (_, Some(told)) if !matches!(told, Outcome::Entry(_) | Outcome::Attr(_)) => {
+                return Ok(told);
+            }
+            (Mutation::Rename { occupant, new_occupant, .. }, _) => {
+                return Ok(self.renamed_before(occupant, new_occupant, now));
+            }
+            (Mutation::Unlink { occupant, .. } | Mutation::Rmdir { occupant, .. }, _) => {
+                seen.name = match (self.how, occupant) {
+                    (How::Resumed { before }, _) => before.name,
+                    (_, Occupant::Node(node)) => node_of(node),
+                    // nobody has the name, as wanted; who had it is not known
+                    (_, Occupant::Any | Occupant::Nobody) => return Ok(Outcome::Done),
+                };
+            }
+            _ => seen.made = self.whom_it_made(now)?,
+        }
+        let outcome = self.tree.outcome(self.seq, self.change, self.body, &seen);
+        match (outcome, told) {
+            (Ok(outcome), _) => Ok(outcome),
+            (Err(_), Some(told)) => Ok(told),
+            (Err(errno), None) => Err(Refused::by_system(errno)),
+        }
+    }
+
+    /// The node that a creation is about: the one at the name, or the one that it made and that has
+    /// another name now.
+    fn whom_it_made(&self, now: &Seen) -> Result<Option<NodeId>, Refused> {
+        let candidates = self.made_before();
+        if now.name.is_some() && candidates.contains(&now.name) {
+            return Ok(now.name);
+        }
+        for node in candidates.into_iter().flatten() {
+            if self.tree.is_named(node).map_err(Refused::by_system)? {
+                return Ok(Some(node));
+            }
+        }
+        Ok(now.name)
+    }
+
+    fn renamed_before(&self, occupant: &Occupant, new: &Occupant, now: &Seen) -> Outcome {
+        let (moved, replaced) = match self.how {
+            How::Resumed { before } => (before.name, before.new_name),
+            How::First | How::Again { .. } => (expected(occupant), expected(new)),
+        };
+        match moved.or(now.new_name) {
+            Some(node) => Outcome::Renamed { node, replaced },
+            None => Outcome::Done,
+        }
+    }
+
+    /// An append that may have been carried out must be neither lost nor doubled.
+    fn append(&self, node: NodeId, size: u64, now: &Seen) -> Result<Outcome, Refused> {
+        match self.place(node, size, now)? {
+            Place::End => self.perform(self.change, now),
+            Place::At(offset) => {
+                let seen = Seen { size: Some(offset), ..*now };
+                Ok(appended(offset, self.perform(&self.written_at(offset), &seen)?))
+            }
+            Place::Found(offset) => {
+                let write = self.written_at(offset);
+                let outcome = self.tree.outcome(self.seq, &write, self.body, now);
+                outcome.map(|outcome| appended(offset, outcome)).map_err(Refused::by_system)
+            }
+        }
+    }
+
+    fn place(&self, node: NodeId, size: u64, now: &Seen) -> Result<Place, Refused> {
+        let (base, told) = match self.how {
+            How::First => return Ok(Place::End),
+            How::Resumed { before } => (before.size.unwrap_or(size), false),
+            How::Again { told: Some(Outcome::Appended { offset, .. }) } => (*offset, true),
+            How::Again { .. } => (size, false),
+        };
+        let held = match self.tree.holds(node, base, self.body) {
+            Ok(held) => held,
+            Err(Errno::ESTALE) => return Err(Refused::conflict(Errno::ESTALE)),
+            Err(errno) => return Err(Refused::by_system(errno)),
+        };
+        match held {
+            Held::All => Ok(Place::Found(base)),
+            Held::Start | Held::Other if told => Ok(Place::At(base)),
+            // the file has become shorter: a write there would leave a hole
+            Held::Start if now.size.is_some_and(|size| size < base) => Ok(Place::End),
+            Held::Start => Ok(Place::At(base)),
+            Held::Other => Err(Refused { errno: Errno::EIO, reason: Reason::Unknown }),
+        }
+    }
+
+    fn written_at(&self, offset: u64) -> Change {
+        let mut change = self.change.clone();
+        if let Mutation::Append { node, handle, .. } = change.mutation {
+            change.mutation = Mutation::Write { node, handle, offset };
+        }
+        change
+    }
+}
+
+fn appended(offset: u64, outcome: Outcome) -> Outcome {
+    match outcome {
+        Outcome::Attr(attr) => Outcome::Appended { offset, attr },
+        other => other,
+    }
+}
+
+fn expected(occupant: &Occupant) -> Option<NodeId> {
+    match occupant {
+        Occupant::Node(node) => node_of(node),
+        Occupant::Any | Occupant::Nobody => None,
+    }
 }

@@ -12,8 +12,14 @@
 //!
 //! An entry that is set aside leaves the order, and what it touches is closed until it is settled.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+mod known;
+mod touches;
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use self::known::{Holder, Known, Places};
+pub use self::touches::Touches;
+use self::touches::each_node;
 use crate::id::{NodeId, Seq};
 use crate::wire::log::{Mutation, NodeRef, Occupant, Outcome, RenameMode};
 use crate::wire::name::Name;
@@ -38,40 +44,6 @@ pub struct Order {
     asides: BTreeMap<Seq, Touches>,
 }
 
-/// What is known of one node.
-#[derive(Debug, Default)]
-struct Known {
-    /// Oldest first.
-    touched: VecDeque<Seq>,
-    /// The last one that removes this directory, or tries.
-    emptied: Option<Seq>,
-    names: BTreeMap<Name, Places>,
-    /// Set aside, and touch it.
-    aside: BTreeSet<Seq>,
-    /// The entry that was to make it is set aside.
-    unmade: Option<Seq>,
-}
-
-/// What is known of one name.
-#[derive(Debug, Default)]
-struct Places {
-    /// Oldest first, with who has the name afterwards; `None` is as before, for what failed.
-    chain: VecDeque<(Seq, Option<Holder>)>,
-    /// Who had it before these.
-    base: Holder,
-    aside: BTreeSet<Seq>,
-}
-
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-enum Holder {
-    #[default]
-    Unknown,
-    Nobody,
-    /// What the entry itself makes.
-    Made,
-    Node(NodeRef),
-}
-
 /// An entry that made, opened or linked a node.
 #[derive(Debug)]
 struct Maker {
@@ -80,21 +52,6 @@ struct Maker {
     told: Option<NodeId>,
     /// All identities that lead here.
     ids: Vec<NodeId>,
-}
-
-/// What an entry touches.
-#[derive(Debug, Default)]
-pub struct Touches {
-    nodes: Vec<NodeRef>,
-    names: Vec<(NodeRef, Name, Holder)>,
-    /// Directories that must be there.
-    parents: Vec<NodeRef>,
-    /// What must be empty, if it is a directory.
-    emptied: Option<NodeRef>,
-    makes: bool,
-    /// The node that gets another name.
-    linked: Option<NodeRef>,
-    premade: Option<NodeId>,
 }
 
 impl Order {
@@ -557,54 +514,6 @@ impl Order {
     }
 }
 
-impl Known {
-    fn is_idle(&self) -> bool {
-        self.touched.is_empty()
-            && self.emptied.is_none()
-            && self.names.is_empty()
-            && self.aside.is_empty()
-    }
-
-    fn merge(&mut self, other: Self) {
-        merge(&mut self.touched, other.touched, |seq| *seq);
-        self.touched.make_contiguous();
-        self.emptied = self.emptied.max(other.emptied);
-        for (name, places) in other.names {
-            let mine = self.names.entry(name).or_default();
-            merge(&mut mine.chain, places.chain, |place| place.0);
-            mine.aside.extend(places.aside);
-            if mine.base == Holder::Unknown {
-                mine.base = places.base;
-            }
-        }
-        self.aside.extend(other.aside);
-        self.unmade = self.unmade.or(other.unmade);
-    }
-}
-
-impl Places {
-    fn last(&self) -> Option<Seq> {
-        self.chain.back().map(|place| place.0)
-    }
-
-    fn is_idle(&self) -> bool {
-        self.chain.is_empty() && self.aside.is_empty()
-    }
-}
-
-impl Touches {
-    fn make(&mut self, parent: NodeRef, name: &Name, premade: Option<NodeId>) {
-        self.name(parent, name, Holder::Made);
-        self.makes = true;
-        self.premade = premade;
-    }
-
-    fn name(&mut self, parent: NodeRef, name: &Name, holder: Holder) {
-        self.names.push((parent, name.clone(), holder));
-        self.parents.push(parent);
-    }
-}
-
 fn canonical(
     ids: &BTreeMap<NodeId, Seq>,
     makers: &BTreeMap<Seq, Maker>,
@@ -626,50 +535,4 @@ fn canonical(
         }
     }
     node
-}
-
-fn merge<T>(into: &mut VecDeque<T>, from: VecDeque<T>, seq: impl Fn(&T) -> Seq) {
-    into.extend(from);
-    into.make_contiguous().sort_by_key(&seq);
-}
-
-/// Every node that a mutation names.
-fn each_node(mutation: &mut Mutation, mut visit: impl FnMut(&mut NodeRef)) {
-    match mutation {
-        Mutation::Nothing => {}
-        Mutation::Create { parent, .. }
-        | Mutation::Mkdir { parent, .. }
-        | Mutation::Mknod { parent, .. }
-        | Mutation::Symlink { parent, .. } => visit(parent),
-        Mutation::Link { node, parent, .. } => {
-            visit(node);
-            visit(parent);
-        }
-        Mutation::Unlink { parent, occupant, .. } | Mutation::Rmdir { parent, occupant, .. } => {
-            visit(parent);
-            each_occupant(occupant, &mut visit);
-        }
-        Mutation::Rename { parent, occupant, new_parent, new_occupant, .. } => {
-            visit(parent);
-            visit(new_parent);
-            each_occupant(occupant, &mut visit);
-            each_occupant(new_occupant, &mut visit);
-        }
-        Mutation::SetAttr { node, .. }
-        | Mutation::Write { node, .. }
-        | Mutation::Append { node, .. }
-        | Mutation::SetXattr { node, .. }
-        | Mutation::RemoveXattr { node, .. }
-        | Mutation::Fallocate { node, .. } => visit(node),
-        Mutation::CopyRange { source, node, .. } => {
-            visit(source);
-            visit(node);
-        }
-    }
-}
-
-fn each_occupant(occupant: &mut Occupant, visit: &mut impl FnMut(&mut NodeRef)) {
-    if let Occupant::Node(node) = occupant {
-        visit(node);
-    }
 }

@@ -1,6 +1,11 @@
+//! What a driver sees of the log.
+
+mod order;
+mod poison;
+
 use super::*;
 use crate::wire::call::{Attr, Entry, Time};
-use crate::wire::log::{AttrChange, Mutation, Occupant, RenameMode, Sent};
+use crate::wire::log::{AttrChange, Mutation, Occupant, Reason, RenameMode, Sent};
 use crate::wire::name::Name;
 
 const EPOCH: Epoch = Epoch([1; 16]);
@@ -136,6 +141,11 @@ impl Client {
         self.drain();
     }
 
+    fn stable_after_done(&mut self, upto: u64) {
+        self.done(self.log.unanswered().0..=upto);
+        self.stable(upto);
+    }
+
     fn drain(&mut self) {
         while let Some(output) = self.log.poll_output() {
             match output {
@@ -177,252 +187,6 @@ fn refused(errno: Errno) -> Result<Outcome, Refused> {
 
 fn after_failed(because: u64) -> Result<Outcome, Refused> {
     Err(Refused { errno: Errno::EIO, reason: Reason::SetAside { because: Seq(because) } })
-}
-
-#[test]
-fn an_editors_save_keeps_its_order_whatever_is_known_of_the_names() {
-    let mut client = Client::up();
-    let temporary = client.accept(create("T"));
-    let data = client.accept(write(NodeRef::MadeBy(Seq(temporary))));
-    let over = client.accept(rename("T", "F"));
-    let again = client.accept(create("T"));
-    assert_eq!(client.after(data), [temporary]);
-    assert_eq!(client.after(over), [temporary, data]);
-    assert_eq!(client.after(again), [over]);
-    client.accept(write(NodeRef::MadeBy(Seq(temporary))));
-    let gone = client.accept(unlink("F"));
-    assert_eq!(client.after(gone), [over, 5], "the name and the data of who has it now");
-}
-
-#[test]
-fn different_files_do_not_wait_for_each_other() {
-    let mut client = Client::up();
-    for text in ["a", "b", "c"] {
-        let seq = client.accept(create(text));
-        assert!(client.after(seq).is_empty());
-        let seq = client.accept(write(node(seq)));
-        assert!(client.after(seq).is_empty());
-    }
-}
-
-#[test]
-fn a_node_has_one_place_in_the_order_by_whatever_name_it_is_called() {
-    let mut client = Client::up();
-    let maker = client.wait(create("a"));
-    client.ack(maker, made(5));
-    let by_identity = client.accept(write(node(5)));
-    let by_maker = client.accept(write(NodeRef::MadeBy(Seq(maker))));
-    assert_eq!(client.after(by_identity), [maker]);
-    assert_eq!(client.after(by_maker), [by_identity]);
-    assert_eq!(client.mutation(by_identity), write(NodeRef::MadeBy(Seq(maker))));
-    assert_eq!(client.log.last_of(node(5)), Some(Seq(by_maker)));
-
-    client.stable(maker);
-    let later = client.accept(write(NodeRef::MadeBy(Seq(maker))));
-    assert_eq!(client.after(later), [by_maker]);
-    assert_eq!(client.mutation(later), write(node(5)), "its creation is stable");
-    client.done([by_identity, by_maker, later]);
-    client.stable(later);
-    assert_eq!(client.log.last_of(node(5)), None);
-}
-
-#[test]
-fn what_names_a_maker_that_is_stable_by_now_is_shipped_with_the_identity() {
-    let mut client = Client::up();
-    let maker = client.wait(create("a"));
-    client.ack(maker, made(5));
-    let data = client.accept(write(node(5)));
-    client.stable(maker);
-    client.lose();
-    client.takes();
-    client.connect(OTHER, false, 0);
-    assert_eq!(client.mutation(data), write(node(5)));
-    assert!(client.after(data).is_empty());
-}
-
-#[test]
-fn a_premade_node_is_known_before_the_host_answers() {
-    let mut client = Client::up();
-    let premade = Some(node(9));
-    let parent = NodeId::ROOT.into();
-    let mkdir = Mutation::Mkdir { parent, name: name("d"), mode: 0, premade };
-    let maker = client.accept(mkdir);
-    let inside = client.accept(create_in(node(9), "x"));
-    assert_eq!(client.after(inside), [maker]);
-    assert_eq!(client.mutation(inside), create_in(NodeRef::MadeBy(Seq(maker)), "x"));
-    client.ack(maker, made(10));
-    let remade = Output::Remade { seq: Seq(maker), old: node(9), new: node(10) };
-    assert_eq!(client.rest, [remade], "the host had to take another one");
-    client.ack(inside, made(11));
-    client.stable(inside);
-    let later = client.accept(create_in(node(9), "y"));
-    assert_eq!(client.mutation(later), create_in(node(10), "y"));
-}
-
-#[test]
-fn a_link_and_an_open_of_what_is_there_lead_to_the_same_node() {
-    let mut client = Client::up();
-    let data = client.accept(write(node(5)));
-    let link =
-        Mutation::Link { node: node(5).into(), parent: NodeId::ROOT.into(), name: name("b") };
-    let link = client.accept(link);
-    assert_eq!(client.after(link), [data]);
-    let linked = client.accept(write(NodeRef::MadeBy(Seq(link))));
-    assert_eq!(client.after(linked), [link]);
-    assert_eq!(client.mutation(linked), write(node(5)));
-
-    let opened = client.wait(create("a"));
-    client.ack(opened, made(5));
-    let through = client.accept(write(NodeRef::MadeBy(Seq(opened))));
-    assert_eq!(client.after(through), [opened], "after what opened it, which is the later one");
-    assert_eq!(client.mutation(through), write(node(5)), "it was there before");
-}
-
-#[test]
-fn a_directory_goes_after_everything_in_it_however_much_that_is() {
-    let mut client = Client::up();
-    let dir = client.accept(Mutation::Mkdir {
-        parent: NodeId::ROOT.into(),
-        name: name("d"),
-        mode: 0,
-        premade: Some(node(9)),
-    });
-    let inside: Vec<u64> =
-        (0..30).map(|each| client.accept(create_in(node(9), &each.to_string()))).collect();
-    let gone = client.accept(rmdir("d", node(9)));
-    let mut reached: BTreeSet<u64> = client.after(gone).into_iter().collect();
-    for knot in (inside[29] + 1..gone).rev() {
-        assert_eq!(client.mutation(knot), Mutation::Nothing);
-        assert!(reached.contains(&knot));
-        reached.extend(client.after(knot));
-    }
-    assert!(client.shipped.iter().all(|entry| entry.after.len() <= LOG_AFTER_MAX));
-    assert!(inside.iter().all(|seq| reached.contains(seq)));
-    assert!(reached.contains(&dir));
-    assert_eq!(client.told, []);
-    client.done(1..=gone);
-    assert_eq!(client.told.len(), 32, "nobody hears of knots");
-    let late = client.accept(create_in(node(9), "late"));
-    assert!(client.after(late).contains(&gone));
-}
-
-#[test]
-fn applied_entries_are_named_until_they_are_stable() {
-    let mut client = Client::up();
-    client.accept(write(node(5)));
-    client.done([1]);
-    client.accept(write(node(5)));
-    assert_eq!(client.after(2), [1]);
-    client.done([2]);
-    client.stable(2);
-    client.accept(write(node(5)));
-    assert!(client.after(3).is_empty());
-}
-
-#[test]
-fn a_failed_accepted_entry_takes_along_what_comes_after_it_and_nothing_else() {
-    let mut client = Client::up();
-    let temporary = client.accept(create("T"));
-    let data = client.accept(write(NodeRef::MadeBy(Seq(temporary))));
-    let over = client.accept(rename("T", "F"));
-    let stat = client.wait(set_attr(NodeRef::MadeBy(Seq(temporary))));
-    let other = client.accept(write(node(77)));
-    client.ack(temporary, made(5));
-    client.ack(data, refused(Errno::from_number(28)));
-    assert_eq!(client.aside(), [data, over]);
-    let enospc = Errno::from_number(28);
-    let ok = made(5).map_err(|refused| refused.errno);
-    let eio = Err(Errno::EIO);
-    assert_eq!(client.told, [(1, ok), (data, Err(enospc)), (over, eio), (stat, eio)]);
-    let reason = Reason::SetAside { because: Seq(data) };
-    let set_aside = Refused { errno: Errno::EIO, reason };
-    assert!(client.rest.contains(&Output::Aside { seq: Seq(over), refused: set_aside }));
-    client.ack(over, after_failed(data));
-    client.ack(stat, after_failed(data));
-    client.done([other]);
-    assert_eq!(client.told.len(), 5, "nobody is told twice");
-    assert_eq!(client.aside(), [data, over]);
-
-    let unrelated = client.accept(write(node(78)));
-    let file = client.accept(write(node(5)));
-    let named = client.wait(create("F"));
-    assert_eq!(client.aside(), [data, over, file], "its data and its names are closed");
-    assert!(client.told.contains(&(named, eio)));
-    assert_eq!(client.mutation(unrelated), write(node(78)));
-    assert_eq!(client.mutation(file), Mutation::Nothing);
-    assert_eq!(client.mutation(named), Mutation::Nothing);
-}
-
-#[test]
-fn what_is_settled_can_be_changed_again_after_what_was_good() {
-    let mut client = Client::up();
-    let good = client.accept(write(node(5)));
-    let bad = client.accept(write(node(5)));
-    let worse = client.accept(write(node(5)));
-    client.done([good]);
-    client.ack(bad, refused(Errno::EIO));
-    client.log.settle_aside(Seq(bad)).unwrap();
-    let closed = client.accept(write(node(5)));
-    assert_eq!(client.aside(), [worse, closed]);
-    let kept = client.log.settle_aside(Seq(worse)).unwrap();
-    assert_eq!(kept.change.mutation, write(node(5)));
-    client.log.settle_aside(Seq(closed)).unwrap();
-    assert_eq!(client.log.settle_aside(Seq(closed)), None);
-    let free = client.accept(write(node(5)));
-    assert_eq!(client.after(free), [good], "not after what the host has set aside");
-    assert!(client.aside().is_empty());
-}
-
-#[test]
-fn a_file_whose_creation_was_set_aside_closes_what_is_in_it() {
-    let mut client = Client::up();
-    let parent = NodeId::ROOT.into();
-    let premade = Some(node(9));
-    let dir = client.accept(Mutation::Mkdir { parent, name: name("d"), mode: 0, premade });
-    client.ack(dir, refused(Errno::EACCES));
-    let inside = client.accept(create_in(node(9), "x"));
-    assert_eq!(client.aside(), [dir, inside]);
-    client.stable_after_done(inside);
-    assert_eq!(client.aside(), [dir, inside], "until somebody settles it");
-    client.log.settle_aside(Seq(dir));
-    client.log.settle_aside(Seq(inside));
-    assert_eq!(client.log.aside().count(), 0);
-}
-
-impl Client {
-    fn stable_after_done(&mut self, upto: u64) {
-        self.done(self.log.unanswered().0..=upto);
-        self.stable(upto);
-    }
-}
-
-#[test]
-fn a_directory_whose_mode_could_not_be_changed_still_takes_files() {
-    let mut client = Client::up();
-    let mode = client.accept(set_attr(node(9)));
-    client.ack(mode, refused(Errno::EPERM));
-    let inside = client.accept(create_in(node(9), "x"));
-    assert_eq!(client.aside(), [mode]);
-    assert!(client.after(inside).is_empty());
-}
-
-#[test]
-fn a_failed_awaited_entry_holds_up_nothing() {
-    let mut client = Client::up();
-    let first = client.accept(write(node(5)));
-    let failed = client.wait(write(node(5)));
-    let later = client.accept(write(node(5)));
-    client.done([first]);
-    client.ack(failed, refused(Errno::EFBIG));
-    assert_eq!(client.told.last(), Some(&(failed, Err(Errno::EFBIG))));
-    assert!(client.aside().is_empty());
-    client.done([later]);
-    client.lose();
-    client.takes();
-    client.connect(OTHER, false, 0);
-    assert_eq!(client.mutation(failed), Mutation::Nothing, "it does not happen later");
-    assert_eq!(client.after(failed), [first]);
-    assert_eq!(client.after(later), [failed], "so that the order stays");
 }
 
 #[test]
