@@ -463,6 +463,7 @@ impl World {
             dice: RefCell::new(self.dice.clone()),
             client,
             ledger: &ledger,
+            dead: Cell::new(false),
         };
         let result = if standing == Standing::Overtaken {
             let result = Err(Refused::conflict(Errno::ESTALE));

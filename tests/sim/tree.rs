@@ -30,6 +30,8 @@ pub(crate) struct View<'a> {
     pub(crate) dice: RefCell<Dice>,
     pub(crate) client: usize,
     pub(crate) ledger: &'a Ledger,
+    /// The process was killed in an earlier step.
+    pub(crate) dead: Cell<bool>,
 }
 
 impl View<'_> {
@@ -37,20 +39,30 @@ impl View<'_> {
     fn step(&self) -> Result<(), Errno> {
         let left = self.host.fuse.get();
         if left == 0 {
+            self.dead.set(true);
             return Err(Errno::EIO);
         }
         self.host.fuse.set(left - 1);
         Ok(())
     }
 
-    fn write_slot(&self, seq: Seq, slot: &Slot) {
-        let Some(record) = self.host.records.get(&self.client) else { return };
+    /// A process that is killed just now has written some of it.
+    fn write_slot(&self, seq: Seq, slot: &Slot) -> Result<(), Errno> {
+        let Some(record) = self.host.records.get(&self.client) else { return Err(Errno::EIO) };
         let mut record = record.borrow_mut();
-        let (at, bytes) = (record::slot_offset(seq) as usize, record::encode_slot(seq, slot));
-        if record.len() < at + bytes.len() {
-            record.resize(at + bytes.len(), 0);
+        let mut piece = record::encode_slot(self.host.epoch, seq, slot);
+        let first = !self.dead.get();
+        let alive = self.step();
+        if alive.is_err() {
+            let whole = if first { piece.bytes.len() as u64 } else { 0 };
+            piece.bytes.truncate(self.dice.borrow_mut().below(whole + 1) as usize);
         }
-        record[at..at + bytes.len()].copy_from_slice(&bytes);
+        let at = piece.offset as usize;
+        if record.len() < at + piece.bytes.len() {
+            record.resize(at + record::SLOT_BYTES, 0);
+        }
+        record[at..at + piece.bytes.len()].copy_from_slice(&piece.bytes);
+        alive
     }
 
     fn opened(&self, mutation: &Mutation, outcome: &Outcome) {
@@ -194,14 +206,10 @@ impl Tree<Body> for View<'_> {
 
 impl Recorder for View<'_> {
     fn intent(&self, seq: Seq, seen: &Seen) -> Result<(), Errno> {
-        self.step()?;
-        self.write_slot(seq, &Slot::Intent(*seen));
-        Ok(())
+        self.write_slot(seq, &Slot::Intent(*seen))
     }
 
     fn done(&self, seq: Seq, result: &Result<Outcome, Refused>, poisons: bool) {
-        if self.step().is_ok() {
-            self.write_slot(seq, &Slot::Done { result: *result, poisons });
-        }
+        let _ = self.write_slot(seq, &Slot::Done { result: *result, poisons });
     }
 }
