@@ -315,7 +315,8 @@ impl World {
         nodes: Vec<NodeId>,
     ) {
         let side = &mut self.clients[client];
-        if let Mutation::Create { premade, .. } = &mut mutation {
+        // only a name that is known to be free, or has to be, is for a node made in advance
+        if let Mutation::Create { premade, exclusive: true, .. } = &mut mutation {
             *premade = side.pool.0.pop();
         }
         if let Mutation::Mkdir { premade, .. } = &mut mutation {
