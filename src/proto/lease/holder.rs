@@ -464,3 +464,15 @@ impl Holder {
         }
     }
 }
+
+#[cfg(test)]
+impl Holder {
+    /// Whether nothing of any lease is remembered but that its number is dead.
+    pub(super) fn is_clean(&self) -> bool {
+        self.is_empty()
+            && self.lost.is_empty()
+            && self.entries.is_empty()
+            && self.asked.is_empty()
+            && self.nodes.is_empty()
+    }
+}
