@@ -41,6 +41,7 @@ pub(crate) fn how(how: &How) -> &'static str {
         How::Resumed { .. } => "resumed",
         How::Again { told: None } => "again",
         How::Again { told: Some(_) } => "again, told",
+        How::Passed { .. } => "passed",
     }
 }
 

@@ -172,7 +172,9 @@ impl Tree<Body> for View<'_> {
                 size: seen.size.unwrap_or_default(),
                 replaced: seen.new_name,
             };
-            disk.now.outcome(&change.mutation, node.unwrap_or(NodeId::ROOT), &extent)
+            let node = node.ok_or(Errno::ESTALE)?;
+            disk.now.node(node)?;
+            disk.now.outcome(&change.mutation, node, &extent)
         };
         self.opened(&change.mutation, &outcome);
         Ok(outcome)

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 pub use self::decide::decide;
 use self::decide::{moves_data, node_of};
 use crate::id::{NodeId, Seq};
+use crate::wire::call::{Attr, Entry, Time};
 use crate::wire::errno::Errno;
 use crate::wire::log::{Change, Mutation, Occupant, Outcome, Reason, Refused};
 
@@ -32,6 +33,11 @@ pub enum How {
     },
     /// Perhaps, by a machine that may have forgotten it.
     Again {
+        /// What was answered then, if it is known.
+        told: Option<Outcome>,
+    },
+    /// The same, and later entries of the session take its nodes or names further.
+    Passed {
         /// What was answered then, if it is known.
         told: Option<Outcome>,
     },
@@ -164,6 +170,22 @@ pub fn execute<B>(
     result
 }
 
+/// The attributes of what is no longer there.
+const GONE: Attr = Attr {
+    size: 0,
+    blocks: 0,
+    atime: Time { seconds: 0, nanos: 0 },
+    mtime: Time { seconds: 0, nanos: 0 },
+    ctime: Time { seconds: 0, nanos: 0 },
+    btime: Time { seconds: 0, nanos: 0 },
+    mode: 0,
+    nlink: 0,
+    uid: 0,
+    gid: 0,
+    rdev: 0,
+    blksize: 0,
+};
+
 /// What [`execute`] was given.
 struct Attempt<'a, B, T, R> {
     tree: &'a T,
@@ -236,13 +258,22 @@ impl<B, T: Tree<B>, R: Recorder> Attempt<'_, B, T, R> {
         let gone = matches!(errno, Errno::ENOENT | Errno::ESTALE);
         let removes_xattr = matches!(self.change.mutation, Mutation::RemoveXattr { .. });
         match self.how {
+            How::Passed { told } if gone => Ok(told.unwrap_or_else(|| self.assumed())),
             How::Again { told: Some(told) } if gone => Ok(*told),
-            How::Again { .. } | How::Resumed { .. } if removes_xattr && errno == Errno::ENODATA => {
+            How::Again { .. } | How::Passed { .. } | How::Resumed { .. }
+                if removes_xattr && errno == Errno::ENODATA =>
+            {
                 Ok(Outcome::Done)
             }
             _ if errno == Errno::ESTALE => Err(Refused::conflict(errno)),
             _ => Err(Refused::by_system(errno)),
         }
+    }
+
+    /// The answer to what was carried out, and left nothing to look at.
+    fn assumed(&self) -> Outcome {
+        let made = self.made_before().into_iter().flatten().last();
+        made.map_or(Outcome::Done, |node| Outcome::Entry(Entry { node, attr: GONE }))
     }
 
     /// Whom this creation may have made before.
@@ -255,8 +286,9 @@ impl<B, T: Tree<B>, R: Recorder> Attempt<'_, B, T, R> {
         match self.how {
             How::First => [None, None],
             How::Resumed { before } => [premade, before.made],
-            How::Again { told: Some(Outcome::Entry(entry)) } => [premade, Some(entry.node)],
-            How::Again { .. } => [premade, None],
+            How::Again { told: Some(Outcome::Entry(entry)) }
+            | How::Passed { told: Some(Outcome::Entry(entry)) } => [premade, Some(entry.node)],
+            How::Again { .. } | How::Passed { .. } => [premade, None],
         }
     }
 
@@ -274,12 +306,12 @@ impl<B, T: Tree<B>, R: Recorder> Attempt<'_, B, T, R> {
     /// The answer to what was carried out before.
     fn done_before(&self, now: &Seen) -> Result<Outcome, Refused> {
         let told = match self.how {
-            How::Again { told } => *told,
+            How::Again { told } | How::Passed { told } => *told,
             How::First | How::Resumed { .. } => None,
         };
         let before = match self.how {
             How::Resumed { before } => *before,
-            How::First | How::Again { .. } => *now,
+            How::First | How::Again { .. } | How::Passed { .. } => *now,
         };
         let mut seen = before;
         match (&self.change.mutation, told) {
@@ -304,6 +336,11 @@ impl<B, T: Tree<B>, R: Recorder> Attempt<'_, B, T, R> {
         match (outcome, told) {
             (Ok(outcome), _) => Ok(outcome),
             (Err(_), Some(told)) => Ok(told),
+            (Err(Errno::ENOENT | Errno::ESTALE), None)
+                if matches!(self.how, How::Passed { .. }) =>
+            {
+                Ok(self.assumed())
+            }
             (Err(errno), None) => Err(Refused::by_system(errno)),
         }
     }
@@ -320,13 +357,17 @@ impl<B, T: Tree<B>, R: Recorder> Attempt<'_, B, T, R> {
                 return Ok(Some(node));
             }
         }
-        Ok(now.name)
+        let passed = matches!(self.how, How::Passed { .. });
+        // whoever has the name now is another one
+        Ok(candidates.into_iter().flatten().last().filter(|_| passed).or(now.name))
     }
 
     fn renamed_before(&self, occupant: &Occupant, new: &Occupant, now: &Seen) -> Outcome {
         let (moved, replaced) = match self.how {
             How::Resumed { before } => (before.name, before.new_name),
-            How::First | How::Again { .. } => (expected(occupant), expected(new)),
+            How::First | How::Again { .. } | How::Passed { .. } => {
+                (expected(occupant), expected(new))
+            }
         };
         match moved.or(now.new_name) {
             Some(node) => Outcome::Renamed { node, replaced },
@@ -354,8 +395,9 @@ impl<B, T: Tree<B>, R: Recorder> Attempt<'_, B, T, R> {
         let (base, told) = match self.how {
             How::First => return Ok(Place::End),
             How::Resumed { before } => (before.size.unwrap_or(size), false),
-            How::Again { told: Some(Outcome::Appended { offset, .. }) } => (*offset, true),
-            How::Again { .. } => (size, false),
+            How::Again { told: Some(Outcome::Appended { offset, .. }) }
+            | How::Passed { told: Some(Outcome::Appended { offset, .. }) } => (*offset, true),
+            How::Again { .. } | How::Passed { .. } => (size, false),
         };
         let held = match self.tree.holds(node, base, self.body) {
             Ok(held) => held,

@@ -449,7 +449,8 @@ impl<B: Clone + Default> Log<B> {
             if let Life::Struck { shipped, .. } = &mut held.life {
                 *shipped = true;
             }
-            let (mut entry, body) = held.entry(seq, self.stable);
+            let passed = held.again && self.order.is_passed(seq);
+            let (mut entry, body) = held.entry(seq, self.stable, passed);
             self.order.settle_names(&mut entry.change.mutation);
             self.outputs.push_back(Output::Ship { connection, entry, body });
             self.unseen = self.unseen.max(seq.next());

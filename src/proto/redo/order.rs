@@ -13,6 +13,7 @@
 //! An entry that is set aside leaves the order, and what it touches is closed until it is settled.
 
 mod known;
+mod passed;
 mod touches;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -4,6 +4,7 @@
 //!  First     not carried out yet: whoever is expected must be there
 //!  Resumed   as the intent saw it: do it; as it leaves it: done; neither: conflict
 //!  Again     the same, but what it saw is known only from what it expects and what was told
+//!  Passed    the same; but where it is neither, later entries of the session have come by: done
 //! ```
 
 use super::{How, Seen, Step};
@@ -22,6 +23,15 @@ const UNKNOWN: Step = Step::Refuse(Refused { errno: Errno::EIO, reason: Reason::
 ///
 /// An append is decided by the file's data too: that is left to [`super::execute`].
 pub fn decide(change: &Change, how: &How, now: &Seen) -> Step {
+    let How::Passed { told } = *how else { return decide_alone(change, how, now) };
+    match decide_alone(change, &How::Again { told }, now) {
+        // later entries of the session explain why neither state is there
+        Step::Refuse(Refused { reason: Reason::Conflict, .. }) => Step::Done,
+        step => step,
+    }
+}
+
+fn decide_alone(change: &Change, how: &How, now: &Seen) -> Step {
     match &change.mutation {
         Mutation::Nothing => Step::Done,
         Mutation::Create { exclusive, premade, .. } => creation(*exclusive, *premade, how, now),
@@ -73,17 +83,18 @@ fn creation(exclusive: bool, premade: Option<NodeId>, how: &How, now: &Seen) -> 
     let made = match how {
         How::First => return create_first(exclusive, premade, now),
         How::Resumed { before } => before.made,
-        How::Again { told: Some(Outcome::Entry(entry)) } => Some(entry.node),
-        How::Again { .. } => None,
+        How::Again { told: Some(Outcome::Entry(entry)) }
+        | How::Passed { told: Some(Outcome::Entry(entry)) } => Some(entry.node),
+        How::Again { .. } | How::Passed { .. } => None,
     };
     let before = match how {
         How::Resumed { before } => before.name,
-        How::First | How::Again { .. } => None,
+        How::First | How::Again { .. } | How::Passed { .. } => None,
     };
     let Some(occupant) = now.name else {
         return if before.is_none() { Step::Perform } else { conflict(Errno::ESTALE) };
     };
-    let told = matches!(how, How::Again { .. }) && made.is_some();
+    let told = matches!(how, How::Again { .. } | How::Passed { .. }) && made.is_some();
     if premade == Some(occupant) || made == Some(occupant) {
         Step::Done
     } else if premade.is_some() || told {
@@ -120,8 +131,8 @@ fn link(node: &NodeRef, how: &How, now: &Seen) -> Step {
     match how {
         How::First => Step::Refuse(Refused::by_system(Errno::EEXIST)),
         // the intent is only there if the name was free
-        How::Resumed { .. } | How::Again { .. } if linked => Step::Done,
-        How::Resumed { .. } | How::Again { .. } => conflict(Errno::EEXIST),
+        How::Resumed { .. } | How::Again { .. } | How::Passed { .. } if linked => Step::Done,
+        How::Resumed { .. } | How::Again { .. } | How::Passed { .. } => conflict(Errno::EEXIST),
     }
 }
 
@@ -132,7 +143,7 @@ fn removal(occupant: &Occupant, how: &How, now: &Seen) -> Step {
         // it was there, and is not
         How::Resumed { before } if before.name.is_some() => return Step::Done,
         How::Resumed { .. } => return Step::Refuse(Refused::by_system(Errno::ENOENT)),
-        How::Again { told } => match (occupant, told) {
+        How::Again { told } | How::Passed { told } => match (occupant, told) {
             (Occupant::Node(node), _) => node_of(node),
             (Occupant::Any, Some(Outcome::Removed { node, .. })) => Some(*node),
             (Occupant::Any | Occupant::Nobody, _) => None,
@@ -164,7 +175,9 @@ fn rename(from: &Occupant, to: &Occupant, mode: RenameMode, how: &How, now: &See
             Some(refused) => Step::Refuse(refused),
         },
         How::Resumed { before } => rename_resumed(mode, before, now),
-        How::Again { told } => rename_again(from, to, mode, told.as_ref(), now),
+        How::Again { told } | How::Passed { told } => {
+            rename_again(from, to, mode, told.as_ref(), now)
+        }
     }
 }
 
@@ -256,8 +269,8 @@ fn shift(mode: u32, len: u64, how: &How, now: &Seen) -> Step {
     match how {
         How::First => Step::Perform,
         // it was on the disk before it was acknowledged
-        How::Again { told: Some(_) } => Step::Done,
-        How::Again { told: None } => UNKNOWN,
+        How::Again { told: Some(_) } | How::Passed { told: Some(_) } => Step::Done,
+        How::Again { told: None } | How::Passed { told: None } => UNKNOWN,
         How::Resumed { before } => {
             let (Some(before), Some(now)) = (before.size, now.size) else {
                 return UNKNOWN;
@@ -283,7 +296,7 @@ fn shift(mode: u32, len: u64, how: &How, now: &Seen) -> Step {
 fn copy(how: &How) -> Step {
     match how {
         How::First | How::Resumed { .. } => Step::Perform,
-        How::Again { told: Some(_) } => Step::Done,
-        How::Again { told: None } => UNKNOWN,
+        How::Again { told: Some(_) } | How::Passed { told: Some(_) } => Step::Done,
+        How::Again { told: None } | How::Passed { told: None } => UNKNOWN,
     }
 }

@@ -58,7 +58,7 @@ impl<B> Held<B> {
 
 impl<B: Clone + Default> Held<B> {
     /// As it goes over the wire.
-    pub(super) fn entry(&self, seq: Seq, stable: Seq) -> (LogEntry, B) {
+    pub(super) fn entry(&self, seq: Seq, stable: Seq, passed: bool) -> (LogEntry, B) {
         let (change, body, told) = match &self.life {
             Life::Live(work) => (work.change.clone(), work.body.clone(), work.told),
             Life::Struck { .. } | Life::Failed | Life::Aside | Life::Knot => {
@@ -66,7 +66,11 @@ impl<B: Clone + Default> Held<B> {
             }
         };
         let after = self.after.iter().copied().filter(|seq| *seq > stable).collect();
-        let sent = if self.again { Sent::Again { told } } else { Sent::First };
+        let sent = match self.again {
+            false => Sent::First,
+            true if passed => Sent::Passed { told },
+            true => Sent::Again { told },
+        };
         (LogEntry { seq, after, promise: self.promise, sent, change }, body)
     }
 }
