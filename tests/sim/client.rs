@@ -375,6 +375,7 @@ impl World {
                     let mut nodes = super::model::nodes(&change.mutation);
                     nodes.extend(change.busy);
                     side.doubt(&nodes);
+                    side.forget_made(&change.mutation);
                 }
                 self.set_aside(client, seq, refused);
             }
@@ -507,6 +508,21 @@ impl World {
 }
 
 impl Client {
+    /// What was to be made is not there.
+    fn forget_made(&mut self, mutation: &Mutation) {
+        if let Mutation::Create { premade: Some(node), .. }
+        | Mutation::Mkdir { premade: Some(node), .. } = mutation
+        {
+            let node = self.current(*node);
+            self.view.nodes.remove(&node);
+            self.known.remove(&node);
+            self.handles.remove(&node);
+            for dir in self.view.nodes.values_mut() {
+                dir.names.retain(|_, child| *child != node);
+            }
+        }
+    }
+
     /// Keeps what a call has brought.
     fn learn(&mut self, node: NodeId, content: Node, children: Vec<(NodeId, Node)>) {
         self.view.nodes.insert(node, content);

@@ -1,7 +1,7 @@
 //! One entry, as the log holds it.
 
 use crate::id::{NodeId, Seq};
-use crate::wire::log::{Change, LogEntry, Mutation, Outcome, Promise, Sent};
+use crate::wire::log::{Change, LogEntry, Mutation, Occupant, Outcome, Promise, Sent};
 
 /// An entry that is not stable, or has no answer.
 #[derive(Debug)]
@@ -76,6 +76,29 @@ impl<B: Clone + Default> Held<B> {
 }
 
 impl<B> Work<B> {
+    /// Whoever was to be met at a name is known now.
+    pub(super) fn expect(&mut self, outcome: &Outcome) {
+        let known = |occupant: &mut Occupant, node: Option<NodeId>| {
+            if *occupant == Occupant::Any {
+                *occupant = node.map_or(Occupant::Nobody, |node| Occupant::Node(node.into()));
+            }
+        };
+        match (&mut self.change.mutation, outcome) {
+            (
+                Mutation::Unlink { occupant, .. } | Mutation::Rmdir { occupant, .. },
+                Outcome::Removed { node, .. },
+            ) => known(occupant, Some(*node)),
+            (
+                Mutation::Rename { occupant, new_occupant, .. },
+                Outcome::Renamed { node, replaced },
+            ) => {
+                known(occupant, Some(*node));
+                known(new_occupant, *replaced);
+            }
+            _ => {}
+        }
+    }
+
     /// Under which identity an application knows what the entry made.
     pub(super) fn known_as(&self, promise: Promise) -> Option<NodeId> {
         match (self.told, &self.change.mutation) {
