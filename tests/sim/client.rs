@@ -34,6 +34,8 @@ pub(crate) struct PendingCall {
     pub(crate) touched: u64,
     /// The lease under which what it brings is cached.
     pub(crate) lease: Option<p2pfs::id::LeaseId>,
+    /// Something was changed meanwhile: what it brings may be older.
+    pub(crate) stale: bool,
 }
 
 #[derive(Debug)]
@@ -290,7 +292,7 @@ impl World {
         side.next += 1;
         let request = side.next;
         let (Call::Fetch { node, .. } | Call::Sync { node, .. }) = &call else {
-            let pending = PendingCall { app, call: call.clone(), touched: 0, lease: None };
+            let pending = PendingCall { app, call: call.clone(), touched: 0, lease: None, stale: false };
             side.calls.insert(request, pending);
             self.send_up(client, Lane::Calls, Up::Call { request, call });
             return;
@@ -301,7 +303,7 @@ impl World {
         let now = side.clock.at(self.now);
         let lease = if self.config.leases { side.holder.may_read(*node, now) } else { None };
         let touched = self.model.touched.get(&self.model.own(*node)).copied().unwrap_or_default();
-        let pending = PendingCall { app, call: call.clone(), touched, lease };
+        let pending = PendingCall { app, call: call.clone(), touched, lease, stale: false };
         side.calls.insert(request, pending);
         self.send_up(client, Lane::Calls, Up::Call { request, call });
     }
@@ -324,7 +326,7 @@ impl World {
                         if let Some(handle) = handle {
                             side.handles.insert(node, *handle);
                         }
-                        if fresh && asked == node {
+                        if fresh && !pending.stale && asked == node {
                             side.learn(node, content, children);
                         }
                     }
@@ -412,6 +414,9 @@ impl World {
         match result {
             Ok(outcome) => {
                 side.told.insert(seq.0);
+                let mut changed = super::model::nodes(&mutation);
+                changed.extend(&change.busy);
+                side.outdate(&changed);
                 side.believe(&mutation, &change.body, &outcome);
             }
             Err(errno) => {
@@ -508,6 +513,15 @@ impl World {
 }
 
 impl Client {
+    /// What is under way about these may show them as they were.
+    fn outdate(&mut self, nodes: &[NodeId]) {
+        for pending in self.calls.values_mut() {
+            if let Call::Fetch { node, .. } = &pending.call {
+                pending.stale |= nodes.contains(node);
+            }
+        }
+    }
+
     /// What was to be made is not there.
     fn forget_made(&mut self, mutation: &Mutation) {
         if let Mutation::Create { premade: Some(node), .. }
