@@ -92,7 +92,10 @@ impl World {
         let who = Who::Client(client, seq.0);
         let side = &self.clients[client];
         let Err(refused) = result else { return };
-        if side.accepted.contains_key(&seq.0) || side.told_failed.contains(&seq.0) {
+        if side.accepted.contains_key(&seq.0) {
+            return self.contest_after(client, seq);
+        }
+        if side.told_failed.contains(&seq.0) {
             return;
         }
         if side.told.contains(&seq.0) {
@@ -115,6 +118,15 @@ impl World {
         if !excused && predicted != Err(refused.errno) {
             let text = format!("{seq} was refused ({refused:?}), but it is {predicted:?}");
             self.stale(client, &change.mutation, &text);
+        }
+    }
+
+    /// An accepted entry has failed: it and what comes after it will be set aside.
+    fn contest_after(&mut self, client: usize, seq: Seq) {
+        let later = self.clients[client].accepted.range(seq.0..);
+        let mutations: Vec<Mutation> = later.map(|(_, later)| later.mutation.clone()).collect();
+        for mutation in mutations {
+            self.model.contest(&mutation);
         }
     }
 

@@ -292,7 +292,8 @@ impl World {
         side.next += 1;
         let request = side.next;
         let (Call::Fetch { node, .. } | Call::Sync { node, .. }) = &call else {
-            let pending = PendingCall { app, call: call.clone(), touched: 0, lease: None, stale: false };
+            let pending =
+                PendingCall { app, call: call.clone(), touched: 0, lease: None, stale: false };
             side.calls.insert(request, pending);
             self.send_up(client, Lane::Calls, Up::Call { request, call });
             return;

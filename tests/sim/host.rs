@@ -31,7 +31,7 @@ pub(crate) struct Host {
     /// What a kill leaves of the sessions' records.
     pub(crate) records: BTreeMap<usize, RefCell<Vec<u8>>>,
     /// What was open, as recorded.
-    opened: BTreeMap<usize, Vec<(HandleId, NodeId, Access)>>,
+    opened: Opened,
     /// Sessions that it has ever seen.
     known: BTreeSet<usize>,
     /// How many steps the process still lives.
@@ -73,6 +73,14 @@ enum Work {
 
 pub(crate) fn session_id(client: usize) -> SessionId {
     SessionId([client as u8 + 1; 16])
+}
+
+type Opened = BTreeMap<usize, Vec<(HandleId, NodeId, Access)>>;
+
+fn record_opens(opened: &mut Opened, opens: &Opens, clients: usize) {
+    for client in 0..clients {
+        opened.insert(client, opens.of(session_id(client)).collect());
+    }
 }
 
 impl Host {
@@ -137,9 +145,12 @@ impl World {
 
     /// The process is gone at once; the machine stays.
     pub(crate) fn kill_host(&mut self) {
-        if self.host.process.take().is_none() {
-            return;
+        if self.host.process.take().is_some() {
+            self.host_is_gone();
         }
+    }
+
+    fn host_is_gone(&mut self) {
         let run = self.host.run;
         let hit: Vec<u64> =
             self.connections.iter().filter(|(_, c)| c.run == run).map(|(&id, _)| id).collect();
@@ -306,11 +317,7 @@ impl World {
         while let Some(opens::Output::Remove(node)) = process.opens.get_mut().poll_output() {
             self.host.disk.borrow_mut().remove(node);
         }
-        let opens = process.opens.borrow();
-        for client in 0..self.clients.len() {
-            self.host.opened.insert(client, opens.of(session_id(client)).collect());
-        }
-        drop(opens);
+        record_opens(&mut self.host.opened, &process.opens.borrow(), self.clients.len());
         for (&client, session) in &mut process.sessions {
             if !session.redone && session.connection.is_some() && !session.applier.is_redoing() {
                 session.redone = true;
@@ -464,6 +471,7 @@ impl World {
             client,
             ledger: &ledger,
             dead: Cell::new(false),
+            again: *how != How::First,
         };
         let result = if standing == Standing::Overtaken {
             let result = Err(Refused::conflict(Errno::ESTALE));
@@ -480,7 +488,10 @@ impl World {
             self.count_effect(client, seq, &mutation, body, outcome);
         }
         if killed {
-            return self.kill_host();
+            // what an entry opens is recorded before its result
+            let opens = self.host.process.take().expect("it ran").opens;
+            record_opens(&mut self.host.opened, &opens.borrow(), self.clients.len());
+            return self.host_is_gone();
         }
         self.check_result(client, seq, change, body, &result);
         if ledger.disk_failed.get() {

@@ -27,7 +27,7 @@ fn run_seeds(test: &str, seeds: u64, config: Config) {
                 steps += world.steps;
                 counts.add(&world.counts);
             }
-            Err(_) if number("P2PFS_GO_ON").is_some() => {}
+            Err(_) if number("P2PFS_GO_ON").is_some() => eprintln!("seed {seed} failed"),
             Err(cause) => {
                 eprintln!("P2PFS_SEED={seed} cargo test --release -p p2pfs --test sim -- {test}");
                 resume_unwind(cause);

@@ -32,6 +32,8 @@ pub(crate) struct View<'a> {
     pub(crate) ledger: &'a Ledger,
     /// The process was killed in an earlier step.
     pub(crate) dead: Cell<bool>,
+    /// The entry may have been carried out before.
+    pub(crate) again: bool,
 }
 
 impl View<'_> {
@@ -133,7 +135,8 @@ impl Tree<Body> for View<'_> {
         let who = Some((self.client, seq.0));
         let made = seen.made;
         let keep = |node: NodeId| {
-            let open = self.opens.borrow().is_open(node);
+            // handles of what had to be made again are not open again yet
+            let open = self.again || self.opens.borrow().is_open(node);
             if open {
                 self.opens.borrow_mut().handle_held(node);
             }

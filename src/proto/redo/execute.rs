@@ -19,7 +19,7 @@ use self::decide::{moves_data, node_of};
 use crate::id::{NodeId, Seq};
 use crate::wire::call::{Attr, Entry, Time};
 use crate::wire::errno::Errno;
-use crate::wire::log::{Change, Mutation, Occupant, Outcome, Reason, Refused};
+use crate::wire::log::{Change, Mutation, Occupant, Outcome, Reason, Refused, RenameMode};
 
 /// Whether an entry may have been carried out before.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -211,7 +211,7 @@ impl<B, T: Tree<B>, R: Recorder> Attempt<'_, B, T, R> {
         if matches!(self.change.mutation, Mutation::Nothing) {
             return Ok(Outcome::Done);
         }
-        let now = match self.tree.look(self.change) {
+        let now = match self.tree.look(&self.looked_at()) {
             Ok(now) => now,
             Err(errno) => return self.failed(errno),
         };
@@ -226,7 +226,7 @@ impl<B, T: Tree<B>, R: Recorder> Attempt<'_, B, T, R> {
         let outcome = match step {
             Step::Refuse(refused) => return Err(refused),
             Step::Done => self.done_before(&now)?,
-            Step::Perform => self.perform(&self.adapted(), &now)?,
+            Step::Perform => self.carry_out(&now)?,
         };
         if moves_data(&self.change.mutation) {
             let unknown = Refused { errno: Errno::EIO, reason: Reason::Unknown };
@@ -235,16 +235,53 @@ impl<B, T: Tree<B>, R: Recorder> Attempt<'_, B, T, R> {
         Ok(outcome)
     }
 
-    /// The change as it is carried out: flags that ask for a state before it mean nothing to a
-    /// change that may have been carried out.
-    fn adapted(&self) -> Change {
+    /// The change as it is looked at: what it made before, and is under cover, is what it makes.
+    fn looked_at(&self) -> Change {
         let mut change = self.change.clone();
-        if let Mutation::SetXattr { flags, .. } = &mut change.mutation
-            && *self.how != How::First
+        if let Mutation::Create { premade, .. } | Mutation::Mkdir { premade, .. } =
+            &mut change.mutation
+            && let Some(made) = self.made_before()[1]
         {
-            *flags = 0;
+            *premade = Some(made);
         }
         change
+    }
+
+    /// The change as it is carried out: flags that ask for a state before it mean nothing to a
+    /// change that may have been carried out.
+    fn adapted(&self, now: &Seen) -> Change {
+        let mut change = self.change.clone();
+        if *self.how == How::First {
+            return change;
+        }
+        match &mut change.mutation {
+            Mutation::SetXattr { flags, .. } => *flags = 0,
+            // it has moved, and a link to the old name was made again: a rename between two names of
+            // one node does nothing
+            Mutation::Rename { parent, name, new_parent, new_name, new_occupant, mode, .. }
+                if *mode != RenameMode::Exchange
+                    && (&*parent, &*name) != (&*new_parent, &*new_name)
+                    && now.name.is_some()
+                    && now.name == now.new_name
+                    && *new_occupant != Occupant::Any
+                    && expected(new_occupant) != now.name =>
+            {
+                let (parent, name, occupant) = (*parent, name.clone(), Occupant::Any);
+                change.mutation = Mutation::Unlink { parent, name, occupant };
+            }
+            _ => {}
+        }
+        change
+    }
+
+    fn carry_out(&self, now: &Seen) -> Result<Outcome, Refused> {
+        let outcome = self.perform(&self.adapted(now), now)?;
+        match (&self.change.mutation, outcome, now.name) {
+            (Mutation::Rename { .. }, Outcome::Removed { .. }, Some(node)) => {
+                Ok(Outcome::Renamed { node, replaced: None })
+            }
+            _ => Ok(outcome),
+        }
     }
 
     fn perform(&self, change: &Change, seen: &Seen) -> Result<Outcome, Refused> {
