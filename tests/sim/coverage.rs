@@ -42,6 +42,7 @@ pub(crate) fn how(how: &How) -> &'static str {
         How::Again { told: None } => "again",
         How::Again { told: Some(_) } => "again, told",
         How::Passed { .. } => "passed",
+        How::Refused(_) => "refused",
     }
 }
 

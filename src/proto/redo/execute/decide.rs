@@ -32,6 +32,9 @@ pub fn decide(change: &Change, how: &How, now: &Seen) -> Step {
 }
 
 fn decide_alone(change: &Change, how: &How, now: &Seen) -> Step {
+    if let How::Refused(refused) = how {
+        return Step::Refuse(*refused);
+    }
     match &change.mutation {
         Mutation::Nothing => Step::Done,
         Mutation::Create { exclusive, premade, .. } => creation(*exclusive, *premade, how, now),
@@ -85,11 +88,11 @@ fn creation(exclusive: bool, premade: Option<NodeId>, how: &How, now: &Seen) -> 
         How::Resumed { before } => before.made,
         How::Again { told: Some(Outcome::Entry(entry)) }
         | How::Passed { told: Some(Outcome::Entry(entry)) } => Some(entry.node),
-        How::Again { .. } | How::Passed { .. } => None,
+        How::Again { .. } | How::Passed { .. } | How::Refused(_) => None,
     };
     let before = match how {
         How::Resumed { before } => before.name,
-        How::First | How::Again { .. } | How::Passed { .. } => None,
+        How::First | How::Again { .. } | How::Passed { .. } | How::Refused(_) => None,
     };
     let Some(occupant) = now.name else {
         return if before.is_none() { Step::Perform } else { conflict(Errno::ESTALE) };
@@ -133,6 +136,7 @@ fn link(node: &NodeRef, how: &How, now: &Seen) -> Step {
         // the intent is only there if the name was free
         How::Resumed { .. } | How::Again { .. } | How::Passed { .. } if linked => Step::Done,
         How::Resumed { .. } | How::Again { .. } | How::Passed { .. } => conflict(Errno::EEXIST),
+        How::Refused(refused) => Step::Refuse(*refused),
     }
 }
 
@@ -143,6 +147,7 @@ fn removal(occupant: &Occupant, how: &How, now: &Seen) -> Step {
         // it was there, and is not
         How::Resumed { before } if before.name.is_some() => return Step::Done,
         How::Resumed { .. } => return Step::Refuse(Refused::by_system(Errno::ENOENT)),
+        How::Refused(refused) => return Step::Refuse(*refused),
         How::Again { told } | How::Passed { told } => match (occupant, told) {
             (Occupant::Node(node), _) => node_of(node),
             (Occupant::Any, Some(Outcome::Removed { node, .. })) => Some(*node),
@@ -178,6 +183,7 @@ fn rename(from: &Occupant, to: &Occupant, mode: RenameMode, how: &How, now: &See
         How::Again { told } | How::Passed { told } => {
             rename_again(from, to, mode, told.as_ref(), now)
         }
+        How::Refused(refused) => Step::Refuse(*refused),
     }
 }
 
@@ -273,6 +279,7 @@ fn shift(mode: u32, len: u64, how: &How, now: &Seen) -> Step {
         // it was on the disk before it was acknowledged
         How::Again { told: Some(_) } | How::Passed { told: Some(_) } => Step::Done,
         How::Again { told: None } | How::Passed { told: None } => UNKNOWN,
+        How::Refused(refused) => Step::Refuse(*refused),
         How::Resumed { before } => {
             let (Some(before), Some(now)) = (before.size, now.size) else {
                 return UNKNOWN;
@@ -300,5 +307,6 @@ fn copy(how: &How) -> Step {
         How::First | How::Resumed { .. } => Step::Perform,
         How::Again { told: Some(_) } | How::Passed { told: Some(_) } => Step::Done,
         How::Again { told: None } | How::Passed { told: None } => UNKNOWN,
+        How::Refused(refused) => Step::Refuse(*refused),
     }
 }
