@@ -233,6 +233,9 @@ impl<B, T: Tree<B>, R: Recorder> Attempt<'_, B, T, R> {
         if step != Step::Done && self.made_before_is_elsewhere(&now)? {
             step = Step::Done;
         }
+        if self.left_behind(&step, &now) {
+            step = Step::Perform;
+        }
         let outcome = match step {
             Step::Refuse(refused) => return Err(refused),
             Step::Done => self.done_before(&now)?,
@@ -271,10 +274,11 @@ impl<B, T: Tree<B>, R: Recorder> Attempt<'_, B, T, R> {
             Mutation::Rename { parent, name, new_parent, new_name, new_occupant, mode, .. }
                 if *mode != RenameMode::Exchange
                     && (&*parent, &*name) != (&*new_parent, &*new_name)
-                    && now.name.is_some()
-                    && now.name == now.new_name
-                    && *new_occupant != Occupant::Any
-                    && expected(new_occupant) != now.name =>
+                    && (self.left_behind(&Step::Done, now)
+                        || now.name.is_some()
+                            && now.name == now.new_name
+                            && *new_occupant != Occupant::Any
+                            && expected(new_occupant) != now.name) =>
             {
                 let (parent, name, occupant) = (*parent, name.clone(), Occupant::Any);
                 change.mutation = Mutation::Unlink { parent, name, occupant };
@@ -284,8 +288,29 @@ impl<B, T: Tree<B>, R: Recorder> Attempt<'_, B, T, R> {
         change
     }
 
+    /// Whether it finds at the old name what had to be made again only because it is gone: it had
+    /// moved to where somebody else is now, and was removed there.
+    fn left_behind(&self, step: &Step, now: &Seen) -> bool {
+        let Mutation::Rename { occupant, .. } = &self.change.mutation else { return false };
+        let How::Passed { told: Some(Outcome::Renamed { node: told, .. }) } = self.how else {
+            return false;
+        };
+        let moved = expected(occupant);
+        *step == Step::Done
+            && moved != Some(*told)
+            && now.name.is_some()
+            && now.name == moved
+            && now.new_name.is_some()
+    }
+
     fn carry_out(&self, now: &Seen) -> Result<Outcome, Refused> {
-        let outcome = self.perform(&self.adapted(now), now)?;
+        let outcome = match self.perform(&self.adapted(now), now) {
+            // a directory that is not empty stays
+            Err(_) if self.left_behind(&Step::Done, now) => {
+                return Ok(self.told().unwrap_or(Outcome::Done));
+            }
+            outcome => outcome?,
+        };
         match (&self.change.mutation, outcome, now.name) {
             (Mutation::Rename { .. }, Outcome::Removed { .. }, Some(node)) => {
                 Ok(Outcome::Renamed { node, replaced: None })
@@ -314,6 +339,13 @@ impl<B, T: Tree<B>, R: Recorder> Attempt<'_, B, T, R> {
             }
             _ if errno == Errno::ESTALE => Err(Refused::conflict(errno)),
             _ => Err(Refused::by_system(errno)),
+        }
+    }
+
+    fn told(&self) -> Option<Outcome> {
+        match self.how {
+            How::Again { told } | How::Passed { told } => *told,
+            How::First | How::Resumed { .. } | How::Refused(_) => None,
         }
     }
 
@@ -352,10 +384,7 @@ impl<B, T: Tree<B>, R: Recorder> Attempt<'_, B, T, R> {
 
     /// The answer to what was carried out before.
     fn done_before(&self, now: &Seen) -> Result<Outcome, Refused> {
-        let told = match self.how {
-            How::Again { told } | How::Passed { told } => *told,
-            How::First | How::Resumed { .. } | How::Refused(_) => None,
-        };
+        let told = self.told();
         let before = match self.how {
             How::Resumed { before } => *before,
             How::First | How::Again { .. } | How::Passed { .. } | How::Refused(_) => *now,

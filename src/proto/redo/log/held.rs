@@ -1,7 +1,12 @@
 //! One entry, as the log holds it.
 
 use crate::id::{NodeId, Seq};
-use crate::wire::log::{Change, LogEntry, Mutation, Occupant, Outcome, Promise, Sent};
+use crate::wire::log::{Change, LogEntry, Mutation, NodeRef, Occupant, Outcome, Promise, Sent};
+
+/// `FALLOC_FL_COLLAPSE_RANGE`
+const COLLAPSE: u32 = 0x08;
+/// `FALLOC_FL_INSERT_RANGE`
+const INSERT: u32 = 0x20;
 
 /// An entry that is not stable, or has no answer.
 #[derive(Debug)]
@@ -108,6 +113,29 @@ impl<B> Work<B> {
             {
                 *premade
             }
+            _ => None,
+        }
+    }
+}
+
+impl Mutation {
+    /// The file whose data or length it changes.
+    pub(super) fn data_of(&self) -> Option<NodeRef> {
+        match self {
+            Self::SetAttr { node, .. }
+            | Self::Write { node, .. }
+            | Self::Append { node, .. }
+            | Self::Fallocate { node, .. }
+            | Self::CopyRange { node, .. } => Some(*node),
+            _ => None,
+        }
+    }
+
+    /// The file in which it moves data that no entry holds.
+    pub(super) fn moves_data_in(&self) -> Option<NodeRef> {
+        match self {
+            Self::CopyRange { node, .. } => Some(*node),
+            Self::Fallocate { node, mode, .. } if mode & (COLLAPSE | INSERT) != 0 => Some(*node),
             _ => None,
         }
     }

@@ -26,6 +26,13 @@ impl Order {
         }
     }
 
+    /// Later entries that touch the node.
+    pub fn later_touches(&self, seq: Seq, node: NodeRef) -> impl Iterator<Item = Seq> {
+        let known = self.nodes.get(&self.canonical(node));
+        let touched = known.into_iter().flat_map(|known| known.touched.iter().rev());
+        touched.copied().take_while(move |later| *later > seq)
+    }
+
     fn later(&self, seq: Seq, node: NodeRef, does: impl Fn(&Touches) -> bool) -> bool {
         let Some(known) = self.nodes.get(&self.canonical(node)) else { return false };
         let later = known.touched.iter().rev().take_while(|later| **later > seq);
