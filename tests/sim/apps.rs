@@ -148,7 +148,7 @@ impl World {
         let Some(node) = self.pick_file(client) else { return self.wake(client, app) };
         let (parent, name) = (self.pick_dir(client), self.pick_name());
         let mutation = Mutation::Link { node: node.into(), parent: parent.into(), name };
-        self.submit(client, app, mutation, Vec::new(), vec![parent, node], false);
+        self.submit(client, app, mutation, Vec::new(), vec![parent, node], true);
     }
 
     fn unique(&mut self, words: u64) -> Vec<u64> {

@@ -319,6 +319,7 @@ impl World {
                 side.let_go(&[*node]);
                 let asked = *node;
                 let node = side.current(asked);
+                let pending_change = side.busy.contains_key(&node);
                 match reply {
                     Ok(Reply::Node { node: content, children }) => {
                         let fresh = !leases
@@ -327,7 +328,7 @@ impl World {
                         if let Some(handle) = handle {
                             side.handles.insert(node, *handle);
                         }
-                        if fresh && !pending.stale && asked == node {
+                        if fresh && !pending.stale && !pending_change && asked == node {
                             side.learn(node, content, children);
                         }
                     }

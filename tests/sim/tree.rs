@@ -136,11 +136,11 @@ impl Tree<Body> for View<'_> {
         let made = seen.made;
         let keep = |node: NodeId| {
             // handles of what had to be made again are not open again yet
-            let open = self.again || self.opens.borrow().is_open(node);
+            let open = self.opens.borrow().is_open(node);
             if open {
                 self.opens.borrow_mut().handle_held(node);
             }
-            open
+            open || self.again
         };
         let outcome =
             self.host.disk.borrow_mut().mutate(who, &change.mutation, body, made, keep)?;
