@@ -423,7 +423,7 @@ impl World {
             }
             Err(errno) => {
                 side.told_failed.insert(seq.0);
-                if matches!(errno, Errno::ETIMEDOUT | Errno::EIO | Errno::ESTALE) {
+                if matches!(errno, Errno::ETIMEDOUT | Errno::EIO | Errno::ESTALE | Errno::EEXIST) {
                     let mut nodes = super::model::nodes(&mutation);
                     nodes.extend(change.busy.iter());
                     side.doubt(&nodes);

@@ -141,12 +141,6 @@ impl Model {
         }
     }
 
-    /// The names that an entry touches are in dispute.
-    pub(crate) fn contest_names(&mut self, mutation: &Mutation) {
-        let mutation = self.translate(mutation);
-        self.contested_names.extend(names(&mutation));
-    }
-
     /// Which nodes a change touches: those that it names, and those that have its names.
     fn touches(&self, mutation: &Mutation) -> Vec<NodeId> {
         let mut found: Vec<NodeId> = nodes(mutation);

@@ -56,6 +56,9 @@ pub(crate) struct Excuses {
     pub(crate) full: bool,
     /// Somebody gave up, and something was struck.
     pub(crate) struck: bool,
+    /// A crash or a failed sync hit names that had been through many hands: the state alone cannot
+    /// always tell how far they had come.
+    pub(crate) passed: bool,
 }
 
 #[derive(Clone, Debug)]

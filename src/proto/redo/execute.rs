@@ -241,7 +241,9 @@ impl<B, T: Tree<B>, R: Recorder> Attempt<'_, B, T, R> {
             Step::Done => self.done_before(&now)?,
             Step::Perform => self.carry_out(&now)?,
         };
-        if moves_data(&self.change.mutation) {
+        // what was answered before was on the disk then
+        let answered = step == Step::Done && self.told().is_some();
+        if moves_data(&self.change.mutation) && !answered {
             let unknown = Refused { errno: Errno::EIO, reason: Reason::Unknown };
             self.tree.sync().map_err(|_| unknown)?;
         }
@@ -453,7 +455,11 @@ impl<B, T: Tree<B>, R: Recorder> Attempt<'_, B, T, R> {
 
     /// An append that may have been carried out must be neither lost nor doubled.
     fn append(&self, node: NodeId, size: u64, now: &Seen) -> Result<Outcome, Refused> {
-        match self.place(node, size, now)? {
+        let place = match self.place(node, size, now) {
+            Err(Refused { errno: Errno::ESTALE, .. }) => return self.failed(Errno::ESTALE),
+            place => place?,
+        };
+        match place {
             Place::End => self.perform(self.change, now),
             Place::At(offset) => {
                 let seen = Seen { size: Some(offset), ..*now };

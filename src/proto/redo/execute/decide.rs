@@ -23,6 +23,16 @@ const UNKNOWN: Step = Step::Refuse(Refused { errno: Errno::EIO, reason: Reason::
 ///
 /// An append is decided by the file's data too: that is left to [`super::execute`].
 pub fn decide(change: &Change, how: &How, now: &Seen) -> Step {
+    if let How::Again { told: Some(Outcome::Done) } | How::Passed { told: Some(Outcome::Done) } =
+        how
+        && matches!(
+            change.mutation,
+            Mutation::Unlink { .. } | Mutation::Rmdir { .. } | Mutation::Rename { .. }
+        )
+    {
+        // it had nothing left to do even then
+        return Step::Done;
+    }
     let How::Passed { told } = *how else { return decide_alone(change, how, now) };
     match decide_alone(change, &How::Again { told }, now) {
         // later entries of the session explain why neither state is there
