@@ -34,7 +34,10 @@ impl World {
             Outcome::Entry(entry) => Some(entry.node),
             _ => None,
         };
-        if side.accepted.contains_key(&seq.0) || self.model.has(who) {
+        if side.accepted.contains_key(&seq.0)
+            || side.told.contains(&seq.0)
+            || self.model.has(who)
+        {
             if let (Some(node), false) = (made, matches!(mutation, Mutation::Link { .. })) {
                 self.model.named(who, node);
             }
@@ -183,12 +186,13 @@ impl World {
         if !self.model.has(who) {
             return;
         }
-        if !self.has_effect(client, seq) {
-            self.model.withdraw(who);
-        } else if super::model::names(mutation).is_empty() {
+        if super::model::names(mutation).is_empty() {
             // of data, any part may have been kept by a crash
             self.model.contest(mutation);
-        } else if !matches!(errno, Errno::ETIMEDOUT | Errno::EIO | Errno::EEXIST) {
+        }
+        if !self.has_effect(client, seq) {
+            self.model.withdraw(who);
+        } else if !super::model::names(mutation).is_empty() && !matches!(errno, Errno::ETIMEDOUT | Errno::EIO | Errno::EEXIST) {
             self.stale(client, mutation, &format!("{seq} was done, and told {errno:?}"));
         }
     }
@@ -218,7 +222,7 @@ impl World {
             || super::model::names(mutation).iter().any(|(parent, name)| {
                 self.model.contested_names.contains(&(self.model.own(*parent), name.clone()))
             });
-        let passed = self.excuses.passed && !super::model::names(mutation).is_empty();
+        let passed = self.excuses.passed;
         assert!(disputed || passed, "client {client}: {text}: {mutation:?}");
         self.model.contest(mutation);
     }

@@ -71,6 +71,8 @@ pub(crate) struct Client {
     pub(crate) pool: (Vec<NodeId>, Vec<NodeId>),
     pub(crate) premaking: bool,
     renamed: BTreeMap<NodeId, NodeId>,
+    /// Calls that a host has carried out: one that was sent again means nothing the second time.
+    pub(crate) carried_out: BTreeSet<u64>,
 }
 
 impl Client {
@@ -99,6 +101,7 @@ impl Client {
             pool: (Vec::new(), Vec::new()),
             premaking: false,
             renamed: BTreeMap::new(),
+            carried_out: BTreeSet::new(),
         }
     }
 
@@ -515,6 +518,12 @@ impl World {
 }
 
 impl Client {
+    /// Whether somebody waits for a change of a node that was asked for after an entry.
+    pub(crate) fn awaits_since(&self, node: NodeId, upto: Seq) -> bool {
+        let later = self.waiting.range(upto.0 + 1..);
+        later.into_iter().any(|(_, change)| change.busy.contains(&node))
+    }
+
     /// What is under way about these may show them as they were.
     fn outdate(&mut self, nodes: &[NodeId]) {
         for pending in self.calls.values_mut() {

@@ -546,7 +546,10 @@ impl World {
                 Ok(Reply::Done)
             }
         };
-        if let Call::Fetch { node, .. } = call {
+        if let Call::Fetch { node, upto, .. } = call
+            && self.clients[client].carried_out.insert(request)
+            && !self.clients[client].awaits_since(*node, *upto)
+        {
             self.check_fetched(client, *node, &reply);
         }
         self.note(|| format!("host: {client} {call:?} -> {:?}", reply.is_ok()));

@@ -448,16 +448,21 @@ impl<B: Clone + Default> Log<B> {
                 continue;
             }
             let buried = self.is_buried(seq);
+            // what is stable needs no order, but what has no answer may have failed
+            let (stable, unanswered) = (self.stable, &self.unanswered);
+            let counts = |before: &Seq| *before > stable || unanswered.contains(before);
             let Some(held) = self.entries.get_mut(&seq) else { continue };
             if let Life::Struck { shipped, .. } = &mut held.life {
                 *shipped = true;
             }
             let passed = held.again && self.order.is_passed(seq);
-            let (mut entry, body) = held.entry(seq, self.stable, passed);
+            let (mut entry, body) = held.entry(seq, counts, passed);
             self.order.settle_names(&mut entry.change.mutation);
             let body = if buried { B::default() } else { body };
-            if buried {
-                entry.change = Change::new(Mutation::Nothing);
+            match &mut entry.change.mutation {
+                Mutation::SetAttr { change, .. } if buried => change.size = None,
+                mutation if buried => *mutation = Mutation::Nothing,
+                _ => {}
             }
             self.outputs.push_back(Output::Ship { connection, entry, body });
             self.unseen = self.unseen.max(seq.next());
