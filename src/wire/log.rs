@@ -76,6 +76,12 @@ pub enum Sent {
         /// What it answered, if that arrived.
         told: Option<Outcome>,
     },
+    /// The same, and later entries of the session take its nodes or names further: if neither the
+    /// state before it nor the one after it is there, it was carried out, and so were those.
+    Passed {
+        /// What it answered, if that arrived.
+        told: Option<Outcome>,
+    },
 }
 
 /// An object. **Append only: the order is the format.**

@@ -230,7 +230,7 @@ impl<B, W> Applier<B, W> {
             return Err(PeerMisbehaved::TooMany);
         }
         self.known = true;
-        if matches!(entry.sent, Sent::Again { .. }) {
+        if matches!(entry.sent, Sent::Again { .. } | Sent::Passed { .. }) {
             self.redo_upto = self.redo_upto.max(seq);
         }
         let mut after: BTreeSet<Seq> = entry.after.into_iter().collect();
@@ -422,7 +422,7 @@ impl<B, W> Applier<B, W> {
     fn how(&self, seq: Seq, sent: &Sent, mutation: &Mutation) -> How {
         let told = match (self.forgotten.get(&seq), sent) {
             (Some(outcome), _) => Some(*outcome),
-            (None, Sent::Again { told }) => *told,
+            (None, Sent::Again { told } | Sent::Passed { told }) => *told,
             (None, Sent::First) => None,
         };
         // where it was appended says more than how long the file was
@@ -430,6 +430,7 @@ impl<B, W> Applier<B, W> {
         match (self.intents.get(&seq), sent, told) {
             (Some(before), ..) if !placed => How::Resumed { before: *before },
             (_, Sent::First, None) => How::First,
+            (_, Sent::Passed { .. }, told) => How::Passed { told },
             (_, _, told) => How::Again { told },
         }
     }

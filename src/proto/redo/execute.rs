@@ -17,8 +17,9 @@ use serde::{Deserialize, Serialize};
 pub use self::decide::decide;
 use self::decide::{moves_data, node_of};
 use crate::id::{NodeId, Seq};
+use crate::wire::call::{Attr, Entry, Time};
 use crate::wire::errno::Errno;
-use crate::wire::log::{Change, Mutation, Occupant, Outcome, Reason, Refused};
+use crate::wire::log::{Change, Mutation, Occupant, Outcome, Reason, Refused, RenameMode};
 
 /// Whether an entry may have been carried out before.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -32,6 +33,11 @@ pub enum How {
     },
     /// Perhaps, by a machine that may have forgotten it.
     Again {
+        /// What was answered then, if it is known.
+        told: Option<Outcome>,
+    },
+    /// The same, and later entries of the session take its nodes or names further.
+    Passed {
         /// What was answered then, if it is known.
         told: Option<Outcome>,
     },
@@ -167,6 +173,22 @@ pub fn execute<B>(
     result
 }
 
+/// The attributes of what is no longer there.
+const GONE: Attr = Attr {
+    size: 0,
+    blocks: 0,
+    atime: Time { seconds: 0, nanos: 0 },
+    mtime: Time { seconds: 0, nanos: 0 },
+    ctime: Time { seconds: 0, nanos: 0 },
+    btime: Time { seconds: 0, nanos: 0 },
+    mode: 0,
+    nlink: 0,
+    uid: 0,
+    gid: 0,
+    rdev: 0,
+    blksize: 0,
+};
+
 /// What [`execute`] was given.
 struct Attempt<'a, B, T, R> {
     tree: &'a T,
@@ -192,11 +214,14 @@ impl<B, T: Tree<B>, R: Recorder> Attempt<'_, B, T, R> {
         match (&self.change.mutation, self.how) {
             (_, How::Refused(refused)) => return Err(*refused),
             // struck, after it was carried out
-            (Mutation::Nothing, How::Again { told: Some(told) }) => return Ok(*told),
+            (
+                Mutation::Nothing,
+                How::Again { told: Some(told) } | How::Passed { told: Some(told) },
+            ) => return Ok(*told),
             (Mutation::Nothing, _) => return Ok(Outcome::Done),
             _ => {}
         }
-        let now = match self.tree.look(self.change) {
+        let now = match self.tree.look(&self.looked_at()) {
             Ok(now) => now,
             Err(errno) => return self.failed(errno),
         };
@@ -208,28 +233,92 @@ impl<B, T: Tree<B>, R: Recorder> Attempt<'_, B, T, R> {
         if step != Step::Done && self.made_before_is_elsewhere(&now)? {
             step = Step::Done;
         }
+        if self.left_behind(&step, &now) {
+            step = Step::Perform;
+        }
         let outcome = match step {
             Step::Refuse(refused) => return Err(refused),
             Step::Done => self.done_before(&now)?,
-            Step::Perform => self.perform(&self.adapted(), &now)?,
+            Step::Perform => self.carry_out(&now)?,
         };
-        if moves_data(&self.change.mutation) {
+        // what was answered before was on the disk then
+        let answered = step == Step::Done && self.told().is_some();
+        if moves_data(&self.change.mutation) && !answered {
             let unknown = Refused { errno: Errno::EIO, reason: Reason::Unknown };
             self.tree.sync().map_err(|_| unknown)?;
         }
         Ok(outcome)
     }
 
-    /// The change as it is carried out: flags that ask for a state before it mean nothing to a
-    /// change that may have been carried out.
-    fn adapted(&self) -> Change {
+    /// The change as it is looked at: what it made before, and is under cover, is what it makes.
+    fn looked_at(&self) -> Change {
         let mut change = self.change.clone();
-        if let Mutation::SetXattr { flags, .. } = &mut change.mutation
-            && *self.how != How::First
+        if let Mutation::Create { premade, .. } | Mutation::Mkdir { premade, .. } =
+            &mut change.mutation
+            && let Some(made) = self.made_before()[1]
         {
-            *flags = 0;
+            *premade = Some(made);
         }
         change
+    }
+
+    /// The change as it is carried out: flags that ask for a state before it mean nothing to a
+    /// change that may have been carried out.
+    fn adapted(&self, now: &Seen) -> Change {
+        let mut change = self.change.clone();
+        if *self.how == How::First {
+            return change;
+        }
+        match &mut change.mutation {
+            Mutation::SetXattr { flags, .. } => *flags = 0,
+            // it has moved, and a link to the old name was made again: a rename between two names of
+            // one node does nothing
+            Mutation::Rename { parent, name, new_parent, new_name, new_occupant, mode, .. }
+                if *mode != RenameMode::Exchange
+                    && (&*parent, &*name) != (&*new_parent, &*new_name)
+                    && (self.left_behind(&Step::Done, now)
+                        || now.name.is_some()
+                            && now.name == now.new_name
+                            && *new_occupant != Occupant::Any
+                            && expected(new_occupant) != now.name) =>
+            {
+                let (parent, name, occupant) = (*parent, name.clone(), Occupant::Any);
+                change.mutation = Mutation::Unlink { parent, name, occupant };
+            }
+            _ => {}
+        }
+        change
+    }
+
+    /// Whether it finds at the old name what had to be made again only because it is gone: it had
+    /// moved to where somebody else is now, and was removed there.
+    fn left_behind(&self, step: &Step, now: &Seen) -> bool {
+        let Mutation::Rename { occupant, .. } = &self.change.mutation else { return false };
+        let How::Passed { told: Some(Outcome::Renamed { node: told, .. }) } = self.how else {
+            return false;
+        };
+        let moved = expected(occupant);
+        *step == Step::Done
+            && moved != Some(*told)
+            && now.name.is_some()
+            && now.name == moved
+            && now.new_name.is_some()
+    }
+
+    fn carry_out(&self, now: &Seen) -> Result<Outcome, Refused> {
+        let outcome = match self.perform(&self.adapted(now), now) {
+            // a directory that is not empty stays
+            Err(_) if self.left_behind(&Step::Done, now) => {
+                return Ok(self.told().unwrap_or(Outcome::Done));
+            }
+            outcome => outcome?,
+        };
+        match (&self.change.mutation, outcome, now.name) {
+            (Mutation::Rename { .. }, Outcome::Removed { .. }, Some(node)) => {
+                Ok(Outcome::Renamed { node, replaced: None })
+            }
+            _ => Ok(outcome),
+        }
     }
 
     fn perform(&self, change: &Change, seen: &Seen) -> Result<Outcome, Refused> {
@@ -243,13 +332,29 @@ impl<B, T: Tree<B>, R: Recorder> Attempt<'_, B, T, R> {
         let gone = matches!(errno, Errno::ENOENT | Errno::ESTALE);
         let removes_xattr = matches!(self.change.mutation, Mutation::RemoveXattr { .. });
         match self.how {
+            How::Passed { told } if gone => Ok(told.unwrap_or_else(|| self.assumed())),
             How::Again { told: Some(told) } if gone => Ok(*told),
-            How::Again { .. } | How::Resumed { .. } if removes_xattr && errno == Errno::ENODATA => {
+            How::Again { .. } | How::Passed { .. } | How::Resumed { .. }
+                if removes_xattr && errno == Errno::ENODATA =>
+            {
                 Ok(Outcome::Done)
             }
             _ if errno == Errno::ESTALE => Err(Refused::conflict(errno)),
             _ => Err(Refused::by_system(errno)),
         }
+    }
+
+    fn told(&self) -> Option<Outcome> {
+        match self.how {
+            How::Again { told } | How::Passed { told } => *told,
+            How::First | How::Resumed { .. } | How::Refused(_) => None,
+        }
+    }
+
+    /// The answer to what was carried out, and left nothing to look at.
+    fn assumed(&self) -> Outcome {
+        let made = self.made_before().into_iter().flatten().last();
+        made.map_or(Outcome::Done, |node| Outcome::Entry(Entry { node, attr: GONE }))
     }
 
     /// Whom this creation may have made before.
@@ -262,8 +367,9 @@ impl<B, T: Tree<B>, R: Recorder> Attempt<'_, B, T, R> {
         match self.how {
             How::First | How::Refused(_) => [None, None],
             How::Resumed { before } => [premade, before.made],
-            How::Again { told: Some(Outcome::Entry(entry)) } => [premade, Some(entry.node)],
-            How::Again { .. } => [premade, None],
+            How::Again { told: Some(Outcome::Entry(entry)) }
+            | How::Passed { told: Some(Outcome::Entry(entry)) } => [premade, Some(entry.node)],
+            How::Again { .. } | How::Passed { .. } => [premade, None],
         }
     }
 
@@ -280,13 +386,10 @@ impl<B, T: Tree<B>, R: Recorder> Attempt<'_, B, T, R> {
 
     /// The answer to what was carried out before.
     fn done_before(&self, now: &Seen) -> Result<Outcome, Refused> {
-        let told = match self.how {
-            How::Again { told } => *told,
-            How::First | How::Resumed { .. } | How::Refused(_) => None,
-        };
+        let told = self.told();
         let before = match self.how {
             How::Resumed { before } => *before,
-            How::First | How::Again { .. } | How::Refused(_) => *now,
+            How::First | How::Again { .. } | How::Passed { .. } | How::Refused(_) => *now,
         };
         let mut seen = before;
         match (&self.change.mutation, told) {
@@ -311,6 +414,11 @@ impl<B, T: Tree<B>, R: Recorder> Attempt<'_, B, T, R> {
         match (outcome, told) {
             (Ok(outcome), _) => Ok(outcome),
             (Err(_), Some(told)) => Ok(told),
+            (Err(Errno::ENOENT | Errno::ESTALE), None)
+                if matches!(self.how, How::Passed { .. }) =>
+            {
+                Ok(self.assumed())
+            }
             (Err(errno), None) => Err(Refused::by_system(errno)),
         }
     }
@@ -327,13 +435,17 @@ impl<B, T: Tree<B>, R: Recorder> Attempt<'_, B, T, R> {
                 return Ok(Some(node));
             }
         }
-        Ok(now.name)
+        let passed = matches!(self.how, How::Passed { .. });
+        // whoever has the name now is another one
+        Ok(candidates.into_iter().flatten().last().filter(|_| passed).or(now.name))
     }
 
     fn renamed_before(&self, occupant: &Occupant, new: &Occupant, now: &Seen) -> Outcome {
         let (moved, replaced) = match self.how {
             How::Resumed { before } => (before.name, before.new_name),
-            How::First | How::Again { .. } | How::Refused(_) => (expected(occupant), expected(new)),
+            How::First | How::Again { .. } | How::Passed { .. } | How::Refused(_) => {
+                (expected(occupant), expected(new))
+            }
         };
         match moved.or(now.new_name) {
             Some(node) => Outcome::Renamed { node, replaced },
@@ -343,7 +455,11 @@ impl<B, T: Tree<B>, R: Recorder> Attempt<'_, B, T, R> {
 
     /// An append that may have been carried out must be neither lost nor doubled.
     fn append(&self, node: NodeId, size: u64, now: &Seen) -> Result<Outcome, Refused> {
-        match self.place(node, size, now)? {
+        let place = match self.place(node, size, now) {
+            Err(Refused { errno: Errno::ESTALE, .. }) => return self.failed(Errno::ESTALE),
+            place => place?,
+        };
+        match place {
             Place::End => self.perform(self.change, now),
             Place::At(offset) => {
                 let seen = Seen { size: Some(offset), ..*now };
@@ -362,8 +478,9 @@ impl<B, T: Tree<B>, R: Recorder> Attempt<'_, B, T, R> {
             How::Refused(refused) => return Err(*refused),
             How::First => return Ok(Place::End),
             How::Resumed { before } => (before.size.unwrap_or(size), false),
-            How::Again { told: Some(Outcome::Appended { offset, .. }) } => (*offset, true),
-            How::Again { .. } => (size, false),
+            How::Again { told: Some(Outcome::Appended { offset, .. }) }
+            | How::Passed { told: Some(Outcome::Appended { offset, .. }) } => (*offset, true),
+            How::Again { .. } | How::Passed { .. } => (size, false),
         };
         let held = match self.tree.holds(node, base, self.body) {
             Ok(held) => held,

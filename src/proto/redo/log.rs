@@ -30,7 +30,9 @@ use crate::limits::{
 use crate::proto::PeerMisbehaved;
 use crate::proto::redo::order::Order;
 use crate::wire::errno::Errno;
-use crate::wire::log::{Change, Cursor, LogAck, LogEntry, NodeRef, Outcome, Promise, Refused};
+use crate::wire::log::{
+    Change, Cursor, LogAck, LogEntry, Mutation, NodeRef, Outcome, Promise, Refused,
+};
 
 /// What an entry that is set aside costs beside its data, so that there is an end to those without.
 const ASIDE_BYTES: usize = 512;
@@ -442,18 +444,43 @@ impl<B: Clone + Default> Log<B> {
         let (upto, ahead) = &self.there;
         for &seq in self.unanswered.range(from..end) {
             self.next_to_ship = seq.next();
-            let Some(held) = self.entries.get_mut(&seq) else { continue };
             if seq <= *upto || ahead.contains(&seq) {
                 continue;
             }
+            let buried = self.is_buried(seq);
+            // what is stable needs no order, but what has no answer may have failed
+            let (stable, unanswered) = (self.stable, &self.unanswered);
+            let counts = |before: &Seq| *before > stable || unanswered.contains(before);
+            let Some(held) = self.entries.get_mut(&seq) else { continue };
             if let Life::Struck { shipped, .. } = &mut held.life {
                 *shipped = true;
             }
-            let (mut entry, body) = held.entry(seq, self.stable);
+            let passed = held.again && self.order.is_passed(seq);
+            let (mut entry, body) = held.entry(seq, counts, passed);
             self.order.settle_names(&mut entry.change.mutation);
+            let body = if buried { B::default() } else { body };
+            match &mut entry.change.mutation {
+                Mutation::SetAttr { change, .. } if buried => change.size = None,
+                mutation if buried => *mutation = Mutation::Nothing,
+                _ => {}
+            }
             self.outputs.push_back(Output::Ship { connection, entry, body });
             self.unseen = self.unseen.max(seq.next());
         }
+    }
+
+    /// Whether data was moved within its file since, which is stable as soon as it is answered, and
+    /// what it comes after with it: written once more it would be on top.
+    fn is_buried(&self, seq: Seq) -> bool {
+        let live = |seq: Seq| match self.entries.get(&seq).map(|held| (held.again, &held.life)) {
+            Some((true, Life::Live(work))) => Some(work),
+            _ => None,
+        };
+        let node = live(seq).and_then(|work| work.change.mutation.data_of());
+        let Some(node) = node else { return false };
+        self.order.later_touches(seq, node).filter_map(live).any(|later| {
+            later.told.is_some() && later.change.mutation.moves_data_in() == Some(node)
+        })
     }
 
     /// All entries up to `upto` are on the host's disk. What has no answer yet stays until it comes,

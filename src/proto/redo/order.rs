@@ -13,6 +13,7 @@
 //! An entry that is set aside leaves the order, and what it touches is closed until it is settled.
 
 mod known;
+mod passed;
 mod touches;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -167,7 +168,9 @@ impl Order {
     pub fn before(&self, touches: &Touches) -> Vec<Seq> {
         let mut before = Vec::new();
         for node in &touches.nodes {
-            before.extend(self.nodes.get(node).and_then(|known| known.touched.back()));
+            let Some(known) = self.nodes.get(node) else { continue };
+            before.extend(known.touched.back());
+            before.extend(known.ends.range(self.stable.next()..));
         }
         for (parent, name, _) in &touches.names {
             let places = self.nodes.get(parent).and_then(|known| known.names.get(name));
@@ -191,9 +194,10 @@ impl Order {
     pub fn place(&mut self, seq: Seq, mut touches: Touches) {
         self.begin(seq, &mut touches);
         for node in &touches.nodes {
-            let touched = &mut self.nodes.entry(*node).or_default().touched;
-            if touched.back() != Some(&seq) {
-                touched.push_back(seq);
+            let known = self.nodes.entry(*node).or_default();
+            known.ends.clear();
+            if known.touched.back() != Some(&seq) {
+                known.touched.push_back(seq);
             }
         }
         for (parent, name, holder) in &touches.names {

@@ -4,6 +4,7 @@
 //!  First     not carried out yet: whoever is expected must be there
 //!  Resumed   as the intent saw it: do it; as it leaves it: done; neither: conflict
 //!  Again     the same, but what it saw is known only from what it expects and what was told
+//!  Passed    the same; but where it is neither, later entries of the session have come by: done
 //! ```
 
 use super::{How, Seen, Step};
@@ -22,6 +23,25 @@ const UNKNOWN: Step = Step::Refuse(Refused { errno: Errno::EIO, reason: Reason::
 ///
 /// An append is decided by the file's data too: that is left to [`super::execute`].
 pub fn decide(change: &Change, how: &How, now: &Seen) -> Step {
+    if let How::Again { told: Some(Outcome::Done) } | How::Passed { told: Some(Outcome::Done) } =
+        how
+        && matches!(
+            change.mutation,
+            Mutation::Unlink { .. } | Mutation::Rmdir { .. } | Mutation::Rename { .. }
+        )
+    {
+        // it had nothing left to do even then
+        return Step::Done;
+    }
+    let How::Passed { told } = *how else { return decide_alone(change, how, now) };
+    match decide_alone(change, &How::Again { told }, now) {
+        // later entries of the session explain why neither state is there
+        Step::Refuse(Refused { reason: Reason::Conflict, .. }) => Step::Done,
+        step => step,
+    }
+}
+
+fn decide_alone(change: &Change, how: &How, now: &Seen) -> Step {
     if let How::Refused(refused) = how {
         return Step::Refuse(*refused);
     }
@@ -76,17 +96,18 @@ fn creation(exclusive: bool, premade: Option<NodeId>, how: &How, now: &Seen) -> 
     let made = match how {
         How::First => return create_first(exclusive, premade, now),
         How::Resumed { before } => before.made,
-        How::Again { told: Some(Outcome::Entry(entry)) } => Some(entry.node),
-        How::Again { .. } | How::Refused(_) => None,
+        How::Again { told: Some(Outcome::Entry(entry)) }
+        | How::Passed { told: Some(Outcome::Entry(entry)) } => Some(entry.node),
+        How::Again { .. } | How::Passed { .. } | How::Refused(_) => None,
     };
     let before = match how {
         How::Resumed { before } => before.name,
-        How::First | How::Again { .. } | How::Refused(_) => None,
+        How::First | How::Again { .. } | How::Passed { .. } | How::Refused(_) => None,
     };
     let Some(occupant) = now.name else {
         return if before.is_none() { Step::Perform } else { conflict(Errno::ESTALE) };
     };
-    let told = matches!(how, How::Again { .. }) && made.is_some();
+    let told = matches!(how, How::Again { .. } | How::Passed { .. }) && made.is_some();
     if premade == Some(occupant) || made == Some(occupant) {
         Step::Done
     } else if premade.is_some() || told {
@@ -123,8 +144,8 @@ fn link(node: &NodeRef, how: &How, now: &Seen) -> Step {
     match how {
         How::First => Step::Refuse(Refused::by_system(Errno::EEXIST)),
         // the intent is only there if the name was free
-        How::Resumed { .. } | How::Again { .. } if linked => Step::Done,
-        How::Resumed { .. } | How::Again { .. } => conflict(Errno::EEXIST),
+        How::Resumed { .. } | How::Again { .. } | How::Passed { .. } if linked => Step::Done,
+        How::Resumed { .. } | How::Again { .. } | How::Passed { .. } => conflict(Errno::EEXIST),
         How::Refused(refused) => Step::Refuse(*refused),
     }
 }
@@ -137,7 +158,7 @@ fn removal(occupant: &Occupant, how: &How, now: &Seen) -> Step {
         How::Resumed { before } if before.name.is_some() => return Step::Done,
         How::Resumed { .. } => return Step::Refuse(Refused::by_system(Errno::ENOENT)),
         How::Refused(refused) => return Step::Refuse(*refused),
-        How::Again { told } => match (occupant, told) {
+        How::Again { told } | How::Passed { told } => match (occupant, told) {
             (Occupant::Node(node), _) => node_of(node),
             (Occupant::Any, Some(Outcome::Removed { node, .. })) => Some(*node),
             (Occupant::Any | Occupant::Nobody, _) => None,
@@ -169,7 +190,9 @@ fn rename(from: &Occupant, to: &Occupant, mode: RenameMode, how: &How, now: &See
             Some(refused) => Step::Refuse(refused),
         },
         How::Resumed { before } => rename_resumed(mode, before, now),
-        How::Again { told } => rename_again(from, to, mode, told.as_ref(), now),
+        How::Again { told } | How::Passed { told } => {
+            rename_again(from, to, mode, told.as_ref(), now)
+        }
         How::Refused(refused) => Step::Refuse(*refused),
     }
 }
@@ -231,8 +254,10 @@ fn rename_again(
                 (true, false) if fits => Step::Perform,
                 (false, true) if swapped => Step::Done,
                 (false, _) if told.is_some() => Step::Done,
+                // two names of one node: nothing to see
+                (true, true) => Step::Done,
                 (false, false) => absent(now.name),
-                (true, _) | (false, true) => conflict(Errno::ESTALE),
+                (true, false) | (false, true) => conflict(Errno::ESTALE),
             }
         }
         RenameMode::Replace | RenameMode::NoReplace => {
@@ -262,8 +287,8 @@ fn shift(mode: u32, len: u64, how: &How, now: &Seen) -> Step {
     match how {
         How::First => Step::Perform,
         // it was on the disk before it was acknowledged
-        How::Again { told: Some(_) } => Step::Done,
-        How::Again { told: None } => UNKNOWN,
+        How::Again { told: Some(_) } | How::Passed { told: Some(_) } => Step::Done,
+        How::Again { told: None } | How::Passed { told: None } => UNKNOWN,
         How::Refused(refused) => Step::Refuse(*refused),
         How::Resumed { before } => {
             let (Some(before), Some(now)) = (before.size, now.size) else {
@@ -290,8 +315,8 @@ fn shift(mode: u32, len: u64, how: &How, now: &Seen) -> Step {
 fn copy(how: &How) -> Step {
     match how {
         How::First | How::Resumed { .. } => Step::Perform,
-        How::Again { told: Some(_) } => Step::Done,
-        How::Again { told: None } => UNKNOWN,
+        How::Again { told: Some(_) } | How::Passed { told: Some(_) } => Step::Done,
+        How::Again { told: None } | How::Passed { told: None } => UNKNOWN,
         How::Refused(refused) => Step::Refuse(*refused),
     }
 }

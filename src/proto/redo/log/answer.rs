@@ -31,6 +31,9 @@ impl<B: Clone + Default> Log<B> {
             Life::Live(work) => {
                 let known_as = work.known_as(held.promise);
                 let first = work.told.replace(outcome).is_none();
+                // a crash may give them another identity: then they go by who made them
+                work.expect(&outcome);
+                self.order.translate(&mut work.change.mutation);
                 held.promise = Promise::Accepted;
                 self.order.handle_applied(seq, &outcome);
                 if first {

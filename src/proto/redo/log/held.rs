@@ -1,7 +1,12 @@
 //! One entry, as the log holds it.
 
 use crate::id::{NodeId, Seq};
-use crate::wire::log::{Change, LogEntry, Mutation, Outcome, Promise, Sent};
+use crate::wire::log::{Change, LogEntry, Mutation, NodeRef, Occupant, Outcome, Promise, Sent};
+
+/// `FALLOC_FL_COLLAPSE_RANGE`
+const COLLAPSE: u32 = 0x08;
+/// `FALLOC_FL_INSERT_RANGE`
+const INSERT: u32 = 0x20;
 
 /// An entry that is not stable, or has no answer.
 #[derive(Debug)]
@@ -58,20 +63,52 @@ impl<B> Held<B> {
 
 impl<B: Clone + Default> Held<B> {
     /// As it goes over the wire.
-    pub(super) fn entry(&self, seq: Seq, stable: Seq) -> (LogEntry, B) {
+    pub(super) fn entry(
+        &self,
+        seq: Seq,
+        counts: impl Fn(&Seq) -> bool,
+        passed: bool,
+    ) -> (LogEntry, B) {
         let (change, body, told) = match &self.life {
             Life::Live(work) => (work.change.clone(), work.body.clone(), work.told),
             Life::Struck { .. } | Life::Failed | Life::Aside | Life::Knot => {
                 (Change::new(Mutation::Nothing), B::default(), None)
             }
         };
-        let after = self.after.iter().copied().filter(|seq| *seq > stable).collect();
-        let sent = if self.again { Sent::Again { told } } else { Sent::First };
+        let after = self.after.iter().copied().filter(counts).collect();
+        let sent = match self.again {
+            false => Sent::First,
+            true if passed => Sent::Passed { told },
+            true => Sent::Again { told },
+        };
         (LogEntry { seq, after, promise: self.promise, sent, change }, body)
     }
 }
 
 impl<B> Work<B> {
+    /// Whoever was to be met at a name is known now.
+    pub(super) fn expect(&mut self, outcome: &Outcome) {
+        let known = |occupant: &mut Occupant, node: Option<NodeId>| {
+            if *occupant == Occupant::Any {
+                *occupant = node.map_or(Occupant::Nobody, |node| Occupant::Node(node.into()));
+            }
+        };
+        match (&mut self.change.mutation, outcome) {
+            (
+                Mutation::Unlink { occupant, .. } | Mutation::Rmdir { occupant, .. },
+                Outcome::Removed { node, .. },
+            ) => known(occupant, Some(*node)),
+            (
+                Mutation::Rename { occupant, new_occupant, .. },
+                Outcome::Renamed { node, replaced },
+            ) => {
+                known(occupant, Some(*node));
+                known(new_occupant, *replaced);
+            }
+            _ => {}
+        }
+    }
+
     /// Under which identity an application knows what the entry made.
     pub(super) fn known_as(&self, promise: Promise) -> Option<NodeId> {
         match (self.told, &self.change.mutation) {
@@ -81,6 +118,29 @@ impl<B> Work<B> {
             {
                 *premade
             }
+            _ => None,
+        }
+    }
+}
+
+impl Mutation {
+    /// The file whose data or length it changes.
+    pub(super) fn data_of(&self) -> Option<NodeRef> {
+        match self {
+            Self::SetAttr { node, .. }
+            | Self::Write { node, .. }
+            | Self::Append { node, .. }
+            | Self::Fallocate { node, .. }
+            | Self::CopyRange { node, .. } => Some(*node),
+            _ => None,
+        }
+    }
+
+    /// The file in which it moves data that no entry holds.
+    pub(super) fn moves_data_in(&self) -> Option<NodeRef> {
+        match self {
+            Self::CopyRange { node, .. } => Some(*node),
+            Self::Fallocate { node, mode, .. } if mode & (COLLAPSE | INSERT) != 0 => Some(*node),
             _ => None,
         }
     }

@@ -11,6 +11,9 @@ use crate::wire::name::Name;
 pub(super) struct Known {
     /// Oldest first.
     pub(super) touched: VecDeque<Seq>,
+    /// Two nodes turned out to be this one: the last that touched each, which do not come after each
+    /// other.
+    pub(super) ends: BTreeSet<Seq>,
     /// The last one that removes this directory, or tries.
     pub(super) emptied: Option<Seq>,
     pub(super) names: BTreeMap<Name, Places>,
@@ -49,6 +52,9 @@ impl Known {
     }
 
     pub(super) fn merge(&mut self, other: Self) {
+        self.ends.extend(self.touched.back());
+        self.ends.extend(other.touched.back());
+        self.ends.extend(other.ends);
         merge(&mut self.touched, other.touched, |seq| *seq);
         self.touched.make_contiguous();
         self.emptied = self.emptied.max(other.emptied);

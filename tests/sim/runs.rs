@@ -1,0 +1,43 @@
+//! Many runs, each of its own seed.
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+use super::coverage::Coverage;
+use super::world::{Config, World};
+
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok()?.parse().ok()
+}
+
+/// Runs so many seeds, or the one that is asked for.
+fn run_seeds(test: &str, seeds: u64, config: Config) {
+    let seeds = number("P2PFS_SEEDS").unwrap_or(seeds);
+    let range = number("P2PFS_SEED").map_or(0..seeds, |seed| seed..seed + 1);
+    let (mut ops, mut steps, mut counts) = (0, 0, Coverage::default());
+    let runs = range.end - range.start;
+    for seed in range {
+        let run = catch_unwind(AssertUnwindSafe(|| {
+            let mut world = World::new(seed, config);
+            world.run();
+            world
+        }));
+        match run {
+            Ok(world) => {
+                ops += world.ops;
+                steps += world.steps;
+                counts.add(&world.counts);
+            }
+            Err(_) if number("P2PFS_GO_ON").is_some() => eprintln!("seed {seed} failed"),
+            Err(cause) => {
+                eprintln!("P2PFS_SEED={seed} cargo test --release -p p2pfs --test sim -- {test}");
+                resume_unwind(cause);
+            }
+        }
+    }
+    println!("{test}: {runs} seeds, {ops} operations, {steps} steps\n{}", counts.table());
+}
+
+#[test]
+fn one_client_loses_nothing() {
+    run_seeds("one_client_loses_nothing", 10_000, Config::alone());
+}
