@@ -54,6 +54,8 @@ pub struct Log<B> {
     /// By the host of this epoch.
     unanswered: BTreeSet<Seq>,
     unanswered_bytes: usize,
+    /// What the host may hold of those that were put on this connection.
+    flying_bytes: usize,
     held_bytes: usize,
     order: Order,
     asides: BTreeMap<Seq, (Aside<B>, usize)>,
@@ -154,6 +156,7 @@ impl<B: Clone + Default> Log<B> {
             entries: BTreeMap::new(),
             unanswered: BTreeSet::new(),
             unanswered_bytes: 0,
+            flying_bytes: 0,
             held_bytes: 0,
             order: Order::default(),
             asides: BTreeMap::new(),
@@ -163,7 +166,7 @@ impl<B: Clone + Default> Log<B> {
     }
 
     /// Numbers a change with `bytes` bytes of data; it is shipped when a connection is up and no
-    /// more than 1,024 numbers are unapplied. Where it touches what was set aside, it is set aside
+    /// more than 1,024 numbers and 32 MiB are on their way. Where it touches what was set aside, it is set aside
     /// too (accepted) or fails with EIO (awaited). One that comes after more than 8 others takes
     /// further numbers, before its own, that nobody hears of.
     pub fn append(&mut self, mut change: Change, body: B, bytes: usize, promise: Promise) -> Seq {
@@ -251,8 +254,7 @@ impl<B: Clone + Default> Log<B> {
             self.there = (cursor.applied, cursor.ahead.iter().copied().collect());
             self.note_struck();
         }
-        self.next_to_ship = Seq::ZERO;
-        self.ship();
+        self.ship_anew();
         Ok(())
     }
 
@@ -310,7 +312,7 @@ impl<B: Clone + Default> Log<B> {
                 self.forget_answers(true);
                 self.epoch = Some(epoch);
                 self.there = (Seq::ZERO, BTreeSet::new());
-                self.next_to_ship = Seq::ZERO;
+                self.ship_anew();
             }
         }
         self.ship();
@@ -411,7 +413,7 @@ impl<B: Clone + Default> Log<B> {
     fn push(&mut self, after: Vec<Seq>, promise: Promise, life: Life<B>) -> Seq {
         let seq = self.last.next();
         self.last = seq;
-        let held = Held { after, promise, again: false, life };
+        let held = Held { after, promise, again: false, flying: 0, life };
         self.unanswered_bytes += held.bytes();
         self.held_bytes += held.bytes();
         self.unanswered.insert(seq);
@@ -430,6 +432,12 @@ impl<B: Clone + Default> Log<B> {
         before
     }
 
+    fn ship_anew(&mut self) {
+        self.next_to_ship = Seq::ZERO;
+        self.flying_bytes = 0;
+        self.ship();
+    }
+
     fn ship(&mut self) {
         let Link::Up(connection) = self.link else { return };
         let applied = self.unanswered().0 + LOG_ENTRIES_UNAPPLIED_MAX as u64;
@@ -441,9 +449,16 @@ impl<B: Clone + Default> Log<B> {
         }
         let (upto, ahead) = &self.there;
         for &seq in self.unanswered.range(from..end) {
-            self.next_to_ship = seq.next();
             let Some(held) = self.entries.get_mut(&seq) else { continue };
-            if seq <= *upto || ahead.contains(&seq) {
+            let there = seq <= *upto || ahead.contains(&seq);
+            let flying = if there { 0 } else { held.flying.max(held.bytes()) };
+            if self.flying_bytes > 0 && self.flying_bytes + flying > LOG_BYTES_UNAPPLIED_MAX {
+                return;
+            }
+            held.flying = flying;
+            self.flying_bytes += flying;
+            self.next_to_ship = seq.next();
+            if there {
                 continue;
             }
             if let Life::Struck { shipped, .. } = &mut held.life {
@@ -483,6 +498,7 @@ impl<B: Clone + Default> Log<B> {
         }
         for (seq, held) in self.entries.range_mut(self.stable.next()..) {
             held.again |= *seq < self.unseen;
+            held.flying = 0;
             if self.unanswered.insert(*seq) {
                 self.unanswered_bytes += held.bytes();
             }

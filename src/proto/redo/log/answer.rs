@@ -14,7 +14,11 @@ impl<B: Clone + Default> Log<B> {
         if !self.unanswered.remove(&seq) {
             return;
         }
-        self.unanswered_bytes -= self.entries.get(&seq).map_or(0, Held::bytes);
+        let Some(held) = self.entries.get(&seq) else { return };
+        self.unanswered_bytes -= held.bytes();
+        if seq < self.next_to_ship {
+            self.flying_bytes -= held.flying;
+        }
         match result {
             Ok(outcome) => self.carried_out(seq, outcome),
             Err(refused) => self.refused(seq, refused),
