@@ -12,7 +12,8 @@
 //! application was told stays told: from then on the entry counts as accepted.
 //!
 //! An entry names all that it comes after and that is not stable, also what is applied: entries that
-//! are on their way while the host loses what it applied must not overtake what comes again.
+//! are on their way while the host loses what it applied must not overtake what comes again. What is
+//! stable and not answered is named too: it may have been refused.
 
 mod answer;
 mod held;
@@ -358,8 +359,8 @@ impl<B: Clone + Default> Log<B> {
         self.stable
     }
 
-    /// The last entry, not yet stable, that touches the node: what an `fsync` of it waits for. A
-    /// node that has no identity yet goes by the entry that makes it.
+    /// The last entry, not yet stable or without an answer, that touches the node: what an `fsync`
+    /// of it waits for. A node that has no identity yet goes by the entry that makes it.
     pub fn last_of(&self, node: impl Into<NodeRef>) -> Option<Seq> {
         self.order.last_of(node.into())
     }
@@ -447,6 +448,7 @@ impl<B: Clone + Default> Log<B> {
         if from >= end {
             return;
         }
+        let settled = self.settled();
         let (upto, ahead) = &self.there;
         for &seq in self.unanswered.range(from..end) {
             let Some(held) = self.entries.get_mut(&seq) else { continue };
@@ -464,7 +466,7 @@ impl<B: Clone + Default> Log<B> {
             if let Life::Struck { shipped, .. } = &mut held.life {
                 *shipped = true;
             }
-            let (mut entry, body) = held.entry(seq, self.stable);
+            let (mut entry, body) = held.entry(seq, settled);
             self.order.settle_names(&mut entry.change.mutation);
             self.outputs.push_back(Output::Ship { connection, entry, body });
             self.unseen = self.unseen.max(seq.next());
@@ -486,7 +488,7 @@ impl<B: Clone + Default> Log<B> {
                 self.held_bytes -= held.bytes();
             }
         }
-        self.order.handle_stable(upto);
+        self.order.handle_stable(self.settled());
         self.progress();
     }
 
@@ -515,6 +517,12 @@ impl<B: Clone + Default> Log<B> {
             self.unanswered_bytes -= bytes;
         }
         Some(work)
+    }
+
+    /// Stable, and answered, with all before it: nothing needs to come after it any more. What is
+    /// stable may have been refused, and then what comes after it must not be carried out.
+    fn settled(&self) -> Seq {
+        self.stable.min(Seq(self.unanswered().0 - 1))
     }
 
     fn tell(&mut self, seq: Seq, result: Result<Outcome, Errno>) {

@@ -25,6 +25,7 @@ impl<B: Clone + Default> Log<B> {
         }
         if seq <= self.stable {
             self.held_bytes -= self.entries.remove(&seq).map_or(0, |held| held.bytes());
+            self.order.handle_stable(self.settled());
         }
         self.progress();
     }
@@ -149,6 +150,7 @@ impl<B: Clone + Default> Log<B> {
             }
             self.held_bytes -= self.entries.remove(&seq).map_or(0, |held| held.bytes());
         }
+        self.order.handle_stable(self.settled());
     }
 
     /// Which of the struck entries the host had carried out before it could hear of that.

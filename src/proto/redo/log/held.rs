@@ -60,14 +60,14 @@ impl<B> Held<B> {
 
 impl<B: Clone + Default> Held<B> {
     /// As it goes over the wire.
-    pub(super) fn entry(&self, seq: Seq, stable: Seq) -> (LogEntry, B) {
+    pub(super) fn entry(&self, seq: Seq, settled: Seq) -> (LogEntry, B) {
         let (change, body, told) = match &self.life {
             Life::Live(work) => (work.change.clone(), work.body.clone(), work.told),
             Life::Struck { .. } | Life::Failed | Life::Aside | Life::Knot => {
                 (Change::new(Mutation::Nothing), B::default(), None)
             }
         };
-        let after = self.after.iter().copied().filter(|seq| *seq > stable).collect();
+        let after = self.after.iter().copied().filter(|seq| *seq > settled).collect();
         let sent = if self.again { Sent::Again { told } } else { Sent::First };
         (LogEntry { seq, after, promise: self.promise, sent, change }, body)
     }
