@@ -16,6 +16,8 @@ pub(super) struct Held<B> {
     pub(super) promise: Promise,
     /// A host that cannot remember may have carried it out.
     pub(super) again: bool,
+    /// Bytes of data that a host may hold for it, also since it was struck.
+    pub(super) flying: usize,
     pub(super) life: Life<B>,
 }
 
