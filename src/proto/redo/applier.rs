@@ -8,7 +8,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Instant;
 
-use self::order::{Blocked, check, makers, resolve, touched_by_change, touched_by_outcome};
+use self::order::{check, makers, resolve, touched_by_change, touched_by_outcome};
 use self::sync::Sync;
 use crate::id::{Epoch, NodeId, Seq};
 use crate::limits::{
@@ -17,7 +17,6 @@ use crate::limits::{
 use crate::proto::PeerMisbehaved;
 use crate::proto::redo::execute::{How, Seen};
 use crate::proto::redo::record::{Recovered, SLOTS};
-use crate::wire::errno::Errno;
 use crate::wire::log::{
     Change, Cursor, LogAck, LogEntry, Mutation, Outcome, Promise, Reason, Refused, Sent,
 };
@@ -98,6 +97,7 @@ struct Applied {
 
 /// What the driver is to do.
 #[derive(Clone, Debug, Eq, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "most are the large one, and none is kept for long")]
 pub enum Output<B, W> {
     /// Carry the entry out with [`super::execute::execute`], then report.
     Apply {
@@ -208,7 +208,7 @@ impl<B, W> Applier<B, W> {
         entry: LogEntry,
         body: B,
         bytes: usize,
-        now: Instant,
+        _now: Instant,
     ) -> Result<(), PeerMisbehaved> {
         check(&entry)?;
         let seq = entry.seq;
@@ -238,7 +238,7 @@ impl<B, W> Applier<B, W> {
         let poisons = entry.promise == Promise::Accepted;
         let arrived =
             Arrived { after, poisons, sent: entry.sent, change: entry.change, body, bytes };
-        self.arrive(seq, arrived, now);
+        self.arrive(seq, arrived);
         Ok(())
     }
 
@@ -249,7 +249,7 @@ impl<B, W> Applier<B, W> {
                 self.forgotten.insert(seq, outcome);
             }
             if let Some(entry) = again {
-                self.admit(seq, entry, now);
+                self.admit(seq, entry);
             }
         } else if let Some(running) = self.running.remove(&seq) {
             let Running { poisons, bytes } = running;
@@ -359,7 +359,7 @@ impl<B, W> Applier<B, W> {
     }
 
     /// An entry that is not applied.
-    fn arrive(&mut self, seq: Seq, mut entry: Arrived<B>, now: Instant) {
+    fn arrive(&mut self, seq: Seq, mut entry: Arrived<B>) {
         let struck = entry.change.mutation == Mutation::Nothing;
         if let Some(again) = self.overtaken.get_mut(&seq) {
             if again.is_none() || struck {
@@ -377,18 +377,15 @@ impl<B, W> Applier<B, W> {
             }
         } else if !self.running.contains_key(&seq) {
             self.bytes_held += entry.bytes;
-            self.admit(seq, entry, now);
+            self.admit(seq, entry);
         }
     }
 
-    fn admit(&mut self, seq: Seq, entry: Arrived<B>, now: Instant) {
+    fn admit(&mut self, seq: Seq, entry: Arrived<B>) {
         let needed: Vec<Seq> =
             entry.after.iter().copied().filter(|after| !self.is_applied(*after)).collect();
         if needed.is_empty() {
-            let finished = self.start(seq, entry, now);
-            if let Some(applied) = finished {
-                self.finish(seq, applied, now);
-            }
+            self.start(seq, entry);
             return;
         }
         self.waiting.insert(seq, Waiting { missing: needed.len(), entry });
@@ -397,50 +394,29 @@ impl<B, W> Applier<B, W> {
         }
     }
 
-    /// Lets an entry run whose predecessors are applied; or tells at once what comes of it.
-    fn start(&mut self, seq: Seq, mut entry: Arrived<B>, now: Instant) -> Option<Applied> {
-        let Arrived { poisons, bytes, .. } = entry;
-        let at_once = |result| Some(Applied { result, poisons, bytes, at: Some(now) });
-        if let Some(refused) = self.poisoned_by(&entry.after) {
-            return at_once(Err(refused));
-        }
-        if entry.change.mutation == Mutation::Nothing
-            && let Some(outcome) = self.forgotten.get(&seq)
-        {
-            return at_once(Ok(*outcome));
-        }
-        if let Err(blocked) = resolve(&mut entry.change.mutation, |maker| self.made_by(maker)) {
-            return at_once(Err(Refused::conflict(blocked.errno())));
-        }
-        let how = self.how(seq, &entry.sent, &entry.change.mutation);
-        for node in touched_by_change(&entry.change.mutation) {
+    /// Lets an entry run whose predecessors are applied. One that must not be carried out runs too:
+    /// what came of it goes into the record like everything else.
+    fn start(&mut self, seq: Seq, entry: Arrived<B>) {
+        let Arrived { after, poisons, sent, mut change, body, bytes } = entry;
+        let made_by = |maker| self.made_by(maker);
+        let refused = match self.poisoned_by(&after) {
+            Some(refused) => Some(refused),
+            None => resolve(&mut change.mutation, made_by)
+                .err()
+                .map(|blocked| Refused::conflict(blocked.errno())),
+        };
+        let how = match refused {
+            Some(refused) => {
+                change.mutation = Mutation::Nothing;
+                How::Refused(refused)
+            }
+            None => self.how(seq, &sent, &change.mutation),
+        };
+        for node in touched_by_change(&change.mutation) {
             self.touch(node, seq);
         }
         self.running.insert(seq, Running { poisons, bytes });
-        let Arrived { change, body, .. } = entry;
         self.outputs.push_back(Output::Apply { seq, change, body, how, poisons });
-        None
-    }
-
-    /// Sets aside what comes after an accepted entry that failed, or after what was set aside.
-    fn poisoned_by(&self, after: &BTreeSet<Seq>) -> Option<Refused> {
-        after.iter().find_map(|seq| {
-            let applied = self.results.get(seq)?;
-            let because = match applied.result {
-                Err(Refused { reason: Reason::SetAside { because }, .. }) => because,
-                Err(_) if applied.poisons => *seq,
-                _ => return None,
-            };
-            Some(Refused { errno: Errno::EIO, reason: Reason::SetAside { because } })
-        })
-    }
-
-    fn made_by(&self, maker: Seq) -> Result<NodeId, Blocked> {
-        match self.results.get(&maker).map(|applied| &applied.result) {
-            Some(Ok(Outcome::Entry(entry))) => Ok(entry.node),
-            Some(_) => Err(Blocked::NotMade),
-            None => Err(Blocked::Forgotten),
-        }
     }
 
     fn how(&self, seq: Seq, sent: &Sent, mutation: &Mutation) -> How {
@@ -463,33 +439,28 @@ impl<B, W> Applier<B, W> {
         *last = seq.max(*last);
     }
 
-    /// Takes an entry's result, and those of all that fail with it.
     fn finish(&mut self, seq: Seq, applied: Applied, now: Instant) {
-        let mut finished = VecDeque::from([(seq, applied)]);
-        while let Some((seq, applied)) = finished.pop_front() {
-            if let Ok(outcome) = &applied.result {
-                for node in touched_by_outcome(outcome) {
-                    self.touch(node, seq);
-                }
+        if let Ok(outcome) = &applied.result {
+            for node in touched_by_outcome(outcome) {
+                self.touch(node, seq);
             }
-            let result = applied.result;
-            self.bytes_held -= applied.bytes;
-            self.outputs.push_back(Output::Ack(LogAck::Applied { seq, result }));
-            self.results.insert(seq, applied);
-            self.forgotten.remove(&seq);
-            self.intents.remove(&seq);
-            self.ahead.insert(seq);
-            for dependent in self.dependents.remove(&seq).unwrap_or_default() {
-                let Some(waiting) = self.waiting.get_mut(&dependent) else {
-                    continue;
-                };
-                waiting.missing -= 1;
-                if waiting.missing == 0
-                    && let Some(waiting) = self.waiting.remove(&dependent)
-                    && let Some(applied) = self.start(dependent, waiting.entry, now)
-                {
-                    finished.push_back((dependent, applied));
-                }
+        }
+        let result = applied.result;
+        self.outputs.push_back(Output::Ack(LogAck::Applied { seq, result }));
+        self.bytes_held -= applied.bytes;
+        self.results.insert(seq, applied);
+        self.forgotten.remove(&seq);
+        self.intents.remove(&seq);
+        self.ahead.insert(seq);
+        for dependent in self.dependents.remove(&seq).unwrap_or_default() {
+            let Some(waiting) = self.waiting.get_mut(&dependent) else {
+                continue;
+            };
+            waiting.missing -= 1;
+            if waiting.missing == 0
+                && let Some(waiting) = self.waiting.remove(&dependent)
+            {
+                self.start(dependent, waiting.entry);
             }
         }
         self.advance();

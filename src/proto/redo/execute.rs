@@ -35,6 +35,9 @@ pub enum How {
         /// What was answered then, if it is known.
         told: Option<Outcome>,
     },
+    /// It was not, and must not be: what it comes after has failed, or did not make what it names.
+    /// This only goes into the record.
+    Refused(Refused),
 }
 
 /// What the entry's names and files are like before it.
@@ -186,15 +189,19 @@ enum Place {
 
 impl<B, T: Tree<B>, R: Recorder> Attempt<'_, B, T, R> {
     fn run(&self) -> Result<Outcome, Refused> {
-        if matches!(self.change.mutation, Mutation::Nothing) {
-            return Ok(Outcome::Done);
+        match (&self.change.mutation, self.how) {
+            (_, How::Refused(refused)) => return Err(*refused),
+            // struck, after it was carried out
+            (Mutation::Nothing, How::Again { told: Some(told) }) => return Ok(*told),
+            (Mutation::Nothing, _) => return Ok(Outcome::Done),
+            _ => {}
         }
         let now = match self.tree.look(self.change) {
             Ok(now) => now,
             Err(errno) => return self.failed(errno),
         };
         if let Mutation::Append { node, size, .. } = &self.change.mutation {
-            let node = node_of(node).ok_or(Refused::conflict(Errno::ESTALE))?;
+            let node = node_of(node).ok_or_else(|| Refused::conflict(Errno::ESTALE))?;
             return self.append(node, *size, &now);
         }
         let mut step = decide(self.change, self.how, &now);
@@ -253,7 +260,7 @@ impl<B, T: Tree<B>, R: Recorder> Attempt<'_, B, T, R> {
             _ => return [None, None],
         };
         match self.how {
-            How::First => [None, None],
+            How::First | How::Refused(_) => [None, None],
             How::Resumed { before } => [premade, before.made],
             How::Again { told: Some(Outcome::Entry(entry)) } => [premade, Some(entry.node)],
             How::Again { .. } => [premade, None],
@@ -275,11 +282,11 @@ impl<B, T: Tree<B>, R: Recorder> Attempt<'_, B, T, R> {
     fn done_before(&self, now: &Seen) -> Result<Outcome, Refused> {
         let told = match self.how {
             How::Again { told } => *told,
-            How::First | How::Resumed { .. } => None,
+            How::First | How::Resumed { .. } | How::Refused(_) => None,
         };
         let before = match self.how {
             How::Resumed { before } => *before,
-            How::First | How::Again { .. } => *now,
+            How::First | How::Again { .. } | How::Refused(_) => *now,
         };
         let mut seen = before;
         match (&self.change.mutation, told) {
@@ -326,7 +333,7 @@ impl<B, T: Tree<B>, R: Recorder> Attempt<'_, B, T, R> {
     fn renamed_before(&self, occupant: &Occupant, new: &Occupant, now: &Seen) -> Outcome {
         let (moved, replaced) = match self.how {
             How::Resumed { before } => (before.name, before.new_name),
-            How::First | How::Again { .. } => (expected(occupant), expected(new)),
+            How::First | How::Again { .. } | How::Refused(_) => (expected(occupant), expected(new)),
         };
         match moved.or(now.new_name) {
             Some(node) => Outcome::Renamed { node, replaced },
@@ -352,6 +359,7 @@ impl<B, T: Tree<B>, R: Recorder> Attempt<'_, B, T, R> {
 
     fn place(&self, node: NodeId, size: u64, now: &Seen) -> Result<Place, Refused> {
         let (base, told) = match self.how {
+            How::Refused(refused) => return Err(*refused),
             How::First => return Ok(Place::End),
             How::Resumed { before } => (before.size.unwrap_or(size), false),
             How::Again { told: Some(Outcome::Appended { offset, .. }) } => (*offset, true),

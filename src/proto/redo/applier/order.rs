@@ -1,10 +1,13 @@
 //! What an entry says about its place: whom it names, and what it touches.
 
+use std::collections::BTreeSet;
+
+use super::Applier;
 use crate::id::{NodeId, Seq};
 use crate::limits::{CALLER_GROUPS_MAX, LOG_AFTER_MAX};
 use crate::proto::PeerMisbehaved;
 use crate::wire::errno::Errno;
-use crate::wire::log::{LogEntry, Mutation, NodeRef, Occupant, Outcome};
+use crate::wire::log::{LogEntry, Mutation, NodeRef, Occupant, Outcome, Reason, Refused};
 
 /// Why an entry that names what another one made cannot be carried out.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -125,5 +128,28 @@ fn occupant_mut(occupant: &mut Occupant) -> Option<&mut NodeRef> {
     match occupant {
         Occupant::Node(node) => Some(node),
         Occupant::Any | Occupant::Nobody => None,
+    }
+}
+
+impl<B, W> Applier<B, W> {
+    /// Sets aside what comes after an accepted entry that failed, or after what was set aside.
+    pub(super) fn poisoned_by(&self, after: &BTreeSet<Seq>) -> Option<Refused> {
+        after.iter().find_map(|seq| {
+            let applied = self.results.get(seq)?;
+            let because = match applied.result {
+                Err(Refused { reason: Reason::SetAside { because }, .. }) => because,
+                Err(_) if applied.poisons => *seq,
+                _ => return None,
+            };
+            Some(Refused { errno: Errno::EIO, reason: Reason::SetAside { because } })
+        })
+    }
+
+    pub(super) fn made_by(&self, maker: Seq) -> Result<NodeId, Blocked> {
+        match self.results.get(&maker).map(|applied| &applied.result) {
+            Some(Ok(Outcome::Entry(entry))) => Ok(entry.node),
+            Some(_) => Err(Blocked::NotMade),
+            None => Err(Blocked::Forgotten),
+        }
     }
 }

@@ -58,7 +58,8 @@ impl<B, W> Applier<B, W> {
         let Some(last) = touched.max(untold) else {
             return false;
         };
-        self.sync.urgent.insert(last);
+        // earlier ones may have touched it too
+        self.sync.urgent.extend([last.min(self.cursor), last].iter().filter(|s| **s > self.stable));
         self.schedule_sync(now);
         true
     }

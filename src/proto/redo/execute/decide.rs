@@ -22,6 +22,9 @@ const UNKNOWN: Step = Step::Refuse(Refused { errno: Errno::EIO, reason: Reason::
 ///
 /// An append is decided by the file's data too: that is left to [`super::execute`].
 pub fn decide(change: &Change, how: &How, now: &Seen) -> Step {
+    if let How::Refused(refused) = how {
+        return Step::Refuse(*refused);
+    }
     match &change.mutation {
         Mutation::Nothing => Step::Done,
         Mutation::Create { exclusive, premade, .. } => creation(*exclusive, *premade, how, now),
@@ -74,11 +77,11 @@ fn creation(exclusive: bool, premade: Option<NodeId>, how: &How, now: &Seen) -> 
         How::First => return create_first(exclusive, premade, now),
         How::Resumed { before } => before.made,
         How::Again { told: Some(Outcome::Entry(entry)) } => Some(entry.node),
-        How::Again { .. } => None,
+        How::Again { .. } | How::Refused(_) => None,
     };
     let before = match how {
         How::Resumed { before } => before.name,
-        How::First | How::Again { .. } => None,
+        How::First | How::Again { .. } | How::Refused(_) => None,
     };
     let Some(occupant) = now.name else {
         return if before.is_none() { Step::Perform } else { conflict(Errno::ESTALE) };
@@ -122,6 +125,7 @@ fn link(node: &NodeRef, how: &How, now: &Seen) -> Step {
         // the intent is only there if the name was free
         How::Resumed { .. } | How::Again { .. } if linked => Step::Done,
         How::Resumed { .. } | How::Again { .. } => conflict(Errno::EEXIST),
+        How::Refused(refused) => Step::Refuse(*refused),
     }
 }
 
@@ -132,6 +136,7 @@ fn removal(occupant: &Occupant, how: &How, now: &Seen) -> Step {
         // it was there, and is not
         How::Resumed { before } if before.name.is_some() => return Step::Done,
         How::Resumed { .. } => return Step::Refuse(Refused::by_system(Errno::ENOENT)),
+        How::Refused(refused) => return Step::Refuse(*refused),
         How::Again { told } => match (occupant, told) {
             (Occupant::Node(node), _) => node_of(node),
             (Occupant::Any, Some(Outcome::Removed { node, .. })) => Some(*node),
@@ -165,6 +170,7 @@ fn rename(from: &Occupant, to: &Occupant, mode: RenameMode, how: &How, now: &See
         },
         How::Resumed { before } => rename_resumed(mode, before, now),
         How::Again { told } => rename_again(from, to, mode, told.as_ref(), now),
+        How::Refused(refused) => Step::Refuse(*refused),
     }
 }
 
@@ -258,6 +264,7 @@ fn shift(mode: u32, len: u64, how: &How, now: &Seen) -> Step {
         // it was on the disk before it was acknowledged
         How::Again { told: Some(_) } => Step::Done,
         How::Again { told: None } => UNKNOWN,
+        How::Refused(refused) => Step::Refuse(*refused),
         How::Resumed { before } => {
             let (Some(before), Some(now)) = (before.size, now.size) else {
                 return UNKNOWN;
@@ -285,5 +292,6 @@ fn copy(how: &How) -> Step {
         How::First | How::Resumed { .. } => Step::Perform,
         How::Again { told: Some(_) } => Step::Done,
         How::Again { told: None } => UNKNOWN,
+        How::Refused(refused) => Step::Refuse(*refused),
     }
 }

@@ -1,0 +1,178 @@
+//! A host that was killed, a disk that failed, a machine that forgot.
+
+use super::*;
+
+/// A killed run's record.
+fn recovered(stable: u64, done: &[u64], intents: &[u64]) -> Recovered {
+    let header = Header {
+        session: crate::id::SessionId([0; 16]),
+        epoch: EPOCH,
+        first: Seq(1),
+        stable: Seq(stable),
+    };
+    let result = (Ok(Outcome::Done), true);
+    Recovered {
+        header,
+        done: done.iter().map(|seq| (Seq(*seq), result)).collect(),
+        intents: intents.iter().map(|seq| (Seq(*seq), Seen::default())).collect(),
+    }
+}
+
+fn fail(host: &mut Host) {
+    host.applier.handle_disk_failed(NEXT, host.now);
+    host.drain();
+}
+
+#[test]
+fn a_session_that_the_host_does_not_know_begins_where_the_client_holds() {
+    let mut host = Host::of(Applier::new(EPOCH, Seq(8)));
+    let unknown =
+        Cursor { epoch: EPOCH, known: false, applied: Seq(7), ahead: Vec::new(), stable: Seq(7) };
+    assert_eq!(host.applier.resume(Seq(8)), unknown);
+    // the answer may not have arrived
+    assert_eq!(host.applier.resume(Seq(8)), unknown);
+    host.apply(8..=8, 1);
+    assert!(host.applier.resume(Seq(8)).known);
+}
+
+#[test]
+fn what_was_told_is_expected_again_from_a_host_that_does_not_know_it() {
+    let mut host = Host::of(Applier::new(EPOCH, Seq(1)));
+    host.applier.resume(Seq(3));
+    host.applier.wait_for(Seq(1), "one");
+    assert!(host.applier.is_redoing());
+    host.send(again(write(1, &[]), Some(Outcome::Done))).unwrap();
+    assert_eq!(host.running[&1], How::Again { told: Some(Outcome::Done) });
+    host.send(again(write(3, &[]), None)).unwrap();
+    host.done(1);
+    host.send(again(write(2, &[]), None)).unwrap();
+    host.done(2);
+    assert!(host.applier.is_redoing(), "the third came again too");
+    assert!(host.reached.is_empty());
+    host.done(3);
+    assert!(!host.applier.is_redoing());
+    assert_eq!(host.reached, ["one"]);
+}
+
+#[test]
+fn a_killed_run_s_results_are_answered_and_its_intents_are_resolved() {
+    let mut host = Host::of(Applier::recover(recovered(1, &[1, 2, 3, 5], &[4, 7])));
+    assert_eq!(host.syncs, [3], "what it applied reaches the disk first");
+    let cursor = host.applier.resume(Seq(3));
+    host.drain();
+    assert_eq!((cursor.known, cursor.applied, cursor.ahead), (true, Seq(3), vec![Seq(5)]));
+    assert_eq!((host.result(3), host.result(2)), (Some(Ok(Outcome::Done)), None));
+    let resumed = How::Resumed { before: Seen::default() };
+    host.send(write(4, &[])).unwrap();
+    host.send(write(6, &[])).unwrap();
+    host.send(again(write(7, &[]), None)).unwrap();
+    assert_eq!(host.running[&4], resumed);
+    assert_eq!(host.running[&6], How::First);
+    assert_eq!(host.running[&7], resumed);
+    host.done(4);
+    assert_eq!(host.applier.cursor(), Seq(5));
+    let unknown = host.applier.handle_foreign_change(FILE, host.now);
+    assert!(unknown, "nobody knows what the killed run touched");
+    host.sync();
+    assert_eq!(host.syncs, [5]);
+}
+
+#[test]
+fn a_killed_run_s_failures_still_set_aside_what_comes_after_them() {
+    let mut record = recovered(0, &[1], &[]);
+    record.done.insert(Seq(2), (failed(), true));
+    let mut host = Host::of(Applier::recover(record));
+    host.send(write(3, &[2])).unwrap();
+    assert_eq!(host.result(3), Some(aside(2)));
+}
+
+#[test]
+fn a_record_without_entries_knows_nothing() {
+    let mut host = Host::of(Applier::recover(recovered(0, &[], &[])));
+    assert!(!host.applier.resume(Seq(1)).known);
+    assert!(host.syncs.is_empty());
+}
+
+#[test]
+fn a_disk_that_failed_loses_what_is_not_stable_and_it_is_done_again() {
+    let mut host = Host::new();
+    host.apply(1..=2, 1);
+    host.pass(Duration::from_secs(5));
+    host.sync();
+    host.apply(3..=4, 1);
+    host.send(write(6, &[5])).unwrap();
+    host.pass(Duration::from_secs(5));
+    host.applier.wait_for(Seq(5), "five");
+    fail(&mut host);
+    assert_eq!(host.acks.last(), Some(&LogAck::Lost { epoch: NEXT, stable: Seq(2) }));
+    assert_eq!((host.applier.cursor(), host.applier.waiting()), (Seq(2), (0, 0)));
+    assert!(host.applier.is_redoing());
+    // a sync of the epoch that ended
+    host.sync();
+    assert_eq!(host.applier.stable(), Seq(2));
+    host.send(again(write(3, &[]), Some(made(FILE)))).unwrap();
+    assert_eq!(host.running[&3], How::Again { told: Some(Outcome::Done) }, "what it said last");
+    host.done(3);
+    assert!(host.applier.is_redoing());
+    // a frame from before: it was carried out all the same
+    host.send(write(4, &[])).unwrap();
+    assert_eq!(host.running[&4], How::Again { told: Some(Outcome::Done) });
+    host.done(4);
+    assert!(!host.applier.is_redoing());
+    host.send(write(5, &[])).unwrap();
+    assert_eq!(host.running[&5], How::First);
+    assert!(host.reached.is_empty());
+    host.done(5);
+    assert_eq!(host.reached, ["five"]);
+    host.pass(Duration::from_secs(5));
+    host.sync();
+    assert_eq!(host.stable(), Some(5));
+}
+
+#[test]
+fn an_entry_that_ran_when_the_epoch_ended_does_not_run_twice_at_once() {
+    let mut host = Host::new();
+    host.send(write(1, &[])).unwrap();
+    host.send(write(2, &[])).unwrap();
+    host.send(write(3, &[])).unwrap();
+    fail(&mut host);
+    host.send(again(write(1, &[]), None)).unwrap();
+    host.send(again(write(1, &[]), None)).unwrap();
+    assert_eq!(host.applier.waiting(), (1, 1));
+    host.finish(1, Ok(made(FILE)));
+    assert_eq!(host.result(1), None, "it may be lost");
+    assert_eq!(host.running[&1], How::Again { told: Some(made(FILE)) });
+    host.finish(1, Ok(made(FILE)));
+    assert_eq!(host.result(1), Some(Ok(made(FILE))));
+    // nobody sent it again yet
+    host.done(2);
+    assert_eq!((host.result(2), host.applier.cursor()), (None, Seq(1)));
+    host.send(again(write(2, &[]), None)).unwrap();
+    host.done(2);
+    assert_eq!(host.applier.cursor(), Seq(2));
+    // struck meanwhile: its application was told an error, and the user what came of it
+    host.send(nothing(3)).unwrap();
+    host.finish(3, Ok(made(FILE)));
+    assert_eq!(host.changes[&3].mutation, Mutation::Nothing);
+    assert_eq!(host.running[&3], How::Again { told: Some(made(FILE)) });
+}
+
+#[test]
+fn a_failed_run_from_before_the_epoch_is_no_reason_to_doubt() {
+    let mut host = Host::new();
+    host.send(write(1, &[])).unwrap();
+    fail(&mut host);
+    host.send(write(1, &[])).unwrap();
+    host.finish(1, failed());
+    assert_eq!(host.running[&1], How::First);
+}
+
+#[test]
+fn a_disk_that_fails_forgets_the_intents_of_a_killed_run() {
+    let mut host = Host::of(Applier::recover(recovered(0, &[1], &[2])));
+    fail(&mut host);
+    host.send(again(write(1, &[]), None)).unwrap();
+    host.send(again(write(2, &[]), None)).unwrap();
+    assert_eq!(host.running[&1], How::Again { told: Some(Outcome::Done) });
+    assert_eq!(host.running[&2], How::Again { told: None });
+}
