@@ -17,3 +17,6 @@ pub mod grantor;
 pub mod holder;
 pub mod locks;
 pub mod uses;
+
+#[cfg(test)]
+mod tests;

@@ -202,15 +202,15 @@ impl Session {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::{HostRun, Seq};
+    use crate::id::HostRun;
+    use crate::wire::log::Cursor;
 
     fn grant() -> Grant {
         Grant {
             share: "files".to_owned(),
             read_only: false,
             run: HostRun(1),
-            resumed: false,
-            applied: Seq::ZERO,
+            cursor: Cursor::default(),
             host_name: "home".to_owned(),
             host_mac: [2, 0, 0, 0, 0, 1],
         }

@@ -334,6 +334,11 @@ impl<T> Grantor<T> {
         self.outputs.pop_front()
     }
 
+    /// Whether sessions of an earlier run are waited for: nothing is given away.
+    pub fn is_in_grace(&self) -> bool {
+        self.grace.is_some()
+    }
+
     /// Leases granted.
     pub fn len(&self) -> usize {
         self.sessions.values().map(|session| session.leases.len()).sum()
@@ -348,7 +353,7 @@ impl<T> Grantor<T> {
     /// `"exclusive"`, `"recalling"`, `"expiring"` (recalled from a session without a connection),
     /// `"grace"`.
     pub fn state_of(&self, node: NodeId) -> &'static str {
-        if self.grace.is_some() {
+        if self.is_in_grace() {
             return "grace";
         }
         let mut state = "free";
@@ -374,5 +379,17 @@ impl<T> Grantor<T> {
         if self.sessions.get(&session).is_some_and(|known| known.linked) {
             self.outputs.push_back(Output::Send { session, notice });
         }
+    }
+}
+
+#[cfg(test)]
+impl<T> Grantor<T> {
+    pub(super) fn has_given(&self, session: SessionId, lease: LeaseId) -> bool {
+        self.sessions.get(&session).is_some_and(|known| known.leases.contains_key(&lease))
+    }
+
+    /// Objects that are remembered.
+    pub(super) fn objects(&self) -> Vec<NodeId> {
+        self.nodes.keys().copied().collect()
     }
 }

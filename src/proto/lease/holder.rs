@@ -337,7 +337,9 @@ impl Holder {
         }
     }
 
-    /// The host has answered entry `seq`; `version`: what the object is since, where that is known.
+    /// The host has answered entry `seq`; `version`: what the object was then, if the
+    /// entry was carried out and that is known. An answer that is said again says what it said
+    /// before: claims rest on it, and what somebody else has done since must not be in it.
     pub fn handle_applied(&mut self, seq: Seq, version: Option<Version>, now: Instant) {
         self.lapse(now);
         let leases = self.entries.remove(&seq).unwrap_or_default();
@@ -462,5 +464,17 @@ impl Holder {
         if self.asked.remove(&request).is_some() {
             self.outputs.push_back(Output::Answered { request, lease });
         }
+    }
+}
+
+#[cfg(test)]
+impl Holder {
+    /// Whether nothing of any lease is remembered but that its number is dead.
+    pub(super) fn is_clean(&self) -> bool {
+        self.is_empty()
+            && self.lost.is_empty()
+            && self.entries.is_empty()
+            && self.asked.is_empty()
+            && self.nodes.is_empty()
     }
 }
