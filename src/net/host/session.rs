@@ -1,6 +1,7 @@
 //! A client's session on the host: its view of the share, its log, its connection of the moment.
 
 use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use quinn::{Connection, RecvStream, SendStream};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::id::{Epoch, Seq};
+use crate::id::{Epoch, Seq, SessionId};
 use crate::identity::PeerId;
 use crate::net::endpoint::PathInfo;
 use crate::net::host::connection::close;
@@ -20,12 +21,13 @@ use crate::proto::redo::execute::How;
 use crate::proto::redo::record::Header;
 use crate::wire::call::{Call, Reply};
 use crate::wire::errno::Errno;
-use crate::wire::log::{Change, Cursor, LogAck, LogEntry, Outcome, Refused};
+use crate::wire::log::{Change, Cursor, LogAck, LogEntry, Outcome, Reason, Refused};
 use crate::wire::rendezvous::Routing;
 use crate::wire::session::{CloseReason, Identify};
 
 /// A session.
 pub(super) struct HostSession {
+    id: SessionId,
     pub(super) peer: PeerId,
     client_name: String,
     authorised: Authorised,
@@ -65,6 +67,7 @@ impl HostSession {
             timer: false,
         };
         let session = Arc::new(Self {
+            id: request.session,
             peer,
             client_name: request.client_name.chars().filter(|c| !c.is_control()).take(64).collect(),
             authorised,
@@ -246,10 +249,16 @@ impl HostSession {
     fn apply(self: &Arc<Self>, seq: Seq, change: Change, body: Bytes, how: How, poisons: bool) {
         let session = Arc::clone(self);
         tokio::task::spawn_blocking(move || {
+            // What panics must not hold up everything that comes after it
             let result = if session.is_read_only() {
                 Err(Refused::by_system(Errno::EROFS))
             } else {
-                session.authorised.export.apply(seq, &change, &body, &how, poisons)
+                let export = &session.authorised.export;
+                let apply = || export.apply(seq, &change, &body, &how, poisons);
+                catch_unwind(AssertUnwindSafe(apply)).unwrap_or_else(|_| {
+                    tracing::error!(%seq, "a change could not be carried out");
+                    Err(Refused { errno: Errno::EIO, reason: Reason::Unknown })
+                })
             };
             session.applied(seq, result);
         });
@@ -281,8 +290,17 @@ impl HostSession {
 
     /// What is not on the disk yet may be lost: the client sends it again.
     fn disk_failed(self: &Arc<Self>) {
-        let epoch = self.authorised.export.epoch();
-        self.lock().epoch = epoch;
+        let export = &self.authorised.export;
+        let epoch = export.epoch();
+        let stable = {
+            let mut state = self.lock();
+            state.epoch = epoch;
+            state.applier.stable()
+        };
+        let header = Header { session: self.id, epoch, first: stable.next(), stable };
+        if let Err(error) = export.begin(&header) {
+            tracing::warn!(%error, "no record of the session can be kept: a restart forgets it");
+        }
         self.change(|applier| applier.handle_disk_failed(epoch, Instant::now()));
     }
 
