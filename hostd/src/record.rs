@@ -223,6 +223,7 @@ impl Record {
 
     fn write(&self, seq: Seq, slot: &Slot) -> io::Result<()> {
         let Some(Kept { file, header }) = lock(&self.kept).clone() else { return Ok(()) };
+        // Not the epoch of this moment: a result of before the disk failed is not one of after it
         let piece = record::encode_slot(header.epoch, seq, slot);
         file.write_all_at(&piece.bytes, piece.offset)
     }

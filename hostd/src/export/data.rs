@@ -131,7 +131,7 @@ impl Data {
                 Ok(written) => {
                     let end = rustix::fs::tell(self).map_err(errno)?;
                     left = &left[written..];
-                    let begin = *begin.get_or_insert(end.saturating_sub(written as u64));
+                    let begin = *begin.get_or_insert_with(|| end.saturating_sub(written as u64));
                     if left.is_empty() {
                         return Ok(begin);
                     }

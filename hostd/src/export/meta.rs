@@ -69,8 +69,8 @@ pub(super) fn handle_of(id: NodeId, root: &FileHandle) -> Option<FileHandle> {
     root.of_other(ino, id.generation as u32)
 }
 
-/// The kernel's number of the disk since it was plugged in: one that was pulled out takes along what
-/// had not reached it. 0 where there is no disk or the kernel does not count (before Linux 5.15).
+/// The kernel's number of the disk since it was plugged in: one that was pulled out takes along
+/// what had not reached it. 0 where there is no disk or the kernel does not count (before 5.15).
 pub(super) fn disk_sequence(stat: &Statx) -> u64 {
     let device = format!("/sys/dev/block/{}:{}", stat.stx_dev_major, stat.stx_dev_minor);
     // A partition's disk is the directory above

@@ -30,7 +30,7 @@ const KNOWN_MAX: NonZeroUsize = NonZeroUsize::new(1 << 20).unwrap();
 /// Forgotten nodes that are kept a while: a `Forget` may cross an answer that names the node again.
 const FORGOTTEN_MAX: NonZeroUsize = NonZeroUsize::new(1 << 14).unwrap();
 /// How long the answer to a wrong identity takes.
-const WRONG: Duration = Duration::from_millis(10);
+const WRONG: Duration = Duration::from_millis(1);
 /// How far a place is followed upwards; renames on the host can leave a circle of stale places.
 const DEPTH_MAX: usize = 1024;
 

@@ -66,18 +66,15 @@ impl View {
         how: &How,
         poisons: bool,
     ) -> Result<Outcome, Refused> {
-        let makes = match &change.mutation {
-            Mutation::Create { premade, .. } | Mutation::Mkdir { premade, .. } => {
-                if premade.is_some() {
-                    // This host makes nothing in advance: it was another host's
-                    return Err(Refused::conflict(Errno::ESTALE));
-                }
-                true
-            }
-            Mutation::Mknod { .. } | Mutation::Symlink { .. } => true,
-            _ => false,
+        let (makes, premade) = match &change.mutation {
+            Mutation::Create { premade, .. } | Mutation::Mkdir { premade, .. } => (true, *premade),
+            Mutation::Mknod { .. } | Mutation::Symlink { .. } => (true, None),
+            _ => (false, None),
         };
         let how = match how {
+            How::Refused(_) => *how,
+            // This host makes nothing in advance: it was another one
+            _ if premade.is_some() => How::Refused(Refused::conflict(Errno::ESTALE)),
             How::Resumed { before } if makes => self.resumed(&change.mutation, *before),
             how => *how,
         };
