@@ -274,7 +274,7 @@ impl World {
         awaited: bool,
     ) {
         let side = &self.clients[client];
-        if !side.log.has_room(body.len() * 8) {
+        if !side.log.has_room(body.len() * 8) || side.is_locked(&mutation) {
             return self.wake(client, app);
         }
         let busy = nodes.iter().any(|node| side.busy.contains_key(node));
