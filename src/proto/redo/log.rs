@@ -479,7 +479,8 @@ impl<B: Clone + Default> Log<B> {
         let node = live(seq).and_then(|work| work.change.mutation.data_of());
         let Some(node) = node else { return false };
         self.order.later_touches(seq, node).filter_map(live).any(|later| {
-            later.told.is_some() && later.change.mutation.moves_data_in() == Some(node)
+            let moved = later.change.mutation.moves_data_in();
+            later.told.is_some() && moved.is_some_and(|moved| self.order.is_same(moved, node))
         })
     }
 
