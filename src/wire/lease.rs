@@ -52,6 +52,8 @@ pub struct Claim {
     pub lease: Lease,
     /// What it covered.
     pub version: Version,
+    /// Its term is over: only the entries that were accepted under it count on it.
+    pub lapsed: bool,
 }
 
 /// A lock on a file, for one owner of one client.

@@ -337,7 +337,9 @@ impl Holder {
         }
     }
 
-    /// The host has answered entry `seq`; `version`: what the object is since, where that is known.
+    /// The host has answered entry `seq`; `version`: what the object was then, if the
+    /// entry was carried out and that is known. An answer that is said again says what it said
+    /// before: claims rest on it, and what somebody else has done since must not be in it.
     pub fn handle_applied(&mut self, seq: Seq, version: Option<Version>, now: Instant) {
         self.lapse(now);
         let leases = self.entries.remove(&seq).unwrap_or_default();

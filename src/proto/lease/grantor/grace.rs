@@ -138,8 +138,8 @@ impl<T> Grantor<T> {
     }
 
     fn claim(&mut self, session: SessionId, claim: Claim) {
-        let Lease { id, node, kind } = claim.lease;
-        let conflicts = self.claim_conflicts(session, node, kind);
+        let Lease { id, node, .. } = claim.lease;
+        let conflicts = self.claim_conflicts(session, &claim);
         let Some(known) = self.sessions.get_mut(&session) else {
             return;
         };
@@ -158,8 +158,16 @@ impl<T> Grantor<T> {
         }
     }
 
-    /// Whether somebody else has the object: then the claim is from before it was given away.
-    fn claim_conflicts(&self, session: SessionId, node: NodeId, kind: LeaseKind) -> bool {
+    /// Whether somebody else has the object: then the claim is from before it was given away. One
+    /// that has lapsed minds only changes.
+    fn claim_conflicts(&self, session: SessionId, claim: &Claim) -> bool {
+        let Lease { node, kind, .. } = claim.lease;
+        if claim.lapsed {
+            return self.nodes.get(&node).is_some_and(|node| {
+                let mut uses = node.uses.iter();
+                uses.any(|(&user, uses)| user != User::Session(session) && uses.changes > 0)
+            });
+        }
         let uses = self.nodes.get(&node).is_some_and(|node| {
             node.uses.iter().any(|(&user, uses)| {
                 user != User::Session(session) && (uses.changes > 0 || kind == LeaseKind::Exclusive)
@@ -182,8 +190,8 @@ impl<T> Grantor<T> {
         let Some(claim) = self.take_claim(session, lease) else {
             return;
         };
-        let Lease { node, kind, .. } = claim.lease;
-        let held = same && !self.claim_conflicts(session, node, kind);
+        let node = claim.lease.node;
+        let held = same && !self.claim_conflicts(session, &claim);
         let now_held = held && self.hold_claim(session, &claim);
         self.notify(session, Notice::Reclaimed { lease, held: now_held });
         self.tidy(node);
@@ -219,14 +227,14 @@ impl<T> Grantor<T> {
 }
 
 impl<T> Grantor<T> {
-    /// A claim that was found right stands; if the session's term is over, only for its entries.
+    /// A claim that was found right stands; if its term is over, only for its entries.
     fn hold_claim(&mut self, session: SessionId, claim: &Claim) -> bool {
         let Lease { id, node, kind } = claim.lease;
         let Some(known) = self.sessions.get_mut(&session) else {
             return false;
         };
         let entry = self.nodes.entry(node).or_default();
-        if known.expires.is_some() {
+        if known.expires.is_some() && !claim.lapsed {
             known.leases.insert(id, Held { node, kind, recall: None });
             entry.leases.insert((session, id));
             true

@@ -64,14 +64,17 @@ impl Holder {
     /// Claims what an earlier run gave. What has lapsed here is claimed for the entries that were
     /// accepted under it, not to be used.
     fn claim(&mut self) {
-        let claim = |(&id, node, kind, version)| Claim { lease: Lease { id, node, kind }, version };
-        let held = self.leases.iter().filter(|(_, held)| held.claimed);
-        let lost = self.lost.iter().filter(|(_, lost)| lost.claimed);
-        let claims: Vec<Claim> = held
-            .map(|(id, held)| (id, held.node, held.kind, held.version))
-            .chain(lost.map(|(id, lost)| (id, lost.node, lost.kind, lost.version)))
-            .map(claim)
-            .collect();
+        let held = self.leases.iter().filter(|(_, held)| held.claimed).map(|(&id, held)| Claim {
+            lease: Lease { id, node: held.node, kind: held.kind },
+            version: held.version,
+            lapsed: false,
+        });
+        let lost = self.lost.iter().filter(|(_, lost)| lost.claimed).map(|(&id, lost)| Claim {
+            lease: Lease { id, node: lost.node, kind: lost.kind },
+            version: lost.version,
+            lapsed: true,
+        });
+        let claims: Vec<Claim> = held.chain(lost).collect();
         for batch in claims.chunks(LEASE_BATCH_MAX) {
             self.send(LeaseRequest::Reclaim { claims: batch.to_vec() });
         }

@@ -30,6 +30,8 @@ struct Op {
     since: Duration,
     gone: bool,
     value: u64,
+    /// What an entry's answer tells of the object.
+    answer: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -48,7 +50,7 @@ pub(super) struct Host {
     begun: BTreeMap<NodeId, Vec<User>>,
     known: BTreeSet<usize>,
     redone: BTreeSet<usize>,
-    applied: BTreeMap<usize, BTreeSet<Seq>>,
+    applied: BTreeMap<usize, BTreeMap<Seq, Option<u64>>>,
     pending: BTreeMap<usize, BTreeMap<Seq, Entry>>,
     busy: BTreeSet<usize>,
     ops: BTreeMap<u64, Op>,
@@ -56,6 +58,8 @@ pub(super) struct Host {
     last_look: Duration,
     /// Each lease with the changes that others had begun before it was given.
     granted: BTreeMap<(usize, LeaseId), (NodeId, usize)>,
+    /// Those of this run, and those that it was convinced of.
+    given: BTreeSet<(usize, LeaseId)>,
     /// Leases that a process has ended: their holders may not know it yet.
     exempt: BTreeSet<(usize, LeaseId)>,
     grace_over: Option<Duration>,
@@ -79,6 +83,7 @@ impl Host {
             next_ticket: 0,
             last_look: Duration::ZERO,
             granted: BTreeMap::new(),
+            given: BTreeSet::new(),
             exempt: BTreeSet::new(),
             grace_over: None,
             excused: false,
@@ -125,8 +130,9 @@ impl World {
                 self.host.grantor.handle_request(session(client), request, now).unwrap();
             }
             ToHost::Entry(entry) => {
-                if self.host.applied.entry(client).or_default().contains(&entry.seq) {
-                    let version = version(self.host.value(entry.node));
+                let applied = self.host.applied.entry(client).or_default();
+                if let Some(&value) = applied.get(&entry.seq) {
+                    let version = value.map(version);
                     self.to_client(client, ToClient::Applied { seq: entry.seq, version });
                 } else {
                     self.host.pending.entry(client).or_default().insert(entry.seq, entry);
@@ -144,7 +150,8 @@ impl World {
         self.host.next_ticket += 1;
         let uses = what.uses();
         let connection = self.clients[client].connection;
-        let op = Op { client, connection, what, since: self.time, gone: false, value: 0 };
+        let op =
+            Op { client, connection, what, since: self.time, gone: false, value: 0, answer: None };
         self.host.ops.insert(ticket, op);
         self.host.grantor.wants(User::Session(session(client)), &uses, ticket, now);
     }
@@ -155,7 +162,7 @@ impl World {
             let Some(entry) = self.host.pending.get(&client).and_then(|p| p.values().next()) else {
                 continue;
             };
-            let before = self.host.applied.get(&client).map_or(0, BTreeSet::len) as u64;
+            let before = self.host.applied.get(&client).map_or(0, BTreeMap::len) as u64;
             let reclaiming =
                 entry.lease.is_some() && self.host.grantor.is_reclaiming(session(client));
             if self.host.busy.contains(&client)
@@ -220,7 +227,11 @@ impl World {
     fn note_grant(&mut self, client: usize, lease: &Lease) {
         let foreign = self.host.foreign_begun(client, lease.node);
         let key = (client, lease.id);
-        self.host.granted.entry(key).or_insert((lease.node, foreign));
+        if self.host.given.insert(key) {
+            // a number that the holder has never seen may be used again by another run
+            self.host.granted.insert(key, (lease.node, foreign));
+            self.host.exempt.remove(&key);
+        }
         assert!(
             !self.host.exempt.contains(&key),
             "{lease:?} of client {client} is given again after it was ended"
@@ -256,6 +267,11 @@ impl World {
             }
             Event::Compared { client, lease, same, run } if up && run == self.host.run => {
                 self.host.grantor.handle_compared(session(client), lease, same, now);
+                if self.host.grantor.has_given(session(client), lease) {
+                    // nothing had changed
+                    self.host.given.insert((client, lease));
+                    self.host.exempt.remove(&(client, lease));
+                }
             }
             _ => {}
         }
@@ -292,8 +308,11 @@ impl World {
             if standing != Some(Standing::Overtaken) {
                 self.host.changes.entry(entry.node).or_default().push(user);
             }
+            let good = standing != Some(Standing::Overtaken);
+            let value = good.then(|| self.host.value(id));
+            self.host.ops.get_mut(&ticket).unwrap().answer = value;
             let applied = self.host.applied.entry(client).or_default();
-            assert!(applied.insert(entry.seq), "applied twice");
+            assert!(applied.insert(entry.seq, value).is_none(), "applied twice");
         }
         let value = self.host.value(id);
         self.host.ops.get_mut(&ticket).unwrap().value = value;
@@ -306,7 +325,7 @@ impl World {
         let Some(op) = self.host.ops.remove(&ticket) else {
             return;
         };
-        let Op { client, connection, value, .. } = op;
+        let Op { client, connection, value, answer, .. } = op;
         let uses = op.what.uses();
         match op.what {
             What::Read { node, began, under, want } => {
@@ -328,7 +347,7 @@ impl World {
                 self.host.busy.remove(&client);
                 self.host.pending.entry(client).or_default().remove(&entry.seq);
                 if self.clients[client].alive {
-                    let version = version(value);
+                    let version = answer.map(version);
                     self.to_client(client, ToClient::Applied { seq: entry.seq, version });
                 }
             }
@@ -397,6 +416,7 @@ impl World {
         let expected: Vec<_> = self.host.known.iter().map(|&client| session(client)).collect();
         self.host.grantor = Grantor::new(HostRun(self.host.run), expected, self.now());
         self.host.grace_over = None;
+        self.host.given.clear();
     }
 
     /// What holds at every moment.

@@ -77,7 +77,7 @@ pub(super) enum ToHost {
 #[derive(Clone, Debug)]
 pub(super) enum ToClient {
     Notice(Notice),
-    Applied { seq: Seq, version: Version },
+    Applied { seq: Seq, version: Option<Version> },
     Data { node: NodeId, value: u64, lease: Option<Lease>, began: u64, under: Option<LeaseId> },
 }
 
@@ -420,7 +420,7 @@ impl World {
             ToClient::Applied { seq, version } => {
                 if let Some(entry) = holder.entries.remove(&seq) {
                     *holder.touched.entry(entry.node).or_default() += 1;
-                    holder.holder.handle_applied(seq, Some(version), local);
+                    holder.holder.handle_applied(seq, version, local);
                 }
             }
             ToClient::Data { node, value, lease, began, under } => {
