@@ -30,3 +30,6 @@ pub mod log;
 pub mod opens;
 pub mod order;
 pub mod record;
+
+#[cfg(test)]
+mod tests;

@@ -12,7 +12,8 @@
 //! application was told stays told: from then on the entry counts as accepted.
 //!
 //! An entry names all that it comes after and that is not stable, also what is applied: entries that
-//! are on their way while the host loses what it applied must not overtake what comes again.
+//! are on their way while the host loses what it applied must not overtake what comes again. What is
+//! stable and not answered is named too: it may have been refused.
 
 mod answer;
 mod held;
@@ -56,6 +57,8 @@ pub struct Log<B> {
     /// By the host of this epoch.
     unanswered: BTreeSet<Seq>,
     unanswered_bytes: usize,
+    /// What the host may hold of those that were put on this connection.
+    flying_bytes: usize,
     held_bytes: usize,
     order: Order,
     asides: BTreeMap<Seq, (Aside<B>, usize)>,
@@ -156,6 +159,7 @@ impl<B: Clone + Default> Log<B> {
             entries: BTreeMap::new(),
             unanswered: BTreeSet::new(),
             unanswered_bytes: 0,
+            flying_bytes: 0,
             held_bytes: 0,
             order: Order::default(),
             asides: BTreeMap::new(),
@@ -165,7 +169,7 @@ impl<B: Clone + Default> Log<B> {
     }
 
     /// Numbers a change with `bytes` bytes of data; it is shipped when a connection is up and no
-    /// more than 1,024 numbers are unapplied. Where it touches what was set aside, it is set aside
+    /// more than 1,024 numbers and 32 MiB are on their way. Where it touches what was set aside, it is set aside
     /// too (accepted) or fails with EIO (awaited). One that comes after more than 8 others takes
     /// further numbers, before its own, that nobody hears of.
     pub fn append(&mut self, mut change: Change, body: B, bytes: usize, promise: Promise) -> Seq {
@@ -253,8 +257,7 @@ impl<B: Clone + Default> Log<B> {
             self.there = (cursor.applied, cursor.ahead.iter().copied().collect());
             self.note_struck();
         }
-        self.next_to_ship = Seq::ZERO;
-        self.ship();
+        self.ship_anew();
         Ok(())
     }
 
@@ -312,7 +315,7 @@ impl<B: Clone + Default> Log<B> {
                 self.forget_answers(true);
                 self.epoch = Some(epoch);
                 self.there = (Seq::ZERO, BTreeSet::new());
-                self.next_to_ship = Seq::ZERO;
+                self.ship_anew();
             }
         }
         self.ship();
@@ -358,8 +361,8 @@ impl<B: Clone + Default> Log<B> {
         self.stable
     }
 
-    /// The last entry, not yet stable, that touches the node: what an `fsync` of it waits for. A
-    /// node that has no identity yet goes by the entry that makes it.
+    /// The last entry, not yet stable or without an answer, that touches the node: what an `fsync`
+    /// of it waits for. A node that has no identity yet goes by the entry that makes it.
     pub fn last_of(&self, node: impl Into<NodeRef>) -> Option<Seq> {
         self.order.last_of(node.into())
     }
@@ -413,7 +416,7 @@ impl<B: Clone + Default> Log<B> {
     fn push(&mut self, after: Vec<Seq>, promise: Promise, life: Life<B>) -> Seq {
         let seq = self.last.next();
         self.last = seq;
-        let held = Held { after, promise, again: false, life };
+        let held = Held { after, promise, again: false, flying: 0, life };
         self.unanswered_bytes += held.bytes();
         self.held_bytes += held.bytes();
         self.unanswered.insert(seq);
@@ -432,6 +435,12 @@ impl<B: Clone + Default> Log<B> {
         before
     }
 
+    fn ship_anew(&mut self) {
+        self.next_to_ship = Seq::ZERO;
+        self.flying_bytes = 0;
+        self.ship();
+    }
+
     fn ship(&mut self) {
         let Link::Up(connection) = self.link else { return };
         let applied = self.unanswered().0 + LOG_ENTRIES_UNAPPLIED_MAX as u64;
@@ -441,22 +450,28 @@ impl<B: Clone + Default> Log<B> {
         if from >= end {
             return;
         }
+        let settled = self.settled();
         let (upto, ahead) = &self.there;
         for &seq in self.unanswered.range(from..end) {
+            let Some(held) = self.entries.get_mut(&seq) else { continue };
+            let there = seq <= *upto || ahead.contains(&seq);
+            let flying = if there { 0 } else { held.flying.max(held.bytes()) };
+            if self.flying_bytes > 0 && self.flying_bytes + flying > LOG_BYTES_UNAPPLIED_MAX {
+                return;
+            }
+            held.flying = flying;
+            self.flying_bytes += flying;
             self.next_to_ship = seq.next();
-            if seq <= *upto || ahead.contains(&seq) {
+            if there {
                 continue;
             }
             let buried = self.is_buried(seq);
-            // what is stable needs no order, but what has no answer may have failed
-            let (stable, unanswered) = (self.stable, &self.unanswered);
-            let counts = |before: &Seq| *before > stable || unanswered.contains(before);
             let Some(held) = self.entries.get_mut(&seq) else { continue };
             if let Life::Struck { shipped, .. } = &mut held.life {
                 *shipped = true;
             }
             let passed = held.again && self.order.is_passed(seq);
-            let (mut entry, body) = held.entry(seq, counts, passed);
+            let (mut entry, body) = held.entry(seq, settled, passed);
             self.order.settle_names(&mut entry.change.mutation);
             let body = if buried { B::default() } else { body };
             match &mut entry.change.mutation {
@@ -499,7 +514,7 @@ impl<B: Clone + Default> Log<B> {
                 self.held_bytes -= held.bytes();
             }
         }
-        self.order.handle_stable(upto);
+        self.order.handle_stable(self.settled());
         self.progress();
     }
 
@@ -511,6 +526,7 @@ impl<B: Clone + Default> Log<B> {
         }
         for (seq, held) in self.entries.range_mut(self.stable.next()..) {
             held.again |= *seq < self.unseen;
+            held.flying = 0;
             if self.unanswered.insert(*seq) {
                 self.unanswered_bytes += held.bytes();
             }
@@ -527,6 +543,12 @@ impl<B: Clone + Default> Log<B> {
             self.unanswered_bytes -= bytes;
         }
         Some(work)
+    }
+
+    /// Stable, and answered, with all before it: nothing needs to come after it any more. What is
+    /// stable may have been refused, and then what comes after it must not be carried out.
+    fn settled(&self) -> Seq {
+        self.stable.min(Seq(self.unanswered().0 - 1))
     }
 
     fn tell(&mut self, seq: Seq, result: Result<Outcome, Errno>) {

@@ -287,12 +287,10 @@ impl Order {
                 NodeRef::MadeBy(_) => self.rename_node(other, own),
             }
         }
-        if seq <= self.stable {
-            self.settle_maker(seq);
-        }
     }
 
-    /// All entries up to `upto` are stable: they need no order any more.
+    /// All entries up to `upto` are stable, and it is known what came of them: they need no order any
+    /// more.
     pub fn handle_stable(&mut self, upto: Seq) {
         if upto <= self.stable {
             return;

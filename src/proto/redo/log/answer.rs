@@ -14,13 +14,18 @@ impl<B: Clone + Default> Log<B> {
         if !self.unanswered.remove(&seq) {
             return;
         }
-        self.unanswered_bytes -= self.entries.get(&seq).map_or(0, Held::bytes);
+        let Some(held) = self.entries.get(&seq) else { return };
+        self.unanswered_bytes -= held.bytes();
+        if seq < self.next_to_ship {
+            self.flying_bytes -= held.flying;
+        }
         match result {
             Ok(outcome) => self.carried_out(seq, outcome),
             Err(refused) => self.refused(seq, refused),
         }
         if seq <= self.stable {
             self.held_bytes -= self.entries.remove(&seq).map_or(0, |held| held.bytes());
+            self.order.handle_stable(self.settled());
         }
         self.progress();
     }
@@ -148,6 +153,7 @@ impl<B: Clone + Default> Log<B> {
             }
             self.held_bytes -= self.entries.remove(&seq).map_or(0, |held| held.bytes());
         }
+        self.order.handle_stable(self.settled());
     }
 
     /// Which of the struck entries the host had carried out before it could hear of that.

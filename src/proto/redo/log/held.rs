@@ -16,6 +16,8 @@ pub(super) struct Held<B> {
     pub(super) promise: Promise,
     /// A host that cannot remember may have carried it out.
     pub(super) again: bool,
+    /// Bytes of data that a host may hold for it, also since it was struck.
+    pub(super) flying: usize,
     pub(super) life: Life<B>,
 }
 
@@ -63,19 +65,14 @@ impl<B> Held<B> {
 
 impl<B: Clone + Default> Held<B> {
     /// As it goes over the wire.
-    pub(super) fn entry(
-        &self,
-        seq: Seq,
-        counts: impl Fn(&Seq) -> bool,
-        passed: bool,
-    ) -> (LogEntry, B) {
+    pub(super) fn entry(&self, seq: Seq, settled: Seq, passed: bool) -> (LogEntry, B) {
         let (change, body, told) = match &self.life {
             Life::Live(work) => (work.change.clone(), work.body.clone(), work.told),
             Life::Struck { .. } | Life::Failed | Life::Aside | Life::Knot => {
                 (Change::new(Mutation::Nothing), B::default(), None)
             }
         };
-        let after = self.after.iter().copied().filter(counts).collect();
+        let after = self.after.iter().copied().filter(|seq| *seq > settled).collect();
         let sent = match self.again {
             false => Sent::First,
             true if passed => Sent::Passed { told },
