@@ -438,6 +438,10 @@ impl<B: Clone + Default> Log<B> {
     fn ship_anew(&mut self) {
         self.next_to_ship = Seq::ZERO;
         self.flying_bytes = 0;
+        // what is stable without an answer is not shipped again
+        for held in self.entries.values_mut() {
+            held.flying = 0;
+        }
         self.ship();
     }
 
