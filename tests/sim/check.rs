@@ -195,7 +195,9 @@ impl World {
         }
         if !self.has_effect(client, seq) {
             self.model.withdraw(who);
-        } else if !super::model::names(mutation).is_empty() && !matches!(errno, Errno::ETIMEDOUT | Errno::EIO | Errno::EEXIST) {
+        } else if !super::model::names(mutation).is_empty()
+            && !matches!(errno, Errno::ETIMEDOUT | Errno::EIO | Errno::EEXIST)
+        {
             self.stale(client, mutation, &format!("{seq} was done, and told {errno:?}"));
         }
     }

@@ -422,7 +422,7 @@ impl World {
                 let mut changed = super::model::nodes(&mutation);
                 changed.extend(&change.busy);
                 side.outdate(&changed);
-                side.believe(&mutation, &change.body, &outcome);
+                side.believe(&mutation, &change.body, &outcome, !self.config.leases);
             }
             Err(errno) => {
                 side.told_failed.insert(seq.0);
@@ -568,7 +568,7 @@ impl Client {
     }
 
     /// Changes what it believes after an answer.
-    fn believe(&mut self, mutation: &Mutation, body: &[u64], outcome: &Outcome) {
+    fn believe(&mut self, mutation: &Mutation, body: &[u64], outcome: &Outcome, alone: bool) {
         let made = match outcome {
             Outcome::Entry(entry) => entry.node,
             _ => NodeId { ino: u64::MAX, generation: 0 },
@@ -585,7 +585,7 @@ impl Client {
             }
             // somebody else may already have asked for it to be moved or removed
             let busy = touched.iter().any(|node| self.busy.contains_key(node));
-            if !ops.is_empty() && !busy && !matches!(mutation, Mutation::Link { .. }) {
+            if alone && !ops.is_empty() && !busy && !matches!(mutation, Mutation::Link { .. }) {
                 self.known.insert(entry.node);
             }
         }
