@@ -16,6 +16,8 @@ mod sim {
     pub(crate) mod net;
     pub(crate) mod posix;
     pub(crate) mod runs;
+    pub(crate) mod scenarios;
+    pub(crate) mod script;
     pub(crate) mod tree;
     pub(crate) mod world;
 }

@@ -42,6 +42,8 @@ impl Errno {
     pub const EROFS: Self = Self(30);
     /// File name too long.
     pub const ENAMETOOLONG: Self = Self(36);
+    /// No locks available.
+    pub const ENOLCK: Self = Self(37);
     /// Function not implemented.
     pub const ENOSYS: Self = Self(38);
     /// Directory not empty.

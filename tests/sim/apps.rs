@@ -274,7 +274,7 @@ impl World {
         awaited: bool,
     ) {
         let side = &self.clients[client];
-        if !side.log.has_room(body.len() * 8) {
+        if !side.log.has_room(body.len() * 8) || side.is_locked(&mutation) {
             return self.wake(client, app);
         }
         let busy = nodes.iter().any(|node| side.busy.contains_key(node));
@@ -401,7 +401,8 @@ impl World {
         let is_file = side.view.nodes.get(&node).is_some_and(|node| node.kind == Kind::File);
         let Some(lease) = side.holder.may_flush(node, now) else { return };
         let handle = side.handles.get(&node).copied();
-        if is_file && handle.is_some() && side.known.contains(&node) && self.dice.percent(50) {
+        let free = side.known.contains(&node) && !side.busy.contains_key(&node);
+        if is_file && handle.is_some() && free && self.dice.percent(50) {
             let body = self.unique(1);
             let mutation = Mutation::Write { node: node.into(), handle, offset: 0 };
             self.accept(client, &mutation, &body, &[node], &[lease]);

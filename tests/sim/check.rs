@@ -35,7 +35,7 @@ impl World {
             _ => None,
         };
         if side.accepted.contains_key(&seq.0)
-            || side.told.contains(&seq.0)
+            || side.told.contains_key(&seq.0)
             || self.model.has(who)
         {
             if let (Some(node), false) = (made, matches!(mutation, Mutation::Link { .. })) {
@@ -101,7 +101,7 @@ impl World {
         if side.told_failed.contains(&seq.0) {
             return;
         }
-        if side.told.contains(&seq.0) {
+        if side.told.contains_key(&seq.0) {
             // promised, lost in a crash, and not to be had again
             self.broken(client, seq, &change.mutation, *refused);
             return;
@@ -168,6 +168,9 @@ impl World {
                 self.model.contest(&mutation);
             }
         }
+        if let Some(mutation) = self.clients[client].told.get(&seq.0).cloned() {
+            self.model.contest(&mutation);
+        }
         self.model.withdraw(Who::Client(client, seq.0));
     }
 
@@ -192,7 +195,9 @@ impl World {
         }
         if !self.has_effect(client, seq) {
             self.model.withdraw(who);
-        } else if !super::model::names(mutation).is_empty() && !matches!(errno, Errno::ETIMEDOUT | Errno::EIO | Errno::EEXIST) {
+        } else if !super::model::names(mutation).is_empty()
+            && !matches!(errno, Errno::ETIMEDOUT | Errno::EIO | Errno::EEXIST)
+        {
             self.stale(client, mutation, &format!("{seq} was done, and told {errno:?}"));
         }
     }
@@ -309,7 +314,7 @@ impl World {
         }
         let disk = self.host.disk.borrow();
         let found = disk.durable.nodes.iter().find(|&(&node, _)| self.model.own(node) == own);
-        let ought = &self.model.tree.nodes[&own];
+        let Some(ought) = self.model.tree.nodes.get(&own) else { return };
         let gone = ought.nlink == 0;
         let kept = found.is_some_and(|(_, node)| node.data == ought.data);
         assert!(gone || kept, "{text}: {found:?}, ought to be {ought:?}");

@@ -58,7 +58,7 @@ pub(crate) struct Client {
     /// Accepted, by number.
     pub(crate) accepted: BTreeMap<u64, Change>,
     /// What came of awaited entries that did not fail.
-    pub(crate) told: BTreeSet<u64>,
+    pub(crate) told: BTreeMap<u64, Mutation>,
     /// Their applications were told an error.
     pub(crate) told_failed: BTreeSet<u64>,
     pub(crate) asides: BTreeMap<u64, Refused>,
@@ -91,7 +91,7 @@ impl Client {
             asked: BTreeMap::new(),
             waiting: BTreeMap::new(),
             accepted: BTreeMap::new(),
-            told: BTreeSet::new(),
+            told: BTreeMap::new(),
             told_failed: BTreeSet::new(),
             asides: BTreeMap::new(),
             busy: BTreeMap::new(),
@@ -418,11 +418,11 @@ impl World {
         let mutation = side.renamed(&change.mutation);
         match result {
             Ok(outcome) => {
-                side.told.insert(seq.0);
+                side.told.insert(seq.0, mutation.clone());
                 let mut changed = super::model::nodes(&mutation);
                 changed.extend(&change.busy);
                 side.outdate(&changed);
-                side.believe(&mutation, &change.body, &outcome);
+                side.believe(&mutation, &change.body, &outcome, !self.config.leases);
             }
             Err(errno) => {
                 side.told_failed.insert(seq.0);
@@ -518,6 +518,14 @@ impl World {
 }
 
 impl Client {
+    /// Whether somebody waits for a change of names in the same directory: the kernel lets one after
+    /// the other through.
+    pub(crate) fn is_locked(&self, mutation: &Mutation) -> bool {
+        let parents = |mutation: &Mutation| super::model::names(mutation).into_iter().map(|n| n.0);
+        let mine: Vec<NodeId> = parents(mutation).collect();
+        self.waiting.values().any(|other| parents(&other.mutation).any(|p| mine.contains(&p)))
+    }
+
     /// Whether somebody waits for a change of a node that was asked for after an entry.
     pub(crate) fn awaits_since(&self, node: NodeId, upto: Seq) -> bool {
         let later = self.waiting.range(upto.0 + 1..);
@@ -560,7 +568,7 @@ impl Client {
     }
 
     /// Changes what it believes after an answer.
-    fn believe(&mut self, mutation: &Mutation, body: &[u64], outcome: &Outcome) {
+    fn believe(&mut self, mutation: &Mutation, body: &[u64], outcome: &Outcome, alone: bool) {
         let made = match outcome {
             Outcome::Entry(entry) => entry.node,
             _ => NodeId { ino: u64::MAX, generation: 0 },
@@ -575,7 +583,9 @@ impl Client {
                 self.doubt(&touched);
                 return;
             }
-            if !ops.is_empty() && !matches!(mutation, Mutation::Link { .. }) {
+            // somebody else may already have asked for it to be moved or removed
+            let busy = touched.iter().any(|node| self.busy.contains_key(node));
+            if alone && !ops.is_empty() && !busy && !matches!(mutation, Mutation::Link { .. }) {
                 self.known.insert(entry.node);
             }
         }

@@ -135,6 +135,18 @@ impl Disk {
         self.failing = false;
     }
 
+    /// The machine loses power; so many steps survive, and all of the data or none.
+    pub(crate) fn crash_after(&mut self, steps: usize, data: bool) {
+        let mut tree = self.durable.clone();
+        for (number, op) in self.journal.drain(..).enumerate() {
+            let kept = if matches!(op, Op::Write { .. }) { data } else { number < steps };
+            if kept {
+                tree.apply(&op);
+            }
+        }
+        (self.now, self.durable) = (tree.clone(), tree);
+    }
+
     /// What becomes of the tree if steps behind `steps` are lost, and some of the data.
     fn replay(&mut self, steps: usize, dice: &mut Dice) {
         let lossy = dice.below(3) * 50;

@@ -171,6 +171,14 @@ impl World {
         self.drop_struck();
     }
 
+    /// The machine loses power, and what survives is known.
+    pub(crate) fn crash_host_after(&mut self, steps: usize, data: bool) {
+        self.kill_host();
+        self.host.records.clear();
+        self.host.disk.borrow_mut().crash_after(steps, data);
+        self.host.new_epoch();
+    }
+
     /// Data was lost while the machine ran.
     fn disk_failed(&mut self) {
         let now = self.host_now();

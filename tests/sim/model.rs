@@ -89,7 +89,10 @@ impl Model {
         if let Some(made) = made
             && node == fresh
         {
-            self.known_as.insert(made, fresh);
+            // the host only opened what ought not to be there any more
+            if let Some(had) = self.known_as.insert(made, fresh) {
+                self.contested.extend([had, fresh]);
+            }
         }
         self.steps.push(Step { who, mutation, body: body.to_vec(), made: fresh });
         Ok(node)

@@ -41,3 +41,8 @@ fn run_seeds(test: &str, seeds: u64, config: Config) {
 fn one_client_loses_nothing() {
     run_seeds("one_client_loses_nothing", 10_000, Config::alone());
 }
+
+#[test]
+fn clients_agree_under_leases() {
+    run_seeds("clients_agree_under_leases", 10_000, Config::leased());
+}

@@ -43,6 +43,10 @@ impl Config {
         Self { clients: 1, apps: 2, leases: false, ops: 60, faults: 4, think: 40_000 }
     }
 
+    pub(crate) fn leased() -> Self {
+        Self { clients: 2, apps: 2, leases: true, ops: 60, faults: 0, think: 40_000 }
+    }
+
     /// Nobody else changes anything.
     pub(crate) fn is_alone(&self) -> bool {
         self.clients == 1

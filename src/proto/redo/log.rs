@@ -438,6 +438,10 @@ impl<B: Clone + Default> Log<B> {
     fn ship_anew(&mut self) {
         self.next_to_ship = Seq::ZERO;
         self.flying_bytes = 0;
+        // what is stable without an answer is not shipped again
+        for held in self.entries.values_mut() {
+            held.flying = 0;
+        }
         self.ship();
     }
 
@@ -465,15 +469,12 @@ impl<B: Clone + Default> Log<B> {
                 continue;
             }
             let buried = self.is_buried(seq);
-            // what is stable needs no order, but what has no answer may have failed
-            let (stable, unanswered) = (self.stable, &self.unanswered);
-            let counts = |before: &Seq| *before > stable || unanswered.contains(before);
             let Some(held) = self.entries.get_mut(&seq) else { continue };
             if let Life::Struck { shipped, .. } = &mut held.life {
                 *shipped = true;
             }
             let passed = held.again && self.order.is_passed(seq);
-            let (mut entry, body) = held.entry(seq, counts, passed);
+            let (mut entry, body) = held.entry(seq, settled, passed);
             self.order.settle_names(&mut entry.change.mutation);
             let body = if buried { B::default() } else { body };
             match &mut entry.change.mutation {
@@ -496,7 +497,8 @@ impl<B: Clone + Default> Log<B> {
         let node = live(seq).and_then(|work| work.change.mutation.data_of());
         let Some(node) = node else { return false };
         self.order.later_touches(seq, node).filter_map(live).any(|later| {
-            later.told.is_some() && later.change.mutation.moves_data_in() == Some(node)
+            let moved = later.change.mutation.moves_data_in();
+            later.told.is_some() && moved.is_some_and(|moved| self.order.is_same(moved, node))
         })
     }
 

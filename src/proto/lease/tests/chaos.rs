@@ -12,7 +12,7 @@ const CALM: Chaos = Chaos {
     processes: false,
     stuck_flushes: false,
 };
-const SEEDS: u64 = 600;
+const SEEDS: u64 = 100;
 
 /// One world: some minutes of trouble, then peace, in which everything comes to an end.
 fn run(seed: u64, chaos: Chaos) -> BTreeMap<&'static str, usize> {

@@ -58,6 +58,8 @@ pub(super) struct Host {
     last_look: Duration,
     /// Each lease with the changes that others had begun before it was given.
     granted: BTreeMap<(usize, LeaseId), (NodeId, usize)>,
+    /// Those of this run, and those that it was convinced of.
+    given: BTreeSet<(usize, LeaseId)>,
     /// Leases that a process has ended: their holders may not know it yet.
     exempt: BTreeSet<(usize, LeaseId)>,
     grace_over: Option<Duration>,
@@ -81,6 +83,7 @@ impl Host {
             next_ticket: 0,
             last_look: Duration::ZERO,
             granted: BTreeMap::new(),
+            given: BTreeSet::new(),
             exempt: BTreeSet::new(),
             grace_over: None,
             excused: false,
@@ -224,7 +227,11 @@ impl World {
     fn note_grant(&mut self, client: usize, lease: &Lease) {
         let foreign = self.host.foreign_begun(client, lease.node);
         let key = (client, lease.id);
-        self.host.granted.entry(key).or_insert((lease.node, foreign));
+        if self.host.given.insert(key) {
+            // a number that the holder has never seen may be used again by another run
+            self.host.granted.insert(key, (lease.node, foreign));
+            self.host.exempt.remove(&key);
+        }
         assert!(
             !self.host.exempt.contains(&key),
             "{lease:?} of client {client} is given again after it was ended"
@@ -262,6 +269,7 @@ impl World {
                 self.host.grantor.handle_compared(session(client), lease, same, now);
                 if self.host.grantor.has_given(session(client), lease) {
                     // nothing had changed
+                    self.host.given.insert((client, lease));
                     self.host.exempt.remove(&(client, lease));
                 }
             }
@@ -408,6 +416,7 @@ impl World {
         let expected: Vec<_> = self.host.known.iter().map(|&client| session(client)).collect();
         self.host.grantor = Grantor::new(HostRun(self.host.run), expected, self.now());
         self.host.grace_over = None;
+        self.host.given.clear();
     }
 
     /// What holds at every moment.

@@ -65,19 +65,14 @@ impl<B> Held<B> {
 
 impl<B: Clone + Default> Held<B> {
     /// As it goes over the wire.
-    pub(super) fn entry(
-        &self,
-        seq: Seq,
-        counts: impl Fn(&Seq) -> bool,
-        passed: bool,
-    ) -> (LogEntry, B) {
+    pub(super) fn entry(&self, seq: Seq, settled: Seq, passed: bool) -> (LogEntry, B) {
         let (change, body, told) = match &self.life {
             Life::Live(work) => (work.change.clone(), work.body.clone(), work.told),
             Life::Struck { .. } | Life::Failed | Life::Aside | Life::Knot => {
                 (Change::new(Mutation::Nothing), B::default(), None)
             }
         };
-        let after = self.after.iter().copied().filter(counts).collect();
+        let after = self.after.iter().copied().filter(|seq| *seq > settled).collect();
         let sent = match self.again {
             false => Sent::First,
             true if passed => Sent::Passed { told },

@@ -26,6 +26,11 @@ impl Order {
         }
     }
 
+    /// Whether two names are one node's.
+    pub fn is_same(&self, one: NodeRef, other: NodeRef) -> bool {
+        self.canonical(one) == self.canonical(other)
+    }
+
     /// Later entries that touch the node.
     pub fn later_touches(&self, seq: Seq, node: NodeRef) -> impl Iterator<Item = Seq> {
         let known = self.nodes.get(&self.canonical(node));

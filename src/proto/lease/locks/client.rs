@@ -1,0 +1,297 @@
+//! The locks of one client.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use crate::id::{HandleId, NodeId, RequestId};
+use crate::limits::{LEASE_BATCH_MAX, LOCKS_MAX};
+use crate::proto::PeerMisbehaved;
+use crate::wire::errno::Errno;
+use crate::wire::lease::{LeaseRequest, Lock, LockFamily, LockKind, Notice};
+
+use super::ranges::{Ranges, normal, overlap};
+
+/// Owners whose unlocking the host may not have heard of, before it is asked how far it is.
+const UNPROVEN_MAX: usize = 256;
+
+/// The locks of one client.
+///
+/// Unlocking is not answered. So the owners that unlocked are remembered until the host has answered
+/// something later, and on the next connection whatever they do not hold is unlocked again.
+#[derive(Debug, Default)]
+pub struct Locks {
+    held: BTreeMap<Key, Ranges>,
+    asked: BTreeMap<RequestId, Asked>,
+    /// Asked for again, without an answer.
+    reclaiming: Vec<Lock>,
+    broken: BTreeSet<HandleId>,
+    /// Since the host was last asked how far it is, and before.
+    unproven: BTreeSet<Key>,
+    asked_about: Option<BTreeSet<Key>>,
+    newest: u64,
+    outputs: VecDeque<ClientOutput>,
+}
+
+/// An owner on a file.
+type Key = (NodeId, LockFamily, u64);
+
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    lock: Lock,
+    wait: bool,
+    /// Nobody waits for it.
+    cancelled: bool,
+}
+
+/// What the client's driver is to do.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum ClientOutput {
+    /// Put it on the lease stream of the connection, if there is one.
+    Send(LeaseRequest),
+    /// Tell who asked for the lock.
+    Locked {
+        /// Which request.
+        request: RequestId,
+        /// EAGAIN: somebody else has it. ENOLCK: too many.
+        result: Result<(), Errno>,
+    },
+    /// A lock could not be had again: everything through its handle fails with EIO until it is
+    /// closed.
+    Broken(HandleId),
+}
+
+fn key(lock: &Lock) -> Key {
+    (lock.node, lock.family, lock.owner)
+}
+
+/// No byte: what the host answers tells only that it has come so far.
+fn nothing() -> Lock {
+    Lock {
+        node: NodeId::ROOT,
+        handle: HandleId(0),
+        owner: 0,
+        start: 1,
+        end: 0,
+        kind: LockKind::Shared,
+        family: LockFamily::Range,
+    }
+}
+
+impl Locks {
+    /// Asks for a lock.
+    pub fn lock(&mut self, lock: Lock, wait: bool) -> RequestId {
+        self.newest += 1;
+        let request = RequestId(self.newest);
+        let lock = normal(lock);
+        if self.count() >= LOCKS_MAX {
+            let result = Err(Errno::ENOLCK);
+            self.outputs.push_back(ClientOutput::Locked { request, result });
+            return request;
+        }
+        self.asked.insert(request, Asked { lock, wait, cancelled: false });
+        self.send(LeaseRequest::Lock { request, lock, wait });
+        request
+    }
+
+    /// Lets bytes go. Where that leaves too many pieces, all are let go, and the handle is broken.
+    pub fn unlock(&mut self, lock: Lock) {
+        let mut lock = normal(lock);
+        let key = key(&lock);
+        if self.count() >= 2 * LOCKS_MAX {
+            lock = Lock { start: 0, end: u64::MAX, ..lock };
+            self.break_handle(lock.handle);
+        }
+        if let Some(held) = self.held.get_mut(&key) {
+            held.remove(&lock);
+            if held.is_empty() {
+                self.held.remove(&key);
+            }
+        }
+        self.unproven.insert(key);
+        self.send(LeaseRequest::Unlock { lock });
+        if self.unproven.len() >= UNPROVEN_MAX && self.asked_about.is_none() {
+            self.ask_how_far();
+        }
+    }
+
+    /// Nobody waits for the lock any longer. If it comes all the same it is let go, and what the
+    /// owner had of its bytes before is asked for again.
+    pub fn cancel(&mut self, request: RequestId) {
+        if let Some(asked) = self.asked.get_mut(&request) {
+            asked.cancelled = true;
+            self.send(LeaseRequest::CancelLock { request });
+        }
+    }
+
+    /// A handle is closed.
+    pub fn close(&mut self, handle: HandleId) {
+        self.broken.remove(&handle);
+        self.reclaiming.retain(|lock| lock.handle != handle);
+        let mut gone = Vec::new();
+        for ranges in self.held.values_mut() {
+            gone.append(&mut ranges.split_off(|lock| lock.handle == handle));
+        }
+        for lock in gone {
+            self.unlock(lock);
+        }
+        let asked: Vec<RequestId> = self
+            .asked
+            .iter()
+            .filter(|(_, asked)| asked.lock.handle == handle)
+            .map(|(&request, _)| request)
+            .collect();
+        for request in asked {
+            self.cancel(request);
+        }
+    }
+
+    /// The host's [`Notice::Run`] came: `restarted` if it is another run. Requests without an answer
+    /// are sent again; after a restart locks are asked for again first. What this sends goes before
+    /// the [`LeaseRequest::ReclaimDone`] of [`super::super::holder`].
+    pub fn handle_run(&mut self, restarted: bool) {
+        if restarted {
+            self.reclaiming = self.held.values().flat_map(Ranges::iter).copied().collect();
+            self.unproven.clear();
+            self.asked_about = None;
+        }
+        for batch in self.reclaiming.chunks(LEASE_BATCH_MAX) {
+            let locks = batch.to_vec();
+            self.outputs.push_back(ClientOutput::Send(LeaseRequest::ReclaimLocks { locks }));
+        }
+        let mut unproven = self.asked_about.take().unwrap_or_default();
+        unproven.append(&mut self.unproven);
+        for &key in &unproven {
+            self.unlock_gaps(key);
+        }
+        if !unproven.is_empty() {
+            self.unproven = unproven;
+            self.ask_how_far();
+        }
+        // the host may have forgotten what was cancelled, or given it
+        let asked: Vec<(RequestId, Asked)> = self.asked.iter().map(|(&r, &a)| (r, a)).collect();
+        for (request, Asked { lock, wait, cancelled }) in asked {
+            if cancelled {
+                self.asked.remove(&request);
+                self.send(LeaseRequest::CancelLock { request });
+                self.let_go(&lock);
+            } else {
+                self.send(LeaseRequest::Lock { request, lock, wait });
+            }
+        }
+    }
+
+    /// The host said something about locks; other notices are not heeded.
+    ///
+    /// # Errors
+    ///
+    /// [`PeerMisbehaved::Unasked`] for an answer to nothing.
+    pub fn handle_notice(&mut self, notice: &Notice) -> Result<(), PeerMisbehaved> {
+        match notice {
+            Notice::Locked { request, result } => self.locked(*request, *result),
+            Notice::LockReclaimed { lock, held } => {
+                self.reclaimed(lock, *held);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a handle lost a lock that its user counts on.
+    pub fn is_broken(&self, handle: HandleId) -> bool {
+        self.broken.contains(&handle)
+    }
+
+    /// What to do next.
+    pub fn poll_output(&mut self) -> Option<ClientOutput> {
+        self.outputs.pop_front()
+    }
+
+    fn count(&self) -> usize {
+        self.held.values().map(Ranges::len).sum::<usize>() + self.asked.len()
+    }
+
+    fn send(&mut self, request: LeaseRequest) {
+        self.outputs.push_back(ClientOutput::Send(request));
+    }
+
+    fn locked(
+        &mut self,
+        request: RequestId,
+        result: Result<(), Errno>,
+    ) -> Result<(), PeerMisbehaved> {
+        if request.0 > self.newest {
+            return Err(PeerMisbehaved::Unasked);
+        }
+        let Some(asked) = self.asked.remove(&request) else {
+            return Ok(());
+        };
+        match (asked.cancelled, result) {
+            (true, Ok(())) => self.let_go(&asked.lock),
+            (true, Err(_)) => {}
+            (false, result) => {
+                if result.is_ok() {
+                    self.held.entry(key(&asked.lock)).or_default().insert(asked.lock);
+                }
+                self.outputs.push_back(ClientOutput::Locked { request, result });
+            }
+        }
+        Ok(())
+    }
+
+    /// The host may have given a lock that nobody wants: unlocks it, and asks for what it replaced.
+    fn let_go(&mut self, lock: &Lock) {
+        let held = self.held.get(&key(lock)).cloned().unwrap_or_default();
+        self.unproven.insert(key(lock));
+        for gap in held.gaps(lock) {
+            self.send(LeaseRequest::Unlock { lock: gap });
+        }
+        for own in held.iter().filter(|own| overlap(own, lock)) {
+            // the owner has at least this: the host's kernel only makes it less
+            self.newest += 1;
+            let request = RequestId(self.newest);
+            self.send(LeaseRequest::Lock { request, lock: *own, wait: false });
+        }
+    }
+
+    fn reclaimed(&mut self, lock: &Lock, held: bool) {
+        if lock.start > lock.end {
+            self.asked_about = None;
+            return;
+        }
+        let Some(at) = self.reclaiming.iter().position(|asked| asked == lock) else {
+            return;
+        };
+        self.reclaiming.swap_remove(at);
+        if held {
+            return;
+        }
+        let key = key(lock);
+        if let Some(ranges) = self.held.get_mut(&key) {
+            ranges.remove(lock);
+            if ranges.is_empty() {
+                self.held.remove(&key);
+            }
+        }
+        self.break_handle(lock.handle);
+    }
+
+    fn break_handle(&mut self, handle: HandleId) {
+        if self.broken.insert(handle) {
+            self.outputs.push_back(ClientOutput::Broken(handle));
+        }
+    }
+
+    /// The host answers in order: then it knows of everything that was unlocked before.
+    fn ask_how_far(&mut self) {
+        self.asked_about = Some(std::mem::take(&mut self.unproven));
+        self.send(LeaseRequest::ReclaimLocks { locks: vec![nothing()] });
+    }
+
+    fn unlock_gaps(&mut self, key: Key) {
+        let (node, family, owner) = key;
+        let all = Lock { node, family, owner, start: 0, end: u64::MAX, ..nothing() };
+        let held = self.held.get(&key).cloned().unwrap_or_default();
+        for lock in held.gaps(&all) {
+            self.send(LeaseRequest::Unlock { lock });
+        }
+    }
+}
