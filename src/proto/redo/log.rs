@@ -454,6 +454,7 @@ impl<B: Clone + Default> Log<B> {
         if from >= end {
             return;
         }
+        let settled = self.settled();
         let (upto, ahead) = &self.there;
         for &seq in self.unanswered.range(from..end) {
             let Some(held) = self.entries.get_mut(&seq) else { continue };
