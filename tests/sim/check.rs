@@ -8,7 +8,7 @@ use p2pfs::wire::log::{Change, Mutation, Outcome, Reason, Refused};
 use super::model::Who;
 use super::net::Reply;
 use super::posix::{Body, Node, WORD};
-use super::world::{Excuses, World};
+use super::world::{Excuses, LAPSE, World};
 
 impl World {
     /// A host has changed its disk for an entry.
@@ -34,6 +34,9 @@ impl World {
             Outcome::Entry(entry) => Some(entry.node),
             _ => None,
         };
+        self.executed.insert((client, seq.0));
+        self.contest_for(client, mutation);
+        let side = &self.clients[client];
         if side.accepted.contains_key(&seq.0)
             || side.told.contains_key(&seq.0)
             || self.model.has(who)
@@ -49,6 +52,38 @@ impl World {
             Err(errno) => {
                 self.stale(client, mutation, &format!("{seq} was done, but it is {errno:?}"));
             }
+        }
+    }
+
+    /// Others have been told that changes are done which the host does not have yet: while it could
+    /// not reach them, it may have let somebody else go on.
+    fn contest_pending(&mut self, client: usize, own: NodeId) {
+        if self.trouble.is_none_or(|trouble| self.now > trouble + LAPSE) {
+            return;
+        }
+        for mutation in self.pending_of_others(client, own) {
+            self.model.contest(&mutation);
+        }
+    }
+
+    fn pending_of_others(&self, client: usize, own: NodeId) -> Vec<Mutation> {
+        let mut pending = Vec::new();
+        for (other, side) in self.clients.iter().enumerate().filter(|(other, _)| *other != client) {
+            let told = side.told.iter().map(|(seq, mutation)| (*seq, mutation));
+            let accepted = side.accepted.iter().map(|(seq, change)| (*seq, &change.mutation));
+            for (seq, mutation) in accepted.chain(told) {
+                let done = seq <= side.log.stable().0 || self.executed.contains(&(other, seq));
+                if !done && self.model.concerns(mutation, own) {
+                    pending.push(mutation.clone());
+                }
+            }
+        }
+        pending
+    }
+
+    fn contest_for(&mut self, client: usize, mutation: &Mutation) {
+        for own in self.model.concerned(mutation) {
+            self.contest_pending(client, own);
         }
     }
 
@@ -93,8 +128,11 @@ impl World {
         result: &Result<Outcome, Refused>,
     ) {
         let who = Who::Client(client, seq.0);
-        let side = &self.clients[client];
+
+        self.executed.insert((client, seq.0));
         let Err(refused) = result else { return };
+        self.contest_for(client, &change.mutation);
+        let side = &self.clients[client];
         if side.accepted.contains_key(&seq.0) {
             return self.contest_after(client, seq);
         }
@@ -204,6 +242,7 @@ impl World {
 
     /// What was struck and is lost stays lost.
     pub(crate) fn drop_struck(&mut self) {
+        self.executed.retain(|(client, seq)| *seq <= self.clients[*client].log.stable().0);
         for client in 0..self.clients.len() {
             let struck: Vec<u64> = self.clients[client].told_failed.iter().copied().collect();
             for seq in struck {
@@ -269,6 +308,7 @@ impl World {
         reply: &Result<Reply, Errno>,
     ) {
         let Ok(Reply::Node { node: content, .. }) = reply else { return };
+        self.contest_pending(client, self.model.own(node));
         if let Some(difference) = self.difference(content, self.model.own(node)) {
             panic!("client {client} reads {node:?} on the host: {difference}");
         }
@@ -301,6 +341,10 @@ impl World {
     pub(crate) fn fsynced(&mut self, client: usize, node: NodeId, touched: u64) {
         let own = self.model.own(node);
         if self.model.touched.get(&own).copied().unwrap_or_default() != touched {
+            return;
+        }
+        if !self.pending_of_others(client, own).is_empty() {
+            // it is about what this client has done
             return;
         }
         self.fsynced.insert(own, touched);

@@ -84,6 +84,13 @@ impl Disk {
         Ok(outcome)
     }
 
+    /// A node that gets no name any more is still made as it was.
+    pub(crate) fn finish(&mut self, node: NodeId, mode: u32) {
+        if self.is_covered(node) {
+            self.run(Op::Mode { node, mode });
+        }
+    }
+
     /// The last name of a node went, and nobody has it open any more.
     pub(crate) fn remove(&mut self, node: NodeId) {
         if self.is_covered(node) {

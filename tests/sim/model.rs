@@ -144,6 +144,15 @@ impl Model {
         }
     }
 
+    /// Which nodes a change is about, by the model's numbers.
+    pub(crate) fn concerned(&self, mutation: &Mutation) -> Vec<NodeId> {
+        self.touches(&self.translate(mutation))
+    }
+
+    pub(crate) fn concerns(&self, mutation: &Mutation, own: NodeId) -> bool {
+        self.concerned(mutation).contains(&own)
+    }
+
     /// Which nodes a change touches: those that it names, and those that have its names.
     fn touches(&self, mutation: &Mutation) -> Vec<NodeId> {
         let mut found: Vec<NodeId> = nodes(mutation);

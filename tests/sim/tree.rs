@@ -157,6 +157,11 @@ impl Tree<Body> for View<'_> {
         seen: &Seen,
     ) -> Result<Outcome, Errno> {
         self.step()?;
+        if let (Mutation::Create { mode, exclusive: true, .. }, Some(node)) =
+            (&change.mutation, seen.made)
+        {
+            self.host.disk.borrow_mut().finish(node, *mode);
+        }
         let outcome = {
             let disk = self.host.disk.borrow();
             let node = match &change.mutation {

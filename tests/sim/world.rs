@@ -18,6 +18,9 @@ use super::posix::Kind;
 
 /// How long applications wait for a host that is away, microseconds.
 pub(crate) const GRACE: u64 = 45_000_000;
+/// So long after something went wrong a lease may have lapsed with changes under way: an outage, a
+/// term, and the wait of a restarted host, microseconds.
+pub(crate) const LAPSE: u64 = 250_000_000;
 /// Within this everything comes to rest once the faults are over, microseconds.
 const REST: u64 = 300_000_000;
 const SECOND: u64 = 1_000_000;
@@ -43,8 +46,14 @@ impl Config {
         Self { clients: 1, apps: 2, leases: false, ops: 60, faults: 4, think: 40_000 }
     }
 
+    /// Clients that share, and nothing goes wrong.
+    pub(crate) fn calm() -> Self {
+        Self { faults: 0, ..Self::leased() }
+    }
+
+    /// Clients that share, while connections, processes and machines fail.
     pub(crate) fn leased() -> Self {
-        Self { clients: 2, apps: 2, leases: true, ops: 60, faults: 0, think: 40_000 }
+        Self { clients: 2, apps: 2, leases: true, ops: 60, faults: 2, think: 40_000 }
     }
 
     /// Nobody else changes anything.
@@ -110,6 +119,10 @@ pub(crate) struct World {
     /// Nodes of the model that were confirmed to be on the disk, and how often they had changed.
     pub(crate) fsynced: BTreeMap<NodeId, u64>,
     pub(crate) excuses: Excuses,
+    /// What the host has carried out, and has not lost since.
+    pub(crate) executed: std::collections::BTreeSet<(usize, u64)>,
+    /// When something last went wrong.
+    pub(crate) trouble: Option<u64>,
     pub(crate) counts: Coverage,
     pub(crate) healing: bool,
     pub(crate) ops: u64,
@@ -138,6 +151,8 @@ impl World {
             model: Model::default(),
             fsynced: BTreeMap::new(),
             excuses: Excuses::default(),
+            executed: std::collections::BTreeSet::new(),
+            trouble: None,
             counts: Coverage::default(),
             healing: false,
             ops: 0,
@@ -320,6 +335,7 @@ impl World {
 
     fn fault(&mut self, fault: Fault) {
         self.note(|| format!("{fault:?}"));
+        self.trouble = Some(self.now);
         let client = self.dice.below(self.clients.len() as u64) as usize;
         match fault {
             Fault::Cut | Fault::Outage(_) => {

@@ -233,7 +233,13 @@ impl<B, T: Tree<B>, R: Recorder> Attempt<'_, B, T, R> {
         if step != Step::Done && self.made_before_is_elsewhere(&now)? {
             step = Step::Done;
         }
-        if self.left_behind(&step, &now) {
+        if let How::Passed { told: Some(Outcome::Removed { node, .. }) } = self.how
+            && now.made == Some(*node)
+        {
+            // it is there without a name, and that is how it ends
+            step = Step::Done;
+        }
+        if self.left_behind(&step, &now) || self.still_replaced(&step, &now) {
             step = Step::Perform;
         }
         let outcome = match step {
@@ -271,6 +277,12 @@ impl<B, T: Tree<B>, R: Recorder> Attempt<'_, B, T, R> {
         }
         match &mut change.mutation {
             Mutation::SetXattr { flags, .. } => *flags = 0,
+            Mutation::Rename { new_parent, new_name, .. }
+                if self.still_replaced(&Step::Done, now) =>
+            {
+                let (parent, name) = (*new_parent, new_name.clone());
+                change.mutation = Mutation::Unlink { parent, name, occupant: Occupant::Any };
+            }
             // it has moved, and a link to the old name was made again: a rename between two names of
             // one node does nothing
             Mutation::Rename { parent, name, new_parent, new_name, new_occupant, mode, .. }
@@ -305,10 +317,26 @@ impl<B, T: Tree<B>, R: Recorder> Attempt<'_, B, T, R> {
             && now.new_name.is_some()
     }
 
+    /// Whether whom it replaced is still there, though the one that took its place has no name any
+    /// more.
+    fn still_replaced(&self, step: &Step, now: &Seen) -> bool {
+        let Mutation::Rename { occupant, new_occupant, mode, .. } = &self.change.mutation else {
+            return false;
+        };
+        matches!(self.how, How::Passed { .. })
+            && *mode != RenameMode::Exchange
+            && *step == Step::Done
+            && now.name != expected(occupant)
+            && now.new_name.is_some()
+            && now.new_name == expected(new_occupant)
+    }
+
     fn carry_out(&self, now: &Seen) -> Result<Outcome, Refused> {
         let outcome = match self.perform(&self.adapted(now), now) {
             // a directory that is not empty stays
-            Err(_) if self.left_behind(&Step::Done, now) => {
+            Err(_)
+                if self.left_behind(&Step::Done, now) || self.still_replaced(&Step::Done, now) =>
+            {
                 return Ok(self.told().unwrap_or(Outcome::Done));
             }
             outcome => outcome?,
@@ -369,6 +397,8 @@ impl<B, T: Tree<B>, R: Recorder> Attempt<'_, B, T, R> {
             How::Resumed { before } => [premade, before.made],
             How::Again { told: Some(Outcome::Entry(entry)) }
             | How::Passed { told: Some(Outcome::Entry(entry)) } => [premade, Some(entry.node)],
+            // it was made, and removed
+            How::Passed { told: Some(Outcome::Removed { node, .. }) } => [premade, Some(*node)],
             How::Again { .. } | How::Passed { .. } => [premade, None],
         }
     }
@@ -386,7 +416,9 @@ impl<B, T: Tree<B>, R: Recorder> Attempt<'_, B, T, R> {
 
     /// The answer to what was carried out before.
     fn done_before(&self, now: &Seen) -> Result<Outcome, Refused> {
-        let told = self.told();
+        let removes =
+            matches!(self.change.mutation, Mutation::Unlink { .. } | Mutation::Rmdir { .. });
+        let told = self.told().filter(|told| removes || !matches!(told, Outcome::Removed { .. }));
         let before = match self.how {
             How::Resumed { before } => *before,
             How::First | How::Again { .. } | How::Passed { .. } | How::Refused(_) => *now,

@@ -32,7 +32,7 @@ use crate::proto::PeerMisbehaved;
 use crate::proto::redo::order::Order;
 use crate::wire::errno::Errno;
 use crate::wire::log::{
-    Change, Cursor, LogAck, LogEntry, Mutation, NodeRef, Outcome, Promise, Refused,
+    Change, Cursor, LogAck, LogEntry, Mutation, NodeRef, Outcome, Promise, Refused, Sent,
 };
 
 /// What an entry that is set aside costs beside its data, so that there is an end to those without.
@@ -476,6 +476,13 @@ impl<B: Clone + Default> Log<B> {
             }
             let passed = held.again && self.order.is_passed(seq);
             let (mut entry, body) = held.entry(seq, settled, passed);
+            if entry.sent != Sent::First
+                && let Some(node) = held.made_file()
+                && self.order.is_doomed(seq)
+            {
+                let told = Some(Outcome::Removed { node, linked: false });
+                entry.sent = Sent::Passed { told };
+            }
             self.order.settle_names(&mut entry.change.mutation);
             let body = if buried { B::default() } else { body };
             match &mut entry.change.mutation {

@@ -98,6 +98,7 @@ fn creation(exclusive: bool, premade: Option<NodeId>, how: &How, now: &Seen) -> 
         How::Resumed { before } => before.made,
         How::Again { told: Some(Outcome::Entry(entry)) }
         | How::Passed { told: Some(Outcome::Entry(entry)) } => Some(entry.node),
+        How::Again { told: Some(Outcome::Removed { node, .. }) } => Some(*node),
         How::Again { .. } | How::Passed { .. } | How::Refused(_) => None,
     };
     let before = match how {

@@ -57,6 +57,16 @@ impl<B> Held<B> {
         }
     }
 
+    /// The file that it made, as far as it is known.
+    pub(super) fn made_file(&self) -> Option<NodeId> {
+        let Life::Live(work) = &self.life else { return None };
+        match (work.told, &work.change.mutation) {
+            (Some(Outcome::Entry(entry)), Mutation::Create { .. }) => Some(entry.node),
+            (None, Mutation::Create { premade, .. }) => *premade,
+            _ => None,
+        }
+    }
+
     /// Nobody has been told what became of it.
     pub(super) fn is_untold(&self) -> bool {
         matches!(&self.life, Life::Live(work) if work.told.is_none())

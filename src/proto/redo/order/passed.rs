@@ -26,6 +26,22 @@ impl Order {
         }
     }
 
+    /// Whether the file that entry `seq` makes is only moved and then removed by later entries: if it
+    /// has no name, it needs none.
+    pub fn is_doomed(&self, seq: Seq) -> bool {
+        let node = self.canonical(NodeRef::MadeBy(seq));
+        let own = self.touches.get(&seq).is_some_and(|own| own.makes && own.linked.is_none());
+        let mut removed = false;
+        for later in self.later_touches(seq, node).filter_map(|later| self.touches.get(&later)) {
+            removed |= later.removes(node);
+            let exchanged = later.names.len() == 2 && later.names[0].2 != Holder::Nobody;
+            if later.makes || exchanged {
+                return false;
+            }
+        }
+        own && removed
+    }
+
     /// Whether two names are one node's.
     pub fn is_same(&self, one: NodeRef, other: NodeRef) -> bool {
         self.canonical(one) == self.canonical(other)
