@@ -463,7 +463,7 @@ impl World {
             match output {
                 applier::Output::Apply { seq, change, how, poisons, .. } => {
                     if let Some(record) = &mut self.record {
-                        record.intents.entry(seq).or_insert(Seen::default());
+                        record.intents.entry(seq).or_default();
                     }
                     let epochs = self.epochs;
                     self.running.push(Running { seq, change, how, poisons, epochs });
