@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::applier::{self, Applier};
-use super::execute::{How, Seen};
+use super::execute::How;
 use super::log::{self, Log};
 use super::record::{Header, Recovered};
 use crate::id::{ConnectionId, Epoch, NodeId, Seq, SessionId};
