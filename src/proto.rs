@@ -42,5 +42,4 @@ pub mod calls;
 pub mod lease;
 pub mod punch;
 pub mod redo;
-pub mod redo0;
 pub mod session;

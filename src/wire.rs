@@ -19,7 +19,6 @@ pub mod errno;
 pub mod frame;
 pub mod lease;
 pub mod log;
-pub mod log0;
 pub mod name;
 pub mod probe;
 pub mod rendezvous;

@@ -176,11 +176,12 @@ impl Core {
     pub(crate) fn connected(
         self: &Arc<Self>,
         connection: ConnectionId,
-        link: Link,
+        mut link: Link,
         grant: Grant,
     ) -> Result<(), PeerMisbehaved> {
         let mut inner = self.lock();
         inner.log.handle_connected(connection, &grant.cursor)?;
+        link.listen(self, connection);
         inner.link = Some(link);
         inner.view.state = "connected";
         inner.view.connection = connection;
@@ -203,8 +204,16 @@ impl Core {
     }
 
     /// The host said something about entries.
-    pub(crate) fn acknowledged(self: &Arc<Self>, ack: LogAck) -> Result<(), PeerMisbehaved> {
+    pub(crate) fn acknowledged(
+        self: &Arc<Self>,
+        connection: ConnectionId,
+        ack: LogAck,
+    ) -> Result<(), PeerMisbehaved> {
         let mut inner = self.lock();
+        // What an older connection still says is from before the cursor of the present one
+        if inner.view.connection != connection {
+            return Ok(());
+        }
         inner.log.handle_ack(ack)?;
         inner.pump(self);
         Ok(())

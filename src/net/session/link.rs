@@ -7,7 +7,7 @@ use quinn::{Connection, RecvStream, SendStream, VarInt};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
-use crate::id::RequestId;
+use crate::id::{ConnectionId, RequestId};
 use crate::net::session::core::Core;
 use crate::net::stream::{self, ReceiveError, SendError};
 use crate::wire::call::{Call, Reply};
@@ -27,6 +27,8 @@ pub(crate) struct Link {
     connection: Connection,
     control: mpsc::UnboundedSender<Shipment>,
     bulk: mpsc::UnboundedSender<Shipment>,
+    /// Where acknowledgements come from, until somebody listens.
+    receives: Vec<RecvStream>,
 }
 
 type Shipment = (LogEntry, Bytes);
@@ -43,10 +45,17 @@ pub(crate) enum LinkError {
 
 impl Link {
     /// Opens the lanes. They end with the connection.
-    pub(crate) async fn open(connection: Connection, core: &Arc<Core>) -> Result<Self, LinkError> {
-        let control = open_lane(&connection, core).await?;
-        let bulk = open_lane(&connection, core).await?;
-        Ok(Self { connection, control, bulk })
+    pub(crate) async fn open(connection: Connection) -> Result<Self, LinkError> {
+        let (control, first) = open_lane(&connection).await?;
+        let (bulk, second) = open_lane(&connection).await?;
+        Ok(Self { connection, control, bulk, receives: vec![first, second] })
+    }
+
+    /// Hands what the host says of entries to `core`.
+    pub(crate) fn listen(&mut self, core: &Arc<Core>, id: ConnectionId) {
+        for receive in self.receives.drain(..) {
+            tokio::spawn(read_lane(self.connection.clone(), id, receive, Arc::clone(core)));
+        }
     }
 
     /// Starts a call; its answer goes to `core`.
@@ -105,15 +114,13 @@ async fn exchange(
 
 async fn open_lane(
     connection: &Connection,
-    core: &Arc<Core>,
-) -> Result<mpsc::UnboundedSender<Shipment>, LinkError> {
+) -> Result<(mpsc::UnboundedSender<Shipment>, RecvStream), LinkError> {
     let (mut send, receive) = connection.open_bi().await?;
     // At once: the host has answers for a client that has nothing to send
     send.write_all(&[StreamKind::Log.to_byte()]).await.map_err(SendError::from)?;
     let (lane, shipments) = mpsc::unbounded_channel();
     tokio::spawn(write_lane(send, shipments));
-    tokio::spawn(read_lane(connection.clone(), receive, Arc::clone(core)));
-    Ok(lane)
+    Ok((lane, receive))
 }
 
 async fn write_lane(mut send: SendStream, mut shipments: mpsc::UnboundedReceiver<Shipment>) {
@@ -139,10 +146,15 @@ async fn write_lane(mut send: SendStream, mut shipments: mpsc::UnboundedReceiver
     }
 }
 
-async fn read_lane(connection: Connection, mut receive: RecvStream, core: Arc<Core>) {
+async fn read_lane(
+    connection: Connection,
+    id: ConnectionId,
+    mut receive: RecvStream,
+    core: Arc<Core>,
+) {
     loop {
         let misbehaved = match stream::receive::<LogAck>(&mut receive).await {
-            Ok((ack, _)) => match core.acknowledged(ack) {
+            Ok((ack, _)) => match core.acknowledged(id, ack) {
                 Ok(()) => continue,
                 Err(error) => error.to_string(),
             },

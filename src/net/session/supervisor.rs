@@ -342,9 +342,9 @@ impl Supervisor {
         let Some((_, connection)) = self.connection.clone() else {
             return;
         };
-        let (core, report) = (Arc::clone(&self.core), self.report.clone());
+        let report = self.report.clone();
         tokio::spawn(async move {
-            let linked: Result<Link, LinkError> = Link::open(connection.clone(), &core).await;
+            let linked: Result<Link, LinkError> = Link::open(connection.clone()).await;
             match linked {
                 Ok(link) => {
                     let _ = report.send(Progress::Linked(id, link, grant));

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::applier::{self, Applier};
-use super::execute::{How, Seen};
+use super::execute::How;
 use super::log::{self, Log};
 use super::record::{Header, Recovered};
 use crate::id::{ConnectionId, Epoch, NodeId, Seq, SessionId};
@@ -463,7 +463,7 @@ impl World {
             match output {
                 applier::Output::Apply { seq, change, how, poisons, .. } => {
                     if let Some(record) = &mut self.record {
-                        record.intents.entry(seq).or_insert(Seen::default());
+                        record.intents.entry(seq).or_default();
                     }
                     let epochs = self.epochs;
                     self.running.push(Running { seq, change, how, poisons, epochs });
