@@ -415,7 +415,10 @@ impl World {
         let Some(job) = process.jobs.get(&id).cloned() else { return };
         let redoing = |session: &Session| session.applier.is_redoing();
         let fetch = matches!(&job.what, Work::Call { call: Call::Fetch { .. }, .. });
-        if process.sessions.iter().any(|(&c, s)| redoing(s) && (c != job.client || fetch)) {
+        // what is done again waits for nobody, or two would wait for each other
+        let again = matches!(&job.what, Work::Entry { how, .. } if *how != How::First);
+        let others = |c: usize| c != job.client || fetch;
+        if !again && process.sessions.iter().any(|(&c, s)| redoing(s) && others(c)) {
             process.parked.push(id);
             return;
         }
