@@ -282,10 +282,9 @@ impl World {
     fn new_job(&mut self, client: usize, what: Work) -> u64 {
         let process = self.host.process.as_mut().expect("the host runs");
         process.next += 1;
-        process.jobs.insert(
-            process.next,
-            Job { client, uses: Vec::new(), reached: Epoch::default(), what },
-        );
+        process
+            .jobs
+            .insert(process.next, Job { client, uses: Vec::new(), reached: self.host.epoch, what });
         process.next
     }
 
@@ -416,7 +415,9 @@ impl World {
         let redoing = |session: &Session| session.applier.is_redoing();
         let fetch = matches!(&job.what, Work::Call { call: Call::Fetch { .. }, .. });
         // what is done again waits for nobody, or two would wait for each other
-        let again = matches!(&job.what, Work::Entry { how, .. } if *how != How::First);
+        let epoch = self.host.epoch;
+        let again = matches!(&job.what, Work::Entry { how, .. }
+            if *how != How::First || job.reached != epoch);
         let others = |c: usize| c != job.client || fetch;
         if !again && process.sessions.iter().any(|(&c, s)| redoing(s) && others(c)) {
             process.parked.push(id);
