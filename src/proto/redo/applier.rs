@@ -34,6 +34,8 @@ pub struct Applier<B, W> {
     known: bool,
     /// All entries up to here are applied.
     cursor: Seq,
+    /// Where it was at most, in any epoch.
+    reached: Seq,
     /// Entries beyond the cursor that are applied.
     ahead: BTreeSet<Seq>,
     stable: Seq,
@@ -157,6 +159,7 @@ impl<B, W> Applier<B, W> {
             epoch,
             known: false,
             cursor: begin,
+            reached: begin,
             ahead: BTreeSet::new(),
             stable: begin,
             waiting: BTreeMap::new(),
@@ -212,10 +215,15 @@ impl<B, W> Applier<B, W> {
     ) -> Result<(), PeerMisbehaved> {
         check(&entry)?;
         let seq = entry.seq;
-        if seq.0 > self.cursor.0.saturating_add(LOG_ENTRIES_UNAPPLIED_MAX as u64)
+        let window = LOG_ENTRIES_UNAPPLIED_MAX as u64;
+        if seq.0 > self.reached.0.saturating_add(window)
             || seq.0 > self.stable.0.saturating_add(SLOTS as u64)
         {
             return Err(PeerMisbehaved::Sequence);
+        }
+        if seq.0 > self.cursor.0.saturating_add(window) {
+            // it left before the client heard of the loss, and comes again
+            return Ok(());
         }
         if let Some(applied) = self.results.get(&seq) {
             let result = applied.result;
@@ -472,6 +480,7 @@ impl<B, W> Applier<B, W> {
     fn advance(&mut self) {
         while self.ahead.remove(&self.cursor.next()) {
             self.cursor = self.cursor.next();
+            self.reached = self.reached.max(self.cursor);
             self.sync.cover(self.results.get(&self.cursor).map_or(0, |applied| applied.bytes));
         }
         while let Some(oldest) = self.results.first_entry()

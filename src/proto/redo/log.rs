@@ -11,9 +11,9 @@
 //! A host that has forgotten takes every entry that is not stable back to *waiting*. What an
 //! application was told stays told: from then on the entry counts as accepted.
 //!
-//! An entry names all that it comes after and that is not stable, also what is applied: entries that
-//! are on their way while the host loses what it applied must not overtake what comes again. What is
-//! stable and not answered is named too: it may have been refused.
+//! An entry names all that it comes after and that is not stable, also what is applied: entries
+//! that are on their way while the host loses what it applied must not overtake what comes again.
+//! What is stable and not answered is named too: it may have been refused.
 
 mod answer;
 mod held;
@@ -95,8 +95,8 @@ pub enum Output<B> {
         /// What the host said, or why it cannot say any more.
         result: Result<Outcome, Errno>,
     },
-    /// An accepted entry failed, or comes after one that did: it is kept aside, and does not hold up
-    /// the log.
+    /// An accepted entry failed, or comes after one that did: it is kept aside, and does not hold
+    /// up the log.
     Aside {
         /// Which.
         seq: Seq,
@@ -111,8 +111,8 @@ pub enum Output<B> {
         /// What came of it.
         outcome: Outcome,
     },
-    /// A node that an application knows had to be made again after a crash of the host's machine, or
-    /// is not the pre-made one under which it was accepted.
+    /// A node that an application knows had to be made again after a crash of the host's machine,
+    /// or is not the pre-made one under which it was accepted.
     Remade {
         /// The entry that made it.
         seq: Seq,
@@ -169,9 +169,9 @@ impl<B: Clone + Default> Log<B> {
     }
 
     /// Numbers a change with `bytes` bytes of data; it is shipped when a connection is up and no
-    /// more than 1,024 numbers and 32 MiB are on their way. Where it touches what was set aside, it is set aside
-    /// too (accepted) or fails with EIO (awaited). One that comes after more than 8 others takes
-    /// further numbers, before its own, that nobody hears of.
+    /// more than 1,024 numbers and 32 MiB are on their way. Where it touches what was set aside,
+    /// it is set aside too (accepted) or fails with EIO (awaited). One that comes after more than
+    /// 8 others takes further numbers, before its own, that nobody hears of.
     pub fn append(&mut self, mut change: Change, body: B, bytes: usize, promise: Promise) -> Seq {
         if self.link == Link::Ended {
             self.last = self.last.next();
@@ -293,8 +293,8 @@ impl<B: Clone + Default> Log<B> {
     ///
     /// # Errors
     ///
-    /// [`PeerMisbehaved::Unasked`] for an entry that was never shipped, [`PeerMisbehaved::Sequence`]
-    /// for the loss of one that was stable.
+    /// [`PeerMisbehaved::Unasked`] for an entry that was never shipped,
+    /// [`PeerMisbehaved::Sequence`] for the loss of one that was stable.
     pub fn handle_ack(&mut self, ack: LogAck) -> Result<(), PeerMisbehaved> {
         let (LogAck::Applied { seq, .. }
         | LogAck::Stable { upto: seq }
@@ -510,8 +510,8 @@ impl<B: Clone + Default> Log<B> {
         })
     }
 
-    /// All entries up to `upto` are on the host's disk. What has no answer yet stays until it comes,
-    /// but is never shipped again.
+    /// All entries up to `upto` are on the host's disk. What has no answer yet stays until it
+    /// comes, but is never shipped again.
     fn advance(&mut self, upto: Seq) {
         if upto <= self.stable {
             return;

@@ -289,8 +289,8 @@ impl Order {
         }
     }
 
-    /// All entries up to `upto` are stable, and it is known what came of them: they need no order any
-    /// more.
+    /// All entries up to `upto` are stable, and it is known what came of them: they need no order
+    /// any more.
     pub fn handle_stable(&mut self, upto: Seq) {
         if upto <= self.stable {
             return;

@@ -106,8 +106,8 @@ impl<B: Clone + Default> Log<B> {
         }
     }
 
-    /// What has no answer and comes after an entry that is out goes the same way, as on the host. It
-    /// must not wait for the host to say so: another epoch's host would not know.
+    /// What has no answer and comes after an entry that is out goes the same way, as on the host.
+    /// It must not wait for the host to say so: another epoch's host would not know.
     fn set_aside_after(&mut self, seq: Seq, because: Seq) {
         self.order.cut(seq);
         let mut out = BTreeSet::from([seq]);

@@ -100,3 +100,38 @@ fn a_failed_awaited_entry_holds_up_nothing() {
     assert_eq!(client.after(failed), [first]);
     assert_eq!(client.after(later), [failed], "so that the order stays");
 }
+
+#[test]
+fn regression_what_comes_after_a_stable_entry_without_an_answer_says_so() {
+    let mut client = Client::up();
+    let unheard = client.accept(write(node(5)));
+    let before = client.accept(write(node(5)));
+    client.lose();
+    client.takes();
+    let (applied, stable) = (Seq(unheard), Seq(unheard));
+    let cursor = Cursor { epoch: EPOCH, known: true, applied, stable, ahead: Vec::new() };
+    client.connect_at(&cursor).unwrap();
+    assert_eq!(client.after(before), [unheard]);
+    let later = client.accept(set_attr(node(5)));
+    assert_eq!(client.after(later), [before]);
+    client.ack(unheard, refused(Errno::EIO));
+    assert_eq!(client.aside(), [unheard, before, later], "it had failed");
+}
+
+#[test]
+fn data_that_is_redone_does_not_flood_the_host() {
+    let mut client = Client::up();
+    let half = LOG_BYTES_UNAPPLIED_MAX / 2;
+    for each in 1..=4 {
+        let change = Change::new(write(node(each)));
+        client.log.append(change, 0, half, Promise::Accepted);
+        client.drain();
+        client.done([each]);
+    }
+    client.lose();
+    client.takes();
+    client.connect(OTHER, false, 0);
+    assert_eq!(client.takes().len(), 2);
+    client.done([1]);
+    assert_eq!(client.takes().len(), 1);
+}
