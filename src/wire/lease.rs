@@ -147,7 +147,7 @@ pub enum LeaseRequest {
         /// The file, the owner, the bytes and the family; the kind does not matter.
         lock: Lock,
     },
-    /// The lock that is waited for is no longer wanted.
+    /// The lock that is waited for is no longer wanted. -> [`Notice::Locked`]
     CancelLock {
         /// The one that asked.
         request: RequestId,
@@ -230,7 +230,7 @@ pub enum Notice {
     Locked {
         /// Which request is answered.
         request: RequestId,
-        /// EAGAIN: somebody else has it.
+        /// EAGAIN: somebody else has it. EINTR: it was cancelled, unless this was answered before.
         result: Result<(), Errno>,
     },
     /// Nodes that wait for a name: an entry that creates may take one.

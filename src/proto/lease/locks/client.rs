@@ -16,13 +16,15 @@ const UNPROVEN_MAX: usize = 256;
 /// The locks of one client.
 ///
 /// Unlocking is not answered. So the owners that unlocked are remembered until the host has answered
-/// something later, and on the next connection whatever they do not hold is unlocked again.
+/// something later, and on the next connection they are set to what they hold.
 #[derive(Debug, Default)]
 pub struct Locks {
     held: BTreeMap<Key, Ranges>,
     asked: BTreeMap<RequestId, Asked>,
-    /// Asked for again, without an answer.
+    /// Asked for again, without an answer: after a restart, and after a lock that nobody wanted may
+    /// have replaced them.
     reclaiming: Vec<Lock>,
+    restoring: BTreeMap<RequestId, Lock>,
     broken: BTreeSet<HandleId>,
     /// Since the host was last asked how far it is, and before.
     unproven: BTreeSet<Key>,
@@ -36,10 +38,16 @@ type Key = (NodeId, LockFamily, u64);
 
 #[derive(Clone, Copy, Debug)]
 struct Asked {
+    /// What whoever asked knows it by.
+    request: RequestId,
     lock: Lock,
     wait: bool,
     /// Nobody waits for it.
     cancelled: bool,
+    /// Bytes of it were let go after it was sent: nobody here knows what the host did first.
+    crossed: bool,
+    /// The host may have given it before.
+    again: bool,
 }
 
 /// What the client's driver is to do.
@@ -79,16 +87,15 @@ fn nothing() -> Lock {
 impl Locks {
     /// Asks for a lock.
     pub fn lock(&mut self, lock: Lock, wait: bool) -> RequestId {
-        self.newest += 1;
-        let request = RequestId(self.newest);
+        let request = self.number();
         let lock = normal(lock);
         if self.count() >= LOCKS_MAX {
             let result = Err(Errno::ENOLCK);
             self.outputs.push_back(ClientOutput::Locked { request, result });
             return request;
         }
-        self.asked.insert(request, Asked { lock, wait, cancelled: false });
-        self.send(LeaseRequest::Lock { request, lock, wait });
+        let (cancelled, crossed, again) = (false, false, false);
+        self.ask(request, Asked { request, lock, wait, cancelled, crossed, again });
         request
     }
 
@@ -107,6 +114,7 @@ impl Locks {
             }
         }
         self.unproven.insert(key);
+        self.cross(&lock);
         self.send(LeaseRequest::Unlock { lock });
         if self.unproven.len() >= UNPROVEN_MAX && self.asked_about.is_none() {
             self.ask_how_far();
@@ -116,9 +124,12 @@ impl Locks {
     /// Nobody waits for the lock any longer. If it comes all the same it is let go, and what the
     /// owner had of its bytes before is asked for again.
     pub fn cancel(&mut self, request: RequestId) {
-        if let Some(asked) = self.asked.get_mut(&request) {
+        let mut asked = self.asked.iter_mut();
+        if let Some((&number, asked)) =
+            asked.find(|(_, asked)| asked.request == request && !asked.cancelled)
+        {
             asked.cancelled = true;
-            self.send(LeaseRequest::CancelLock { request });
+            self.send(LeaseRequest::CancelLock { request: number });
         }
     }
 
@@ -135,9 +146,9 @@ impl Locks {
         }
         let asked: Vec<RequestId> = self
             .asked
-            .iter()
-            .filter(|(_, asked)| asked.lock.handle == handle)
-            .map(|(&request, _)| request)
+            .values()
+            .filter(|asked| asked.lock.handle == handle && !asked.cancelled)
+            .map(|asked| asked.request)
             .collect();
         for request in asked {
             self.cancel(request);
@@ -157,24 +168,26 @@ impl Locks {
             let locks = batch.to_vec();
             self.outputs.push_back(ClientOutput::Send(LeaseRequest::ReclaimLocks { locks }));
         }
+        self.restoring.clear();
         let mut unproven = self.asked_about.take().unwrap_or_default();
         unproven.append(&mut self.unproven);
         for &key in &unproven {
-            self.unlock_gaps(key);
+            self.let_go(&Self::whole(key));
         }
         if !unproven.is_empty() {
-            self.unproven = unproven;
             self.ask_how_far();
         }
-        // the host may have forgotten what was cancelled, or given it
-        let asked: Vec<(RequestId, Asked)> = self.asked.iter().map(|(&r, &a)| (r, a)).collect();
-        for (request, Asked { lock, wait, cancelled }) in asked {
-            if cancelled {
-                self.asked.remove(&request);
-                self.send(LeaseRequest::CancelLock { request });
-                self.let_go(&lock);
-            } else {
-                self.send(LeaseRequest::Lock { request, lock, wait });
+        // under another number: an answer to the old one may be on its way already, and must not be
+        // taken for one to what is asked now
+        for (number, asked) in std::mem::take(&mut self.asked) {
+            let asked = Asked { again: !restarted, ..asked };
+            if !restarted {
+                self.send(LeaseRequest::CancelLock { request: number });
+                self.asked.insert(number, Asked { cancelled: true, ..asked });
+            }
+            if !asked.cancelled {
+                let number = self.number();
+                self.ask(number, asked);
             }
         }
     }
@@ -213,42 +226,78 @@ impl Locks {
         self.outputs.push_back(ClientOutput::Send(request));
     }
 
+    fn number(&mut self) -> RequestId {
+        self.newest += 1;
+        RequestId(self.newest)
+    }
+
+    fn ask(&mut self, number: RequestId, asked: Asked) {
+        self.asked.insert(number, asked);
+        let Asked { lock, wait, .. } = asked;
+        self.send(LeaseRequest::Lock { request: number, lock, wait });
+    }
+
     fn locked(
         &mut self,
-        request: RequestId,
+        number: RequestId,
         result: Result<(), Errno>,
     ) -> Result<(), PeerMisbehaved> {
-        if request.0 > self.newest {
+        if number.0 > self.newest {
             return Err(PeerMisbehaved::Unasked);
         }
-        let Some(asked) = self.asked.remove(&request) else {
+        if let Some(lock) = self.restoring.remove(&number)
+            && result.is_err()
+        {
+            // somebody was quicker
+            self.unlock(lock);
+            self.break_handle(lock.handle);
+        }
+        let Some(asked) = self.asked.remove(&number) else {
             return Ok(());
         };
         match (asked.cancelled, result) {
-            (true, Ok(())) => self.let_go(&asked.lock),
-            (true, Err(_)) => {}
+            (true, Err(_)) if !asked.again => {}
+            (true, _) => self.let_go(&asked.lock),
+            (false, Ok(())) if asked.crossed => {
+                // asks again: that comes after what was let go, for both
+                let number = self.number();
+                self.ask(number, Asked { crossed: false, again: true, ..asked });
+            }
             (false, result) => {
-                if result.is_ok() {
+                if result.is_err() && asked.again {
+                    self.let_go(&asked.lock);
+                } else if result.is_ok() {
                     self.held.entry(key(&asked.lock)).or_default().insert(asked.lock);
                 }
+                let request = asked.request;
                 self.outputs.push_back(ClientOutput::Locked { request, result });
             }
         }
         Ok(())
     }
 
+    /// Bytes are let go while requests of their owner are on the way.
+    fn cross(&mut self, lock: &Lock) {
+        let asked = self.asked.values_mut();
+        for asked in asked.filter(|asked| key(&asked.lock) == key(lock)) {
+            asked.crossed |= overlap(&asked.lock, lock);
+        }
+    }
+
     /// The host may have given a lock that nobody wants: unlocks it, and asks for what it replaced.
     fn let_go(&mut self, lock: &Lock) {
-        let held = self.held.get(&key(lock)).cloned().unwrap_or_default();
         self.unproven.insert(key(lock));
+        self.cross(lock);
+        let held = self.held.get(&key(lock)).cloned().unwrap_or_default();
         for gap in held.gaps(lock) {
             self.send(LeaseRequest::Unlock { lock: gap });
         }
         for own in held.iter().filter(|own| overlap(own, lock)) {
-            // the owner has at least this: the host's kernel only makes it less
-            self.newest += 1;
-            let request = RequestId(self.newest);
-            self.send(LeaseRequest::Lock { request, lock: *own, wait: false });
+            let request = self.number();
+            let (start, end) = (own.start.max(lock.start), own.end.min(lock.end));
+            let lock = Lock { start, end, ..*own };
+            self.restoring.insert(request, lock);
+            self.send(LeaseRequest::Lock { request, lock, wait: false });
         }
     }
 
@@ -286,12 +335,22 @@ impl Locks {
         self.send(LeaseRequest::ReclaimLocks { locks: vec![nothing()] });
     }
 
-    fn unlock_gaps(&mut self, key: Key) {
+    /// All bytes of an owner, on its file.
+    fn whole(key: Key) -> Lock {
         let (node, family, owner) = key;
-        let all = Lock { node, family, owner, start: 0, end: u64::MAX, ..nothing() };
-        let held = self.held.get(&key).cloned().unwrap_or_default();
-        for lock in held.gaps(&all) {
-            self.send(LeaseRequest::Unlock { lock });
-        }
+        Lock { node, family, owner, start: 0, end: u64::MAX, ..nothing() }
+    }
+}
+
+#[cfg(test)]
+impl Locks {
+    pub(in super::super) fn held_by(
+        &self,
+        node: NodeId,
+        family: LockFamily,
+        owner: u64,
+    ) -> Vec<Lock> {
+        let held = self.held.get(&(node, family, owner));
+        held.into_iter().flat_map(Ranges::iter).copied().collect()
     }
 }

@@ -166,6 +166,9 @@ impl Table {
                     asked.session == session
                         && matches!(asked.what, What::Lock { request: r, .. } if r == request)
                 });
+                // so that the client knows that it has arrived
+                let result = Err(Errno::EINTR);
+                self.send(session, Notice::Locked { request, result });
                 Ok(())
             }
             LeaseRequest::ReclaimLocks { locks } => self.reclaim(session, locks),
@@ -445,5 +448,15 @@ impl Table {
 
     fn send(&mut self, session: SessionId, notice: Notice) {
         self.outputs.push_back(Output::Send { session, notice });
+    }
+}
+
+#[cfg(test)]
+impl Table {
+    /// What the owner of a lock holds.
+    pub(in super::super) fn given_to(&self, session: SessionId, lock: &Lock) -> Vec<Lock> {
+        let file = self.files.get(&(lock.node, lock.family));
+        let held = file.and_then(|file| file.held.get(&(session, lock.owner)));
+        held.into_iter().flat_map(Ranges::iter).copied().collect()
     }
 }
