@@ -65,6 +65,7 @@ struct Job {
     what: Work,
 }
 
+#[expect(clippy::large_enum_variant, reason = "a simulation moves few of them")]
 #[derive(Clone, Debug)]
 enum Work {
     Entry { seq: Seq, change: Change, body: Body, how: How, poisons: bool },

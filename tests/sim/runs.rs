@@ -54,10 +54,10 @@ fn one_client_loses_nothing() {
 
 #[test]
 fn clients_agree_under_leases() {
-    run_seeds("clients_agree_under_leases", 5_000, Config::calm());
+    run_seeds("clients_agree_under_leases", 6_000, Config::calm());
 }
 
 #[test]
 fn clients_agree_again_after_faults() {
-    run_seeds("clients_agree_again_after_faults", 5_000, Config::leased());
+    run_seeds("clients_agree_again_after_faults", 4_000, Config::leased());
 }
