@@ -284,8 +284,8 @@ impl<B, T: Tree<B>, R: Recorder> Attempt<'_, B, T, R> {
                 let (parent, name) = (*new_parent, new_name.clone());
                 change.mutation = Mutation::Unlink { parent, name, occupant: Occupant::Any };
             }
-            // it has moved, and a link to the old name was made again: a rename between two names of
-            // one node does nothing
+            // it has moved, and a link to the old name was made again: a rename between two names
+            // of one node does nothing
             Mutation::Rename { parent, name, new_parent, new_name, new_occupant, mode, .. }
                 if *mode != RenameMode::Exchange
                     && (&*parent, &*name) != (&*new_parent, &*new_name)
