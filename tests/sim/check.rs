@@ -71,7 +71,8 @@ impl World {
         for (other, side) in self.clients.iter().enumerate().filter(|(other, _)| *other != client) {
             let told = side.told.iter().map(|(seq, mutation)| (*seq, mutation));
             let accepted = side.accepted.iter().map(|(seq, change)| (*seq, &change.mutation));
-            for (seq, mutation) in accepted.chain(told) {
+            let waiting = side.waiting.iter().map(|(seq, change)| (*seq, &change.mutation));
+            for (seq, mutation) in accepted.chain(told).chain(waiting) {
                 let done = seq <= side.log.stable().0 || self.executed.contains(&(other, seq));
                 if !done && self.model.concerns(mutation, own) {
                     pending.push(mutation.clone());

@@ -518,8 +518,8 @@ impl World {
 }
 
 impl Client {
-    /// Whether somebody waits for a change of names in the same directory: the kernel lets one after
-    /// the other through.
+    /// Whether somebody waits for a change of names in the same directory: the kernel lets one
+    /// after the other through.
     pub(crate) fn is_locked(&self, mutation: &Mutation) -> bool {
         let parents = |mutation: &Mutation| super::model::names(mutation).into_iter().map(|n| n.0);
         let mine: Vec<NodeId> = parents(mutation).collect();

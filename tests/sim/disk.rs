@@ -1,7 +1,7 @@
 //! The host's disk: what the page cache shows, what would survive, and the steps between the two.
 //!
-//! A crash of the machine keeps any prefix of the steps on names and attributes since the last sync,
-//! and any subset of the words written. A kill of the process keeps everything.
+//! A crash of the machine keeps any prefix of the steps on names and attributes since the last
+//! sync, and any subset of the words written. A kill of the process keeps everything.
 
 use p2pfs::id::NodeId;
 use p2pfs::wire::errno::Errno;

@@ -65,6 +65,7 @@ struct Job {
     what: Work,
 }
 
+#[expect(clippy::large_enum_variant, reason = "a simulation moves few of them")]
 #[derive(Clone, Debug)]
 enum Work {
     Entry { seq: Seq, change: Change, body: Body, how: How, poisons: bool },
@@ -282,10 +283,9 @@ impl World {
     fn new_job(&mut self, client: usize, what: Work) -> u64 {
         let process = self.host.process.as_mut().expect("the host runs");
         process.next += 1;
-        process.jobs.insert(
-            process.next,
-            Job { client, uses: Vec::new(), reached: Epoch::default(), what },
-        );
+        process
+            .jobs
+            .insert(process.next, Job { client, uses: Vec::new(), reached: self.host.epoch, what });
         process.next
     }
 
@@ -415,7 +415,12 @@ impl World {
         let Some(job) = process.jobs.get(&id).cloned() else { return };
         let redoing = |session: &Session| session.applier.is_redoing();
         let fetch = matches!(&job.what, Work::Call { call: Call::Fetch { .. }, .. });
-        if process.sessions.iter().any(|(&c, s)| redoing(s) && (c != job.client || fetch)) {
+        // what is done again waits for nobody, or two would wait for each other
+        let epoch = self.host.epoch;
+        let again = matches!(&job.what, Work::Entry { how, .. }
+            if *how != How::First || job.reached != epoch);
+        let others = |c: usize| c != job.client || fetch;
+        if !again && process.sessions.iter().any(|(&c, s)| redoing(s) && others(c)) {
             process.parked.push(id);
             return;
         }

@@ -14,6 +14,7 @@ use super::dice::Dice;
 use super::posix::{Body, Node};
 
 /// What a client sends.
+#[expect(clippy::large_enum_variant, reason = "a simulation moves few of them")]
 #[derive(Clone, Debug)]
 pub(crate) enum Up {
     /// The first on every connection.
@@ -85,6 +86,7 @@ pub(crate) enum Lane {
     Notices,
 }
 
+#[expect(clippy::large_enum_variant, reason = "a simulation moves few of them")]
 #[derive(Clone, Debug)]
 pub(crate) enum Frame {
     Up(Up),

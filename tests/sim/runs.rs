@@ -37,6 +37,16 @@ fn run_seeds(test: &str, seeds: u64, config: Config) {
     println!("{test}: {runs} seeds, {ops} operations, {steps} steps\n{}", counts.table());
 }
 
+/// So many operations, over as many runs as it takes: `P2PFS_OPS=10000000`.
+#[test]
+#[ignore = "runs for minutes"]
+fn many_operations() {
+    let wanted = number("P2PFS_OPS").unwrap_or(1_000_000);
+    let each = |config: Config| wanted / 2 / config.ops;
+    run_seeds("one_client_loses_nothing", each(Config::alone()), Config::alone());
+    run_seeds("clients_agree_under_leases", each(Config::calm()), Config::calm());
+}
+
 #[test]
 fn one_client_loses_nothing() {
     run_seeds("one_client_loses_nothing", 10_000, Config::alone());
@@ -44,10 +54,10 @@ fn one_client_loses_nothing() {
 
 #[test]
 fn clients_agree_under_leases() {
-    run_seeds("clients_agree_under_leases", 5_000, Config::calm());
+    run_seeds("clients_agree_under_leases", 6_000, Config::calm());
 }
 
 #[test]
 fn clients_agree_again_after_faults() {
-    run_seeds("clients_agree_again_after_faults", 5_000, Config::leased());
+    run_seeds("clients_agree_again_after_faults", 4_000, Config::leased());
 }

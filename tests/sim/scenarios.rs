@@ -25,8 +25,8 @@ fn a_save_that_is_done_again_does_not_move_the_next_ones_file() {
 }
 
 /// Saves of one document, all still on the way to the disk: what the first save left was removed by
-/// the second one. Without [`p2pfs::wire::log::Sent::Passed`] the first entry is a conflict, and all
-/// that comes after it is set aside.
+/// the second one. Without [`p2pfs::wire::log::Sent::Passed`] the first entry is a conflict, and
+/// all that comes after it is set aside.
 #[test]
 fn regression_saves_whose_files_were_replaced_since_are_no_conflict() {
     let mut script = Script::new();
@@ -58,8 +58,8 @@ fn regression_a_lock_file_that_comes_and_goes_is_no_conflict() {
     assert!(script.asides().is_empty(), "{:?}", script.asides());
 }
 
-/// An unlink was applied, but not acknowledged, and a process has made the name anew. By name alone,
-/// the unlink that is done again deletes the newcomer.
+/// An unlink was applied, but not acknowledged, and a process has made the name anew. By name
+/// alone, the unlink that is done again deletes the newcomer.
 #[test]
 fn an_unlink_that_is_done_again_spares_a_newcomer() {
     let mut script = Script::new();

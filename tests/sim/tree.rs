@@ -157,8 +157,9 @@ impl Tree<Body> for View<'_> {
         seen: &Seen,
     ) -> Result<Outcome, Errno> {
         self.step()?;
-        if let (Mutation::Create { mode, exclusive: true, .. }, Some(node)) =
+        if let (Mutation::Create { mode, exclusive, premade, .. }, Some(node)) =
             (&change.mutation, seen.made)
+            && (*exclusive || premade.is_some())
         {
             self.host.disk.borrow_mut().finish(node, *mode);
         }

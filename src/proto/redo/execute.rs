@@ -89,8 +89,9 @@ pub trait Tree<B> {
     fn perform(&self, seq: Seq, change: &Change, body: &B, seen: &Seen) -> Result<Outcome, Errno>;
 
     /// What the answer would have been, for a change that was carried out before; opens what the
-    /// change opens. `seen` tells whom it concerned: `made` is the node that it created, `name` who
-    /// had the name.
+    /// change opens. A file that it made, and that has no name, is given the mode that it was made
+    /// with: it may never have got so far. `seen` tells whom it concerned: `made` is the node that
+    /// it created, `name` who had the name.
     ///
     /// # Errors
     ///
@@ -283,8 +284,8 @@ impl<B, T: Tree<B>, R: Recorder> Attempt<'_, B, T, R> {
                 let (parent, name) = (*new_parent, new_name.clone());
                 change.mutation = Mutation::Unlink { parent, name, occupant: Occupant::Any };
             }
-            // it has moved, and a link to the old name was made again: a rename between two names of
-            // one node does nothing
+            // it has moved, and a link to the old name was made again: a rename between two names
+            // of one node does nothing
             Mutation::Rename { parent, name, new_parent, new_name, new_occupant, mode, .. }
                 if *mode != RenameMode::Exchange
                     && (&*parent, &*name) != (&*new_parent, &*new_name)

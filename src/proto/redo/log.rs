@@ -510,8 +510,8 @@ impl<B: Clone + Default> Log<B> {
         })
     }
 
-    /// All entries up to `upto` are on the host's disk. What has no answer yet stays until it comes,
-    /// but is never shipped again.
+    /// All entries up to `upto` are on the host's disk. What has no answer yet stays until it
+    /// comes, but is never shipped again.
     fn advance(&mut self, upto: Seq) {
         if upto <= self.stable {
             return;

@@ -11,8 +11,8 @@ use crate::wire::name::Name;
 pub(super) struct Known {
     /// Oldest first.
     pub(super) touched: VecDeque<Seq>,
-    /// Two nodes turned out to be this one: the last that touched each, which do not come after each
-    /// other.
+    /// Two nodes turned out to be this one: the last that touched each, which do not come after
+    /// each other.
     pub(super) ends: BTreeSet<Seq>,
     /// The last one that removes this directory, or tries.
     pub(super) emptied: Option<Seq>,

@@ -26,8 +26,8 @@ impl Order {
         }
     }
 
-    /// Whether the file that entry `seq` makes is only moved and then removed by later entries: if it
-    /// has no name, it needs none.
+    /// Whether the file that entry `seq` makes is only moved and then removed by later entries: if
+    /// it has no name, it needs none.
     pub fn is_doomed(&self, seq: Seq) -> bool {
         let node = self.canonical(NodeRef::MadeBy(seq));
         let own = self.touches.get(&seq).is_some_and(|own| own.makes && own.linked.is_none());

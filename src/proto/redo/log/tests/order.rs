@@ -97,7 +97,8 @@ fn a_link_and_an_open_of_what_is_there_lead_to_the_same_node() {
     let opened = client.wait(create("a"));
     client.ack(opened, made(5));
     let through = client.accept(write(NodeRef::MadeBy(Seq(opened))));
-    assert_eq!(client.after(through), [linked, opened], "neither of them came after the other");
+    let both = [linked, opened];
+    assert_eq!(client.after(through), both, "the two knew nothing of each other");
     assert_eq!(client.mutation(through), write(node(5)), "it was there before");
 }
 
