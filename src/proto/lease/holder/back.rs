@@ -172,7 +172,7 @@ impl Holder {
         self.returned.push_back(Returned { proof: self.term.next(), lease, keep });
         if self.link == Link::Up {
             self.send(LeaseRequest::Return { lease, keep });
-            if self.returned.len() % UNPROVEN == 0 {
+            if self.returned.len().is_multiple_of(UNPROVEN) {
                 self.renew(now);
             }
         }
