@@ -26,7 +26,9 @@
 //! Recalls are said again on the next connection, and so are ends of leases
 //! ([`Notice::Changed`], [`Notice::Void`]) until the holder has confirmed them by a
 //! [`LeaseRequest::Return`] of the number that they name. The number that a `Void` names is no
-//! lease's, so that its return can mean nothing else.
+//! lease's, so that its return can mean nothing else. Until then, or the end of its term, what the
+//! holder may still believe in keeps others from *leases*, though not from uses: so no two holders
+//! ever believe in what excludes each other, and no restart of the host finds two that do.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
@@ -146,8 +148,8 @@ impl<T> Grantor<T> {
             standing: known.void.is_none(),
         }];
         notices.extend(known.void.map(|upto| Notice::Void { upto }));
-        let changed = known.changed.iter();
-        notices.extend(changed.map(|(&lease, &node)| Notice::Changed { lease, node }));
+        let changed = known.ended.iter().filter(|(lease, _)| Some(**lease) > known.void);
+        notices.extend(changed.map(|(&lease, ended)| Notice::Changed { lease, node: ended.node }));
         notices.extend(known.recalls.iter().filter_map(|&(_, lease)| {
             let keep = known.leases.get(&lease)?.recall?.keep;
             Some(Notice::Recall { lease, keep })

@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
-use crate::id::{NodeId, SessionId};
+use crate::id::{LeaseId, NodeId, SessionId};
 use crate::limits::LEASES_MAX;
 use crate::wire::lease::{LeaseKind, Notice};
 
+use super::state::{Ended, Held};
 use super::{Grantor, User};
 
 impl<T> Grantor<T> {
@@ -38,10 +39,9 @@ impl<T> Grantor<T> {
         };
         known.expires = None;
         known.recalls.clear();
-        if known.leases.is_empty() && known.changed.is_empty() {
+        if known.leases.is_empty() && known.ended.is_empty() {
             return free;
         }
-        known.changed.clear();
         for (lease, held) in std::mem::take(&mut known.leases) {
             let node = self.nodes.entry(held.node).or_default();
             node.leases.remove(&(session, lease));
@@ -63,6 +63,7 @@ impl<T> Grantor<T> {
         let upto = known.number();
         known.void = Some(upto);
         self.notify(session, Notice::Void { upto });
+        self.confirm(session, |_| true);
         free
     }
 
@@ -75,14 +76,21 @@ impl<T> Grantor<T> {
         let leases = node.leases.clone();
         self.overtake(id, User::Process);
         for (session, lease) in leases {
-            self.remove(session, lease);
-            let Some(known) = self.sessions.get_mut(&session) else {
-                continue;
-            };
-            known.changed.insert(lease, id);
+            self.end(session, lease);
             self.notify(session, Notice::Changed { lease, node: id });
         }
         self.retry(id, now);
+    }
+
+    /// A lease is over before its holder knows it.
+    fn end(&mut self, session: SessionId, lease: LeaseId) {
+        let Some(Held { node, kind, .. }) = self.remove(session, lease) else {
+            return;
+        };
+        if let Some(known) = self.sessions.get_mut(&session) {
+            known.ended.insert(lease, Ended { node, kind });
+            self.nodes.entry(node).or_default().ended.insert((session, lease));
+        }
     }
 
     /// Nobody knows what has changed.
@@ -91,7 +99,6 @@ impl<T> Grantor<T> {
         for id in nodes {
             if let Some(node) = self.nodes.get_mut(&id) {
                 node.taint(None);
-                node.leases.clear();
             }
             self.overtake(id, User::Process);
         }
@@ -100,14 +107,15 @@ impl<T> Grantor<T> {
             let Some(known) = self.sessions.get_mut(&session) else {
                 continue;
             };
-            if known.leases.is_empty() && known.changed.is_empty() {
+            if known.leases.is_empty() {
                 continue;
             }
-            known.leases.clear();
-            known.changed.clear();
-            known.recalls.clear();
             let upto = known.number();
             known.void = Some(upto);
+            let leases: Vec<LeaseId> = known.leases.keys().copied().collect();
+            for lease in leases {
+                self.end(session, lease);
+            }
             self.notify(session, Notice::Void { upto });
         }
         self.retry_all(now);
@@ -126,14 +134,16 @@ impl<T> Grantor<T> {
             return;
         };
         let held = known.leases.values().map(|held| held.node);
+        let ended = known.ended.values().map(|ended| ended.node);
         let claimed = known.claims.values().map(|claim| claim.lease.node);
         let nodes: BTreeSet<NodeId> =
-            held.chain(claimed).chain(known.lapsed.values().copied()).collect();
+            held.chain(claimed).chain(known.lapsed.values().copied()).chain(ended).collect();
         for id in nodes {
             if let Some(node) = self.nodes.get_mut(&id) {
                 node.leases.retain(|(holder, _)| *holder != session);
                 node.lapsed.retain(|(holder, _)| *holder != session);
                 node.claims.retain(|(holder, _)| *holder != session);
+                node.ended.retain(|(holder, _)| *holder != session);
             }
             self.retry(id, now);
         }

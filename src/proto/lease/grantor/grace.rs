@@ -148,7 +148,7 @@ impl<T> Grantor<T> {
             self.notify(session, Notice::Reclaimed { lease: id, held: true });
         } else if known.claims.contains_key(&id) {
             // it is being compared: the answer comes then
-        } else if conflicts || known.lapsed.contains_key(&id) || known.changed.contains_key(&id) {
+        } else if conflicts || known.lapsed.contains_key(&id) || known.ended.contains_key(&id) {
             self.notify(session, Notice::Reclaimed { lease: id, held: false });
         } else {
             known.claims.insert(id, claim);

@@ -128,15 +128,18 @@ impl<T> Grantor<T> {
             && !self.lease_forbids(session, id, kind)
     }
 
-    /// Whether another session has a lease that this one excludes, or a claim of one.
+    /// Whether another session has a lease that this one excludes, or may believe so.
     pub(super) fn lease_forbids(&self, session: SessionId, id: NodeId, kind: LeaseKind) -> bool {
-        let leases = self.nodes.get(&id).into_iter().flat_map(|node| &node.leases);
-        leases.filter(|(holder, _)| *holder != session).any(|(holder, lease)| {
-            let other = self.sessions.get(holder).and_then(|other| other.leases.get(lease));
-            other.is_some_and(|other| {
-                kind == LeaseKind::Exclusive || other.kind == LeaseKind::Exclusive
-            })
-        })
+        let Some(node) = self.nodes.get(&id) else {
+            return false;
+        };
+        let others = node.leases.iter().chain(&node.ended).filter(|(other, _)| *other != session);
+        let mut kinds = others.filter_map(|(other, lease)| {
+            let other = self.sessions.get(other)?;
+            let held = other.leases.get(lease).map(|held| held.kind);
+            held.or_else(|| other.ended.get(lease).map(|ended| ended.kind))
+        });
+        kinds.any(|other| kind == LeaseKind::Exclusive || other == LeaseKind::Exclusive)
     }
 
     /// The session has let a lease go, or confirms that it knows that it is over.
@@ -152,6 +155,7 @@ impl<T> Grantor<T> {
         };
         if known.void == Some(lease) {
             known.void = None;
+            self.confirm(session, |ended| ended < lease);
             return;
         }
         let node = if let Some(held) = known.leases.get_mut(&lease) {
@@ -181,11 +185,25 @@ impl<T> Grantor<T> {
             };
             claim.lease.node
         } else {
-            known.changed.remove(&lease);
+            self.confirm(session, |ended| ended == lease);
             return;
         };
         self.retry(node, now);
         self.check_grace(now);
+    }
+
+    /// The holder no longer believes in leases that have ended.
+    pub(super) fn confirm(&mut self, session: SessionId, which: impl Fn(LeaseId) -> bool) {
+        let Some(known) = self.sessions.get_mut(&session) else {
+            return;
+        };
+        let confirmed = known.ended.extract_if(.., |&lease, _| which(lease));
+        for (lease, ended) in confirmed.collect::<Vec<_>>() {
+            if let Some(node) = self.nodes.get_mut(&ended.node) {
+                node.ended.remove(&(session, lease));
+            }
+            self.tidy(ended.node);
+        }
     }
 
     /// Takes a lease out of the books.

@@ -21,8 +21,8 @@ pub(super) struct Session {
     pub(super) recalls: BTreeSet<(Instant, LeaseId)>,
     /// Exclusive leases that have lapsed, and whose objects nobody else has changed since.
     pub(super) lapsed: BTreeMap<LeaseId, NodeId>,
-    /// Leases ended by a change, which the holder has not confirmed.
-    pub(super) changed: BTreeMap<LeaseId, NodeId>,
+    /// Leases ended by a change, which the holder has not confirmed: it may still believe in them.
+    pub(super) ended: BTreeMap<LeaseId, Ended>,
     /// Claims that are being compared.
     pub(super) claims: BTreeMap<LeaseId, Claim>,
     /// Comparisons under way: only the last one of a lease counts.
@@ -37,6 +37,12 @@ pub(super) struct Held {
     pub(super) node: NodeId,
     pub(super) kind: LeaseKind,
     pub(super) recall: Option<Recall>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ended {
+    pub(super) node: NodeId,
+    pub(super) kind: LeaseKind,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -63,7 +69,7 @@ impl Session {
 
     /// Leases that the holder may believe in.
     pub(super) fn count(&self) -> usize {
-        self.leases.len() + self.changed.len() + self.claims.len()
+        self.leases.len() + self.ended.len() + self.claims.len()
     }
 }
 
@@ -73,6 +79,7 @@ pub(super) struct Node {
     /// A session may have several: a new number gives more, and the old one is returned.
     pub(super) leases: BTreeSet<(SessionId, LeaseId)>,
     pub(super) lapsed: BTreeSet<(SessionId, LeaseId)>,
+    pub(super) ended: BTreeSet<(SessionId, LeaseId)>,
     pub(super) claims: BTreeSet<(SessionId, LeaseId)>,
     pub(super) uses: BTreeMap<User, UnderWay>,
     /// Numbers of uses that wait.
@@ -108,7 +115,11 @@ pub(super) struct Asked {
 
 impl Node {
     pub(super) fn is_unused(&self) -> bool {
-        self.needs_no_watch() && !self.watched && self.uses.is_empty() && self.waiting.is_empty()
+        self.needs_no_watch()
+            && !self.watched
+            && self.ended.is_empty()
+            && self.uses.is_empty()
+            && self.waiting.is_empty()
     }
 
     pub(super) fn needs_no_watch(&self) -> bool {

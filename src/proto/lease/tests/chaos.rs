@@ -16,7 +16,7 @@ const SEEDS: u64 = 100;
 
 /// One world: some minutes of trouble, then peace, in which everything comes to an end.
 fn run(seed: u64, chaos: Chaos) -> BTreeMap<&'static str, usize> {
-    let mut world = World::new(seed, 3, chaos);
+    let mut world = World::new(seed, 2 + usize::try_from(seed % 3).unwrap(), chaos);
     world.run_until(Duration::from_secs(240));
     world.chaos = CALM;
     world.run_until(Duration::from_secs(560));

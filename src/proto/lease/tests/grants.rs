@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::id::{HostRun, LeaseId, RequestId, Seq};
-use crate::limits::{LEASE_BATCH_MAX, LEASE_RECALL, LEASE_TERM};
+use crate::limits::{LEASE_BATCH_MAX, LEASE_RECALL, LEASE_TERM, LEASES_MAX};
 use crate::proto::PeerMisbehaved;
 use crate::proto::lease::grantor::{Grantor, Output, Standing, Use, User};
 use crate::proto::lease::holder::{self, Holder};
@@ -433,4 +433,52 @@ fn two_changes_of_two_objects_in_opposite_order_do_not_block_each_other() {
     }
     let went = drain(&mut grantor);
     assert!(went.contains(&Output::Go(1)) && went.contains(&Output::Go(2)));
+}
+
+#[test]
+fn a_session_has_no_more_leases_than_agreed_and_gives_back_what_is_too_much() {
+    let now = Instant::now();
+    let mut grantor = grantor(now);
+    let mut holder = holder(now, LeaseKind::Shared);
+    for number in 1..=LEASES_MAX as u64 {
+        let lease = grantor.offer(session(1), node(number), LeaseKind::Shared, now).unwrap();
+        holder.handle_lease(lease, version(0), now).unwrap();
+    }
+    assert_eq!(grantor.offer(session(1), node(0), LeaseKind::Shared, now), None);
+    assert_eq!(holder.len(), LEASES_MAX);
+    assert_eq!(outputs(&mut holder), []);
+    let id = LEASES_MAX as u64 + 1;
+    let more = Lease { id: LeaseId(id), node: node(0), kind: LeaseKind::Shared };
+    holder.handle_lease(more, version(0), now).unwrap();
+    assert_eq!(holder.len(), LEASES_MAX);
+    assert_eq!(outputs(&mut holder)[0], returned(id, None));
+}
+
+#[test]
+fn all_leases_end_when_the_machine_sleeps() {
+    let now = Instant::now();
+    let mut holder = holder(now, LeaseKind::Exclusive);
+    holder.accepted(LeaseId(1), Seq(1));
+    holder.handle_suspend(now);
+    let (lease, node) = (LeaseId(1), node(1));
+    let lost = [holder::Output::Drop { node }, holder::Output::Lost { lease, node }];
+    assert_eq!(outputs(&mut holder), lost);
+    assert_eq!(holder.may_read(node, now), None);
+    holder.handle_applied(Seq(1), None, now);
+    assert_eq!(outputs(&mut holder), [returned(1, None)], "its entries counted on it");
+}
+
+/// Otherwise two sessions could claim what excludes each other after a restart of the host.
+#[test]
+fn regression_what_a_holder_may_still_believe_in_keeps_others_from_leases_not_from_uses() {
+    let now = Instant::now();
+    let mut grantor = grantor(now);
+    grantor.offer(session(1), node(1), LeaseKind::Shared, now).unwrap();
+    grantor.handle_overflow(now);
+    grantor.wants(user(2), &[(node(1), Use::Read)], 1, now);
+    assert!(drain(&mut grantor).contains(&Output::Go(1)));
+    assert_eq!(grantor.offer(session(2), node(1), LeaseKind::Exclusive, now), None);
+    let confirmed = LeaseRequest::Return { lease: LeaseId(2), keep: None };
+    grantor.handle_request(session(1), confirmed, now).unwrap();
+    assert!(grantor.offer(session(2), node(1), LeaseKind::Exclusive, now).is_some());
 }

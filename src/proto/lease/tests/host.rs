@@ -133,7 +133,7 @@ impl World {
                 let applied = self.host.applied.entry(client).or_default();
                 if let Some(&value) = applied.get(&entry.seq) {
                     let version = value.map(version);
-                    self.to_client(client, ToClient::Applied { seq: entry.seq, version });
+                    self.send_to_client(client, ToClient::Applied { seq: entry.seq, version });
                 } else {
                     self.host.pending.entry(client).or_default().insert(entry.seq, entry);
                 }
@@ -192,7 +192,7 @@ impl World {
                     _ => {}
                 }
                 if self.clients[client].alive {
-                    self.to_client(client, ToClient::Notice(notice));
+                    self.send_to_client(client, ToClient::Notice(notice));
                 }
             }
             Output::Go(ticket) => {
@@ -340,7 +340,7 @@ impl World {
                 }
                 if self.clients[client].alive && self.clients[client].connection == connection {
                     let message = ToClient::Data { node, value, lease, began, under };
-                    self.to_client(client, message);
+                    self.send_to_client(client, message);
                 }
             }
             What::Entry(entry) => {
@@ -348,7 +348,7 @@ impl World {
                 self.host.pending.entry(client).or_default().remove(&entry.seq);
                 if self.clients[client].alive {
                     let version = answer.map(version);
-                    self.to_client(client, ToClient::Applied { seq: entry.seq, version });
+                    self.send_to_client(client, ToClient::Applied { seq: entry.seq, version });
                 }
             }
         }
@@ -455,11 +455,11 @@ impl World {
             let Some(lease) = known.holder.may_read(node, local) else {
                 continue;
             };
+            believers += 1;
+            writers += usize::from(known.holder.may_flush(node, local).is_some());
             if self.host.exempt.contains(&(client, lease)) {
                 continue;
             }
-            believers += 1;
-            writers += usize::from(known.holder.may_flush(node, local).is_some());
             if self.host.up && !self.host.grantor.is_in_grace() {
                 assert!(
                     self.host.grantor.has_given(session(client), lease),

@@ -4,8 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use crate::id::{LeaseId, NodeId, Seq, SessionId};
-use crate::proto::lease::grantor::User;
-use crate::proto::lease::holder::{Holder, Output};
+use crate::proto::lease::holder::Holder;
 use crate::wire::lease::{Lease, LeaseKind, LeaseRequest, Notice, Version};
 
 use super::host::Host;
@@ -112,7 +111,7 @@ pub(super) struct Client {
     /// Counts what makes an answer on the way too old to be cached.
     pub(super) touched: BTreeMap<NodeId, u64>,
     pub(super) entries: BTreeMap<Seq, Entry>,
-    next_seq: Seq,
+    pub(super) next_seq: Seq,
     pub(super) lost: BTreeSet<LeaseId>,
 }
 
@@ -189,7 +188,7 @@ impl World {
         *last
     }
 
-    pub(super) fn to_host(&mut self, client: usize, message: ToHost) {
+    pub(super) fn send_to_host(&mut self, client: usize, message: ToHost) {
         let arrival = match &message {
             ToHost::Lease(_) => self.in_order(client, 0),
             ToHost::Entry(_) => self.in_order(client, 1),
@@ -200,7 +199,7 @@ impl World {
         self.at(arrival, Event::ToHost { client, connection, run, message });
     }
 
-    pub(super) fn to_client(&mut self, client: usize, message: ToClient) {
+    pub(super) fn send_to_client(&mut self, client: usize, message: ToClient) {
         let arrival = match &message {
             ToClient::Notice(_) => self.in_order(client, 2),
             ToClient::Applied { .. } => self.in_order(client, 3),
@@ -338,7 +337,7 @@ impl World {
         let redone = self.dice.millis(3000);
         self.after(redone, Event::Host(super::host::Event::Redone { client, run: self.host.run }));
         for entry in self.clients[client].entries.values().cloned().collect::<Vec<_>>() {
-            self.to_host(client, ToHost::Entry(entry));
+            self.send_to_host(client, ToHost::Entry(entry));
         }
     }
 
@@ -379,133 +378,6 @@ impl World {
         for event in queue {
             self.step(event);
             self.drain();
-        }
-    }
-
-    fn flushed(&mut self, client: usize, lease: LeaseId, node: NodeId) {
-        let local = self.local(client);
-        if self.clients[client].holder.may_flush(node, local) == Some(lease) && self.dice.one_in(2)
-        {
-            self.accept(client, node, lease);
-        }
-        self.clients[client].holder.handle_flushed(lease, local);
-    }
-
-    pub(super) fn accept(&mut self, client: usize, node: NodeId, lease: LeaseId) {
-        let seq = self.append(client, node, Some(lease));
-        self.clients[client].holder.accepted(lease, seq);
-        self.see("accepted");
-    }
-
-    pub(super) fn append(&mut self, client: usize, node: NodeId, lease: Option<LeaseId>) -> Seq {
-        let foreign = self.host.foreign(User::Session(session(client)), node, 0);
-        let holder = &mut self.clients[client];
-        let seq = holder.next_seq;
-        holder.next_seq = seq.next();
-        let entry = Entry { seq, node, lease, foreign };
-        holder.entries.insert(seq, entry.clone());
-        *holder.touched.entry(node).or_default() += 1;
-        holder.cache.remove(&node);
-        if holder.alive {
-            self.to_host(client, ToHost::Entry(entry));
-        }
-        seq
-    }
-
-    fn client_hears(&mut self, client: usize, message: ToClient) {
-        let local = self.local(client);
-        let holder = &mut self.clients[client];
-        match message {
-            ToClient::Notice(notice) => holder.holder.handle_notice(notice, local).unwrap(),
-            ToClient::Applied { seq, version } => {
-                if let Some(entry) = holder.entries.remove(&seq) {
-                    *holder.touched.entry(entry.node).or_default() += 1;
-                    holder.holder.handle_applied(seq, version, local);
-                }
-            }
-            ToClient::Data { node, value, lease, began, under } => {
-                if let Some(lease) = lease {
-                    holder.holder.handle_lease(lease, version(value), local).unwrap();
-                }
-                self.drain();
-                let holder = &mut self.clients[client];
-                let held = holder.holder.may_read(node, local);
-                let covered =
-                    held.is_some() && (held == lease.map(|lease| lease.id) || held == under);
-                let busy = holder.entries.values().any(|entry| entry.node == node);
-                if covered && !busy && holder.touched.get(&node).copied().unwrap_or(0) == began {
-                    holder.cache.insert(node, (held.unwrap(), value));
-                    self.see("cached");
-                }
-            }
-        }
-    }
-
-    fn client_output(&mut self, client: usize, output: Output) {
-        match output {
-            Output::Send(request) => {
-                if self.clients[client].alive {
-                    self.to_host(client, ToHost::Lease(request));
-                }
-            }
-            Output::Answered { lease, .. } => {
-                self.see(if lease.is_some() { "granted" } else { "refused" });
-            }
-            Output::Flush { lease, node } => {
-                self.see("flush");
-                let slow = self.dice.one_in(10);
-                let delay = self.dice.millis(if slow { 30_000 } else { 500 });
-                if !(self.chaos.stuck_flushes && self.dice.one_in(10)) {
-                    self.after(delay, Event::Flushed { client, lease, node });
-                }
-            }
-            Output::Drop { node } => {
-                self.clients[client].cache.remove(&node);
-                *self.clients[client].touched.entry(node).or_default() += 1;
-            }
-            Output::Lost { lease, .. } => {
-                self.see("lost");
-                assert!(self.clients[client].lost.insert(lease), "lost twice");
-            }
-        }
-    }
-
-    fn act(&mut self, client: usize) {
-        if self.quiet {
-            return;
-        }
-        let delay = self.dice.millis(1500);
-        self.after(delay, Event::Act { client });
-        let local = self.local(client);
-        let node = node(self.dice.below(NODES));
-        let kind = if self.dice.one_in(2) { LeaseKind::Shared } else { LeaseKind::Exclusive };
-        let holder = &mut self.clients[client];
-        match self.dice.below(8) {
-            0..=2 => {
-                holder.holder.expect(local);
-                let under = holder.holder.may_read(node, local);
-                let began = holder.touched.get(&node).copied().unwrap_or(0);
-                if holder.alive {
-                    self.to_host(client, ToHost::Read { node, began, under, want: kind });
-                }
-            }
-            3 => {
-                holder.holder.acquire(node, kind, local);
-            }
-            4..=6 => match holder.holder.may_write(node, local) {
-                Some(lease) => self.accept(client, node, lease),
-                None if self.dice.one_in(4) => {
-                    self.append(client, node, None);
-                }
-                None => {}
-            },
-            _ => {
-                if let Some(lease) = holder.holder.may_read(node, local)
-                    && self.dice.one_in(4)
-                {
-                    holder.holder.release(lease, local);
-                }
-            }
         }
     }
 }
