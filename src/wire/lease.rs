@@ -111,11 +111,12 @@ pub enum LeaseRequest {
         /// To do what.
         kind: LeaseKind,
     },
-    /// Lets a lease go, after everything that was accepted under it is applied.
+    /// Lets a lease go, after everything that was accepted under it is applied; or confirms a
+    /// [`Notice::Changed`] or a [`Notice::Void`].
     Return {
-        /// Which.
+        /// Which; the number that the notice names.
         lease: LeaseId,
-        /// What is kept of it.
+        /// What is kept of it. Of a `Void`: something if entries still count on leases before it.
         keep: Option<LeaseKind>,
     },
     /// Leases from before a restart of the host; at most 256. -> [`Notice::Reclaimed`] for each

@@ -26,7 +26,8 @@
 //! Recalls are said again on the next connection, and so are ends of leases
 //! ([`Notice::Changed`], [`Notice::Void`]) until the holder has confirmed them by a
 //! [`LeaseRequest::Return`] of the number that they name. The number that a `Void` names is no
-//! lease's, so that its return can mean nothing else. Until then, or the end of its term, what the
+//! lease's, so that its return can mean nothing else; it says by what it keeps whether entries still
+//! count on leases before it. Until then, or the end of its term, what the
 //! holder may still believe in keeps others from *leases*, though not from uses: so no two holders
 //! ever believe in what excludes each other, and no restart of the host finds two that do.
 

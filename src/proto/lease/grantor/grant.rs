@@ -156,6 +156,9 @@ impl<T> Grantor<T> {
         if known.void == Some(lease) {
             known.void = None;
             self.confirm(session, |ended| ended < lease);
+            if keep.is_none() {
+                self.forget_lapsed(session, lease);
+            }
             return;
         }
         let node = if let Some(held) = known.leases.get_mut(&lease) {
@@ -203,6 +206,20 @@ impl<T> Grantor<T> {
                 node.ended.remove(&(session, lease));
             }
             self.tidy(ended.node);
+        }
+    }
+
+    /// No entry counts on leases before this number any more; some may never have arrived.
+    fn forget_lapsed(&mut self, session: SessionId, before: LeaseId) {
+        let Some(known) = self.sessions.get_mut(&session) else {
+            return;
+        };
+        let over = known.lapsed.extract_if(..before, |_, _| true);
+        for (lease, id) in over.collect::<Vec<_>>() {
+            if let Some(node) = self.nodes.get_mut(&id) {
+                node.lapsed.remove(&(session, lease));
+            }
+            self.tidy(id);
         }
     }
 

@@ -103,10 +103,12 @@ impl Holder {
             self.end(lease);
         }
         self.dead.insert_upto(upto);
-        self.returned.retain(|returned| returned.lease > upto);
         self.end_claims();
-        // says that this has arrived: no lease has ever had the number
-        self.send(LeaseRequest::Return { lease: upto, keep: None });
+        // says that this has arrived, for no lease has ever had the number; and whether entries still
+        // count on leases before it
+        let counted_on = self.lost.range(..=upto).next().is_some();
+        let keep = counted_on.then_some(LeaseKind::Exclusive);
+        self.send(LeaseRequest::Return { lease: upto, keep });
         self.renew_if_due(now);
     }
 
