@@ -64,8 +64,9 @@ number! {
     HostRun
 }
 
-/// A time in which the host's machine forgot nothing: what was applied in it is on the disk or still
-/// in the page cache. A reboot begins another one, and so does a disk that failed to take data.
+/// A time in which the host's machine forgot nothing: what was applied in it is on the disk or
+/// still in the page cache. A reboot begins another one, and so does a disk that failed to take
+/// data.
 #[derive(
     Clone, Copy, Debug, Default, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize,
 )]

@@ -1,7 +1,7 @@
 //! Redo-log entries and their acknowledgements. Settled since version 1 of the protocol.
 //!
-//! An entry names the objects that it changes by identity, and says whom it expects at each name, so
-//! that it can be carried out again after a crash of either side without moving or deleting what
+//! An entry names the objects that it changes by identity, and says whom it expects at each name,
+//! so that it can be carried out again after a crash of either side without moving or deleting what
 //! somebody else has put there since. See [`crate::proto::redo`] for the rules.
 
 use serde::{Deserialize, Serialize};

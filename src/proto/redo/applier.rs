@@ -179,8 +179,8 @@ impl<B, W> Applier<B, W> {
         }
     }
 
-    /// A connection of the session is up: tells how far its entries are, and says again what came of
-    /// `unanswered` and later ones.
+    /// A connection of the session is up: tells how far its entries are, and says again what came
+    /// of `unanswered` and later ones.
     pub fn resume(&mut self, unanswered: Seq) -> Cursor {
         for (seq, applied) in self.results.range(unanswered..) {
             let ack = LogAck::Applied { seq: *seq, result: applied.result };
@@ -203,9 +203,9 @@ impl<B, W> Applier<B, W> {
     ///
     /// # Errors
     ///
-    /// [`PeerMisbehaved::Sequence`] for a number out of the window, a predecessor or a maker that is
-    /// not before it; [`PeerMisbehaved::TooMany`] for more than 8 predecessors, too many groups or
-    /// more data than agreed.
+    /// [`PeerMisbehaved::Sequence`] for a number out of the window, a predecessor or a maker that
+    /// is not before it; [`PeerMisbehaved::TooMany`] for more than 8 predecessors, too many groups
+    /// or more data than agreed.
     pub fn handle_entry(
         &mut self,
         entry: LogEntry,
@@ -334,8 +334,8 @@ impl<B, W> Applier<B, W> {
         again.chain(waiting).fold((0, 0), |(entries, sum), bytes| (entries + 1, sum + bytes))
     }
 
-    /// Whether entries that may have been carried out before an epoch ended are still to come: until
-    /// then what the session changed is served to nobody else.
+    /// Whether entries that may have been carried out before an epoch ended are still to come:
+    /// until then what the session changed is served to nobody else.
     pub fn is_redoing(&self) -> bool {
         self.cursor < self.redo_upto
     }

@@ -1,8 +1,8 @@
 //! Nodes that somebody has open stay, whatever becomes of their names.
 //!
-//! One for each share. A node that is unlinked or replaced while it is open is moved under cover (the
-//! *held* directory) instead, and removed there when the last handle is closed: so a host that was
-//! killed finds it again.
+//! One for each share. A node that is unlinked or replaced while it is open is moved under cover
+//! (the *held* directory) instead, and removed there when the last handle is closed: so a host that
+//! was killed finds it again.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 

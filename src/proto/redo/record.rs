@@ -1,8 +1,8 @@
 //! What a session's record holds, as bytes: a header, and a slot for each entry under way.
 //!
-//! A slot is written before the system call (the intent) and after it (the result). A killed process
-//! leaves every write that it made; a crashed machine may leave anything, so another epoch does not
-//! read it.
+//! A slot is written before the system call (the intent) and after it (the result). A killed
+//! process leaves every write that it made; a crashed machine may leave anything, so another epoch
+//! does not read it.
 //!
 //! ```text
 //!  0      header, 2,048 bytes     its sum | "p2pfsrec" | version | session | epoch | first | stable
@@ -12,9 +12,9 @@
 //! ```
 //!
 //! A kill in the middle of a write must not lose what was there: the header is there twice, and a
-//! result does not touch the intent before it. The ring's next entry for a slot comes 16,384 entries
-//! later, when nobody asks for this one. Numbers are little-endian; a sum is FNV-1a of 64 bits over
-//! what follows it: it tells what is whole, not who wrote it.
+//! result does not touch the intent before it. The ring's next entry for a slot comes 16,384
+//! entries later, when nobody asks for this one. Numbers are little-endian; a sum is FNV-1a of 64
+//! bits over what follows it: it tells what is whole, not who wrote it.
 
 use std::collections::BTreeMap;
 
