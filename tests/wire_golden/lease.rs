@@ -29,7 +29,9 @@ fn requests_have_their_bytes() {
         ("downgrade", LeaseRequest::Return { lease: LEASE, keep: Some(LeaseKind::Shared) }),
         (
             "reclaim",
-            LeaseRequest::Reclaim { claims: vec![Claim { lease: GRANTED, version: VERSION }] },
+            LeaseRequest::Reclaim {
+                claims: vec![Claim { lease: GRANTED, version: VERSION, lapsed: false }],
+            },
         ),
         ("reclaim_locks", LeaseRequest::ReclaimLocks { locks: vec![range, whole] }),
         ("reclaim_done", LeaseRequest::ReclaimDone { next: LeaseId(4) }),

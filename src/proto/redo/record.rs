@@ -5,7 +5,7 @@
 //! does not read it.
 //!
 //! ```text
-//!  0      header, 2,048 bytes     its sum | "p2pfsrec" | version | session | epoch | first | stable
+//!  0      header, 2,048 bytes    its sum | "p2pfsrec" | version | session | epoch | first | stable
 //!  2048   the same again
 //!  4096   slots of 256 bytes      96 for the intent, 160 for the result, each:
 //!                                 its sum | entry | epoch | length | value
