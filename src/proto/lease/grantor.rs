@@ -2,9 +2,9 @@
 //!
 //! # The term
 //!
-//! A session's leases last until a term after the arrival of its last renewal; the holder counts from
-//! the sending. A session that does not renew gets no lease, and neither does one that has not yet
-//! said [`LeaseRequest::ReclaimDone`] to this run, so that no number is used twice.
+//! A session's leases last until a term after the arrival of its last renewal; the holder counts
+//! from the sending. A session that does not renew gets no lease, and neither does one that has not
+//! yet said [`LeaseRequest::ReclaimDone`] to this run, so that no number is used twice.
 //!
 //! # Uses
 //!
@@ -12,8 +12,8 @@
 //! they could block each other, and none starves: while a use waits, nothing that it would wait for
 //! is granted. While a use is under way, and has not [`finished`](Grantor::finished), nobody else
 //! gets a lease that it conflicts with; and whoever read while somebody else changed gets none with
-//! that answer. A lease takes nothing from others: [`LeaseRequest::Acquire`] is refused where another
-//! session holds the object, or uses it; only uses recall.
+//! that answer. A lease takes nothing from others: [`LeaseRequest::Acquire`] is refused where
+//! another session holds the object, or uses it; only uses recall.
 //!
 //! # Numbers
 //!
@@ -23,13 +23,13 @@
 //!
 //! # What may be lost on the way
 //!
-//! Recalls are said again on the next connection, and so are ends of leases
-//! ([`Notice::Changed`], [`Notice::Void`]) until the holder has confirmed them by a
-//! [`LeaseRequest::Return`] of the number that they name. The number that a `Void` names is no
-//! lease's, so that its return can mean nothing else; it says by what it keeps whether entries still
-//! count on leases before it. Until then, or the end of its term, what the
-//! holder may still believe in keeps others from *leases*, though not from uses: so no two holders
-//! ever believe in what excludes each other, and no restart of the host finds two that do.
+//! Recalls are said again on the next connection, and so are ends of leases ([`Notice::Changed`],
+//! [`Notice::Void`]) until the holder has confirmed them by a [`LeaseRequest::Return`] of the
+//! number that they name. The number that a `Void` names is no lease's, so that its return can mean
+//! nothing else; it says by what it keeps whether entries still count on leases before it. Until
+//! then, or the end of its term, what the holder may still believe in keeps others from *leases*,
+//! though not from uses: so no two holders ever believe in what excludes each other, and no restart
+//! of the host finds two that do.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
@@ -233,9 +233,9 @@ impl<T> Grantor<T> {
         self.check_grace(now);
     }
 
-    /// What the session had applied before the restart is applied again: it is back when it has also
-    /// said [`LeaseRequest::ReclaimDone`] and its claims are compared. Until then its uses do not
-    /// wait for the end of the grace; so what is *not* sent again has to wait for this.
+    /// What the session had applied before the restart is applied again: it is back when it has
+    /// also said [`LeaseRequest::ReclaimDone`] and its claims are compared. Until then its uses do
+    /// not wait for the end of the grace; so what is *not* sent again has to wait for this.
     pub fn handle_redone(&mut self, session: SessionId, now: Instant) {
         self.expire(now);
         if let Some(grace) = &mut self.grace {
@@ -255,8 +255,8 @@ impl<T> Grantor<T> {
     }
 
     /// A lease to send along with an answer, if nobody minds; the driver watches the node already,
-    /// and has taken in every change that it was told of. To be asked before the answer's own use is
-    /// [`finished`](Self::finished).
+    /// and has taken in every change that it was told of. To be asked before the answer's own use
+    /// is [`finished`](Self::finished).
     pub fn offer(
         &mut self,
         session: SessionId,
@@ -283,7 +283,8 @@ impl<T> Grantor<T> {
         self.enqueue(user, uses, ticket, now);
     }
 
-    /// A use that [`Output::Go`] let go on is over: what it looked at or changed may be leased again.
+    /// A use that [`Output::Go`] let go on is over: what it looked at or changed may be leased
+    /// again.
     pub fn finished(&mut self, user: User, uses: &[(NodeId, Use)], now: Instant) {
         self.expire(now);
         for &(id, usage) in uses {
@@ -296,8 +297,8 @@ impl<T> Grantor<T> {
 
     /// What an entry of the session that was accepted under a lease may count on: asked when the
     /// entry's use has been let go, and not while [`Self::is_reclaiming`]. An entry that is sent
-    /// again does not count on its lease any more, which may have been returned since it was applied:
-    /// its names and its data decide.
+    /// again does not count on its lease any more, which may have been returned since it was
+    /// applied: its names and its data decide.
     pub fn standing(&self, session: SessionId, lease: LeaseId, node: NodeId) -> Standing {
         let Some(known) = self.sessions.get(&session) else {
             return Standing::Overtaken;

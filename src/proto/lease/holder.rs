@@ -5,21 +5,21 @@
 //! All leases are valid until the sending of the last answered renewal, plus a term, minus a 128th
 //! of it for clocks that do not run alike. A renewal is sent as soon as a connection's
 //! [`Notice::Run`] has come, before the first [`LeaseRequest::Acquire`], and every third of a term
-//! while leases are held or asked for. A lease that arrives before a renewal is answered is not used
-//! until then.
+//! while leases are held or asked for. A lease that arrives before a renewal is answered is not
+//! used until then.
 //!
 //! # Numbers
 //!
 //! A number lives once: unknown, held, dead. Leases come along with answers, in any order with the
-//! notices; so a number that is recalled before it is known is dead, the recall is answered at once,
-//! and the lease, when it arrives, is given back. What a number permits never grows: more is another
-//! number, which replaces the old one here (and the old one is returned).
+//! notices; so a number that is recalled before it is known is dead, the recall is answered at
+//! once, and the lease, when it arrives, is given back. What a number permits never grows: more is
+//! another number, which replaces the old one here (and the old one is returned).
 //!
 //! # Giving back
 //!
-//! Every [`LeaseRequest::Return`] is said again on the next connection until a renewal that was sent
-//! after it is answered. [`Notice::Changed`] and [`Notice::Void`] are confirmed by a `Return` of the
-//! number that they name, so that the grantor can say them again.
+//! Every [`LeaseRequest::Return`] is said again on the next connection until a renewal that was
+//! sent after it is answered. [`Notice::Changed`] and [`Notice::Void`] are confirmed by a `Return`
+//! of the number that they name, so that the grantor can say them again.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Instant;
@@ -309,8 +309,8 @@ impl Holder {
         self.usable(node, now).map(|(lease, _)| lease)
     }
 
-    /// Whether changes of the node may be accepted now: held exclusively, not being returned, within
-    /// the term.
+    /// Whether changes of the node may be accepted now: held exclusively, not being returned,
+    /// within the term.
     pub fn may_write(&self, node: NodeId, now: Instant) -> Option<LeaseId> {
         let (lease, held) = self.usable(node, now)?;
         (held.kind == LeaseKind::Exclusive && held.state == State::Usable).then_some(lease)

@@ -104,8 +104,8 @@ impl Holder {
         }
         self.dead.insert_upto(upto);
         self.end_claims();
-        // says that this has arrived, for no lease has ever had the number; and whether entries still
-        // count on leases before it
+        // says that this has arrived, for no lease has ever had the number; and whether entries
+        // still count on leases before it
         let counted_on = self.lost.range(..=upto).next().is_some();
         let keep = counted_on.then_some(LeaseKind::Exclusive);
         self.send(LeaseRequest::Return { lease: upto, keep });

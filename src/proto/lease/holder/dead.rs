@@ -8,8 +8,8 @@ use crate::id::LeaseId;
 const SINGLES_MAX: usize = 4096;
 
 /// Which numbers must not be used (again): leases that were returned, and leases that were recalled
-/// or voided before they arrived. Every number up to the floor is dead unless it is held; not using a
-/// lease is always right, so raising the floor early costs only a lease.
+/// or voided before they arrived. Every number up to the floor is dead unless it is held; not using
+/// a lease is always right, so raising the floor early costs only a lease.
 #[derive(Debug, Default)]
 pub(super) struct Dead {
     floor: LeaseId,

@@ -154,8 +154,8 @@ impl Holder {
         Ok(Some(lease))
     }
 
-    /// Whether it is more, or newer, than what is held of its node. An exclusive lease stays: entries
-    /// count on its number.
+    /// Whether it is more, or newer, than what is held of its node. An exclusive lease stays:
+    /// entries count on its number.
     fn replaces(&self, lease: &Lease) -> bool {
         let Some(old) = self.nodes.get(&lease.node) else {
             return self.leases.len() < LEASES_MAX;

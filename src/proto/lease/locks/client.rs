@@ -15,8 +15,8 @@ const UNPROVEN_MAX: usize = 256;
 
 /// The locks of one client.
 ///
-/// Unlocking is not answered. So the owners that unlocked are remembered until the host has answered
-/// something later, and on the next connection they are set to what they hold.
+/// Unlocking is not answered. So the owners that unlocked are remembered until the host has
+/// answered something later, and on the next connection they are set to what they hold.
 #[derive(Debug, Default)]
 pub struct Locks {
     held: BTreeMap<Key, Ranges>,
@@ -155,9 +155,9 @@ impl Locks {
         }
     }
 
-    /// The host's [`Notice::Run`] came: `restarted` if it is another run. Requests without an answer
-    /// are sent again; after a restart locks are asked for again first. What this sends goes before
-    /// the [`LeaseRequest::ReclaimDone`] of [`super::super::holder`].
+    /// The host's [`Notice::Run`] came: `restarted` if it is another run. Requests without an
+    /// answer are sent again; after a restart locks are asked for again first. What this sends goes
+    /// before the [`LeaseRequest::ReclaimDone`] of [`super::super::holder`].
     pub fn handle_run(&mut self, restarted: bool) {
         if restarted {
             self.reclaiming = self.held.values().flat_map(Ranges::iter).copied().collect();
