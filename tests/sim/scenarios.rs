@@ -1,5 +1,8 @@
 //! The rules of the redo log, one at a time. Each test says what happens without its rule.
 
+mod lease;
+mod redo;
+
 use p2pfs::wire::call::XattrName;
 use p2pfs::wire::log::{Mutation, RenameMode};
 
@@ -7,8 +10,8 @@ use super::net::Call;
 use super::script::{ROOT, Script, append, collapse, copy, create, rename, unlink, write};
 use super::world::GRACE;
 
-/// Every editor's save, then the next one begins: by names alone, the redone rename would put the
-/// second new file in the place of the document.
+/// Rule 1. Every editor's save, then the next one begins: by names alone, the redone rename puts
+/// the second new file in the place of the document.
 #[test]
 fn a_save_that_is_done_again_does_not_move_the_next_ones_file() {
     let mut script = Script::new();
@@ -25,8 +28,8 @@ fn a_save_that_is_done_again_does_not_move_the_next_ones_file() {
 }
 
 /// Saves of one document, all still on the way to the disk: what the first save left was removed by
-/// the second one. Without [`p2pfs::wire::log::Sent::Passed`] the first entry is a conflict, and
-/// all that comes after it is set aside.
+/// the second one. Without [`p2pfs::wire::log::Sent::Passed`] the first rename is a conflict, and
+/// is set aside with what comes after it.
 #[test]
 fn regression_saves_whose_files_were_replaced_since_are_no_conflict() {
     let mut script = Script::new();
@@ -44,7 +47,8 @@ fn regression_saves_whose_files_were_replaced_since_are_no_conflict() {
 }
 
 /// A lock file that comes and goes: its name is taken by its successor when its creation is done
-/// again. Without [`p2pfs::wire::log::Sent::Passed`] that is a conflict.
+/// again. Without [`p2pfs::wire::log::Sent::Passed`] that is a conflict, and all three are set
+/// aside.
 #[test]
 fn regression_a_lock_file_that_comes_and_goes_is_no_conflict() {
     let mut script = Script::new();
@@ -58,8 +62,8 @@ fn regression_a_lock_file_that_comes_and_goes_is_no_conflict() {
     assert!(script.asides().is_empty(), "{:?}", script.asides());
 }
 
-/// An unlink was applied, but not acknowledged, and a process has made the name anew. By name
-/// alone, the unlink that is done again deletes the newcomer.
+/// Rule 1. An unlink was applied, but not acknowledged, and a process has made the name anew. By
+/// name alone, the unlink that is done again deletes the newcomer.
 #[test]
 fn an_unlink_that_is_done_again_spares_a_newcomer() {
     let mut script = Script::new();
@@ -68,13 +72,13 @@ fn an_unlink_that_is_done_again_spares_a_newcomer() {
     script.answered();
     script.crash_with_everything();
     let newcomer = create(&mut script.world, "file");
-    script.process(&newcomer, &[]);
-    script.until(|world| world.clients[0].connected);
+    let newcomer = script.process(&newcomer, &[]);
+    script.until(|world| !world.clients[0].connected);
     script.answered();
-    assert!(script.data("file").is_some(), "the newcomer was deleted");
+    assert_eq!(script.named("file"), Some(newcomer), "the newcomer was deleted");
 }
 
-/// Sent twice, an exchange without the identities of the two would undo itself.
+/// Rule 1. Sent twice, an exchange without the identities of the two undoes itself.
 #[test]
 fn an_exchange_that_is_sent_twice_is_done_once() {
     let mut script = Script::new();
@@ -88,7 +92,8 @@ fn an_exchange_that_is_sent_twice_is_done_once() {
     assert_eq!((script.data("one"), script.data("two")), (Some(vec![2]), Some(vec![1])));
 }
 
-/// Without the order of parents before children the file has no directory to be made in.
+/// Rule 4. Without the order of parents before children the file has no directory to be made in; if
+/// it is not named by the entry that made it, the old name of the directory stays.
 #[test]
 fn what_is_made_in_a_new_directory_moves_with_it_and_leaves_its_name_free() {
     let mut script = Script::new();
@@ -112,8 +117,8 @@ fn what_is_made_in_a_new_directory_moves_with_it_and_leaves_its_name_free() {
     assert_eq!(disk.now.lookup(ROOT, &super::apps::name("d")), None);
 }
 
-/// An append was applied, and the host forgot it or not: without the search for its data, or the
-/// offset that was told, it is there twice, or nowhere.
+/// Rule 1. An append was applied, and the host forgot it or not: without the search for its data it
+/// is there twice; without the offset that was told it fails after it was told to be done.
 #[test]
 fn an_append_is_there_once_whatever_a_crash_keeps() {
     for (steps, data) in [(0, false), (usize::MAX, true), (usize::MAX, false)] {
@@ -129,8 +134,8 @@ fn an_append_is_there_once_whatever_a_crash_keeps() {
     }
 }
 
-/// A copy has no bytes in the journal. If what came before it is written once more, and it is not
-/// copied again, it is lost; if it is copied again, it copies what came later.
+/// Rule 1. A copy has no bytes in the journal. If what came before it is written once more, it is
+/// lost; if it is not stable before it is acknowledged, a crash takes all of it.
 #[test]
 fn regression_what_came_before_a_copy_is_not_written_over_it() {
     let mut script = Script::new();
@@ -162,8 +167,8 @@ fn regression_what_was_collapsed_is_not_collapsed_or_written_again() {
     }
 }
 
-/// The disk is full, and the new version is not there: a rename that came through would replace the
-/// old version with nothing.
+/// Rule 5. The disk is full, and the new version is not there: a rename that comes through replaces
+/// the old version with nothing.
 #[test]
 fn what_could_not_be_written_replaces_nothing() {
     let mut script = Script::new();
@@ -182,8 +187,8 @@ fn what_could_not_be_written_replaces_nothing() {
     script.rest();
 }
 
-/// A sync failed and dropped data. An `fsync` after it that says yes too early promises what is not
-/// there.
+/// Rule 6. A sync failed and dropped data. If what it covered counts as stable, the next `fsync`
+/// says yes to an empty file; if the client does not heed the loss, none of it is ever sent again.
 #[test]
 fn an_fsync_after_a_failed_one_says_yes_only_when_it_is_so() {
     let mut script = Script::new();
@@ -202,8 +207,8 @@ fn an_fsync_after_a_failed_one_says_yes_only_when_it_is_so() {
     assert_eq!(script.data("file"), Some(vec![1, 2, 3]));
 }
 
-/// A file is open, unlinked, and written: the host restarts. Without the opens in its record, what
-/// is written then has no file.
+/// Rule 7. A file is open, unlinked, and written: the host restarts. If it does not know what is
+/// open, the write is set aside with ESTALE.
 #[test]
 fn what_is_open_and_unlinked_outlives_a_host() {
     let mut script = Script::new();
@@ -219,8 +224,8 @@ fn what_is_open_and_unlinked_outlives_a_host() {
     script.rest();
 }
 
-/// The crash lost the creation: the node is made again under another identity, and all that comes
-/// later must find it.
+/// Rule 2. The crash lost the creation: the node is made again under another identity, and all that
+/// comes later must find it. By its old identity the rename is not done: the old name stays.
 #[test]
 fn a_creation_that_a_crash_lost_is_made_again_and_found_by_what_follows() {
     let mut script = Script::new();
@@ -259,8 +264,8 @@ fn regression_what_was_met_at_a_name_is_found_under_its_new_identity() {
     assert!(script.data("c").is_some());
 }
 
-/// An application was told that its unlink timed out. Without the strike it is carried out when the
-/// host is back.
+/// Rule 6. An application was told that its unlink timed out. Without the strike it is carried out
+/// when the host is back.
 #[test]
 fn what_was_told_to_have_failed_does_not_happen_later() {
     let mut script = Script::new();
@@ -276,8 +281,8 @@ fn what_was_told_to_have_failed_does_not_happen_later() {
     assert!(script.data("file").is_some(), "it was deleted later");
 }
 
-/// A process and the client make `index.lock`, each for itself. Without the expectation that the
-/// name is free the client's would take the other's place.
+/// Rule 12. A process and the client make `index.lock`, each for itself. Taken for done because the
+/// name is there, both have it.
 #[test]
 fn only_one_side_gets_the_lock_file() {
     let mut script = Script::new();
@@ -290,8 +295,8 @@ fn only_one_side_gets_the_lock_file() {
     script.rest();
 }
 
-/// The word goes out twice over both lanes, and a process dies in between: without the record the
-/// second is another one.
+/// Rule 3. The host dies at a step and comes back. Without the intent an append is done twice;
+/// without the results the host takes for lost what nobody sends again.
 #[test]
 fn a_host_that_is_killed_at_any_step_does_everything_once() {
     for steps in 1..14 {

@@ -46,6 +46,11 @@ impl Script {
         self.until(|world| world.clients[0].connected && world.clients[0].log.unapplied().0 == 0);
     }
 
+    /// Goes on until everything is on the disk, and the client knows.
+    pub(crate) fn stable(&mut self) {
+        self.until(|world| world.clients[0].log.stable() == world.clients[0].log.last());
+    }
+
     /// No more trouble: everything comes to rest, and the disk is what it ought to be.
     pub(crate) fn rest(&mut self) {
         self.world.heal();
@@ -104,6 +109,11 @@ impl Script {
         self.crash(usize::MAX, true);
     }
 
+    /// A process comes in between: accepted entries may be set aside.
+    pub(crate) fn interfered(&mut self) {
+        self.world.excuses.passed = true;
+    }
+
     /// A process on the host changes something.
     pub(crate) fn process(&mut self, mutation: &Mutation, body: &[u64]) -> NodeId {
         self.processes += 1;
@@ -114,6 +124,11 @@ impl Script {
         let who = Who::Process(self.processes);
         let _ = self.world.model.count(who, mutation, body, Some(made));
         made
+    }
+
+    /// Who has a name on the disk.
+    pub(crate) fn named(&self, text: &str) -> Option<NodeId> {
+        self.world.host.disk.borrow().now.lookup(ROOT, &name(text))
     }
 
     /// What a name on the disk holds.
