@@ -51,6 +51,8 @@ impl World {
             Ok(node) => self.check_outcome(client, seq, mutation, outcome, node, end),
             Err(errno) => {
                 self.stale(client, mutation, &format!("{seq} was done, but it is {errno:?}"));
+                // it was made at a name in dispute: nobody else has heard of it
+                self.model.contested.extend(made.filter(|&made| self.model.node(made).is_none()));
             }
         }
     }
@@ -140,9 +142,10 @@ impl World {
         if side.told_failed.contains(&seq.0) {
             return;
         }
-        if side.told.contains_key(&seq.0) {
-            // promised, lost in a crash, and not to be had again
-            self.broken(client, seq, &change.mutation, *refused);
+        if let Some(promised) = side.told.get(&seq.0).cloned() {
+            // promised, lost in a crash, and not to be had again; what is refused with others comes
+            // without its names
+            self.broken(client, seq, &promised, *refused);
             return;
         }
         if self.model.has(who) {
@@ -338,14 +341,19 @@ impl World {
         }
     }
 
+    /// A sync is about what its own client has done: what others have accepted, and the host does
+    /// not have yet, need not be on the disk afterwards.
+    pub(crate) fn outdate_sync(&mut self, client: usize, request: u64, node: NodeId) {
+        let foreign = !self.pending_of_others(client, self.model.own(node)).is_empty();
+        if foreign && let Some(call) = self.clients[client].calls.get_mut(&request) {
+            call.stale = true;
+        }
+    }
+
     /// An application was told that a file is on the disk.
     pub(crate) fn fsynced(&mut self, client: usize, node: NodeId, touched: u64) {
         let own = self.model.own(node);
         if self.model.touched.get(&own).copied().unwrap_or_default() != touched {
-            return;
-        }
-        if !self.pending_of_others(client, own).is_empty() {
-            // it is about what this client has done
             return;
         }
         self.fsynced.insert(own, touched);

@@ -339,7 +339,7 @@ impl World {
                     Err(_) => side.known.clear(),
                 }
             }
-            (Call::Sync { node, .. }, Ok(_)) => {
+            (Call::Sync { node, .. }, Ok(_)) if !pending.stale => {
                 let node = *node;
                 self.fsynced(client, node, pending.touched);
             }

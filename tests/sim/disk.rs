@@ -84,6 +84,11 @@ impl Disk {
         Ok(outcome)
     }
 
+    /// Whether a node was made under cover, and never got a mode: nobody else can have opened it.
+    pub(crate) fn is_blank(&self, node: NodeId) -> bool {
+        self.now.nodes.get(&node).is_some_and(|node| node.mode == 0)
+    }
+
     /// A node that gets no name any more is still made as it was.
     pub(crate) fn finish(&mut self, node: NodeId, mode: u32) {
         if self.is_covered(node) {

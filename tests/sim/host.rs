@@ -47,6 +47,8 @@ pub(crate) struct Process {
     next: u64,
     /// Jobs that wait for what another epoch's sessions do again.
     parked: Vec<u64>,
+    /// Jobs that wait for what their own session does again, or claims.
+    held: Vec<u64>,
 }
 
 #[derive(Debug)]
@@ -140,6 +142,7 @@ impl World {
             jobs: BTreeMap::new(),
             next: 0,
             parked: Vec::new(),
+            held: Vec::new(),
         });
         self.pump_host();
     }
@@ -340,6 +343,40 @@ impl World {
                 self.schedule(1, Event::Execute { run, job });
             }
         }
+        self.retry_held();
+    }
+
+    fn retry_held(&mut self) {
+        let Some(process) = &mut self.host.process else { return };
+        let held = std::mem::take(&mut process.held);
+        let before = held.len();
+        for job in held {
+            self.clear(job);
+        }
+        if self.host.process.as_ref().is_some_and(|process| process.held.len() < before) {
+            self.pump_host();
+        }
+    }
+
+    /// Whether a job is what a session has, or may have, done before.
+    fn is_again(&self, job: &Job) -> bool {
+        let process = self.host.process.as_ref().expect("the host runs");
+        let redoes = |seq| process.sessions.get(&job.client).is_some_and(|s| s.applier.redoes(seq));
+        match &job.what {
+            Work::Entry { seq, how, .. } => {
+                *how != How::First || job.reached != self.host.epoch || redoes(*seq)
+            }
+            Work::Call { .. } => false,
+        }
+    }
+
+    /// What is new in this epoch waits until its session has done again what it had done, or the
+    /// grace of the leases does not keep it; what was accepted under a lease, for the claims.
+    fn is_held(&self, job: &Job, leased: bool) -> bool {
+        let process = self.host.process.as_ref().expect("the host runs");
+        let redone = process.sessions.get(&job.client).is_some_and(|session| session.redone);
+        let reclaiming = leased && process.grantor.is_reclaiming(session_id(job.client));
+        !self.is_again(job) && (!redone || reclaiming)
     }
 
     fn do_for_applier(&mut self, client: usize, output: applier::Output<Body, u64>) {
@@ -377,9 +414,16 @@ impl World {
         let now = self.host_now();
         let leases = self.config.leases;
         let uses = self.uses_of(id);
-        let process = self.host.process.as_mut().expect("the host runs");
-        let Some(job) = process.jobs.get_mut(&id) else { return };
+        let process = self.host.process.as_ref().expect("the host runs");
+        let Some(job) = process.jobs.get(&id).cloned() else { return };
         let leased = matches!(&job.what, Work::Entry { change, .. } if change.lease.is_some());
+        let held = leases && !uses.is_empty() && self.is_held(&job, leased);
+        let process = self.host.process.as_mut().expect("the host runs");
+        if held {
+            process.held.push(id);
+            return;
+        }
+        let Some(job) = process.jobs.get_mut(&id) else { return };
         if leases && !leased && !uses.is_empty() {
             job.uses = uses.clone();
             let user = User::Session(session_id(job.client));
@@ -416,10 +460,9 @@ impl World {
         let redoing = |session: &Session| session.applier.is_redoing();
         let fetch = matches!(&job.what, Work::Call { call: Call::Fetch { .. }, .. });
         // what is done again waits for nobody, or two would wait for each other
-        let epoch = self.host.epoch;
-        let again = matches!(&job.what, Work::Entry { how, .. }
-            if *how != How::First || job.reached != epoch);
+        let again = self.is_again(&job);
         let others = |c: usize| c != job.client || fetch;
+        let process = self.host.process.as_mut().expect("the host runs");
         if !again && process.sessions.iter().any(|(&c, s)| redoing(s) && others(c)) {
             process.parked.push(id);
             return;
@@ -469,15 +512,17 @@ impl World {
         poisons: bool,
     ) {
         let process = self.host.process.as_ref().expect("the host runs");
-        let standing =
-            change.lease.filter(|_| self.config.leases).map_or(Standing::Good, |lease| {
+        let standing = change.lease.filter(|_| self.config.leases && *how == How::First).map_or(
+            Standing::Good,
+            |lease| {
                 let session = session_id(client);
                 let nodes = super::model::nodes(&change.mutation);
                 let overtaken = nodes.into_iter().any(|node| {
                     process.grantor.standing(session, lease, node) == Standing::Overtaken
                 });
                 if overtaken { Standing::Overtaken } else { Standing::Good }
-            });
+            },
+        );
         let ledger = Ledger::default();
         let view = View {
             host: &self.host,
@@ -545,7 +590,8 @@ impl World {
                     Reply::Node { children: children.collect(), node }
                 })
             }
-            Call::Sync { .. } => {
+            Call::Sync { node, .. } => {
+                self.outdate_sync(client, request, *node);
                 let upto = self.session(client).applier.cursor();
                 let done = self.host.disk.borrow_mut().sync(&mut self.dice);
                 match done {

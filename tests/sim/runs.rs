@@ -49,15 +49,15 @@ fn many_operations() {
 
 #[test]
 fn one_client_loses_nothing() {
-    run_seeds("one_client_loses_nothing", 10_000, Config::alone());
+    run_seeds("one_client_loses_nothing", 20_000, Config::alone());
 }
 
 #[test]
 fn clients_agree_under_leases() {
-    run_seeds("clients_agree_under_leases", 6_000, Config::calm());
+    run_seeds("clients_agree_under_leases", 20_000, Config::calm());
 }
 
 #[test]
 fn clients_agree_again_after_faults() {
-    run_seeds("clients_agree_again_after_faults", 4_000, Config::leased());
+    run_seeds("clients_agree_again_after_faults", 40_000, Config::leased());
 }

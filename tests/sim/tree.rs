@@ -159,7 +159,7 @@ impl Tree<Body> for View<'_> {
         self.step()?;
         if let (Mutation::Create { mode, exclusive, premade, .. }, Some(node)) =
             (&change.mutation, seen.made)
-            && (*exclusive || premade.is_some())
+            && (*exclusive || premade.is_some() || self.host.disk.borrow().is_blank(node))
         {
             self.host.disk.borrow_mut().finish(node, *mode);
         }

@@ -340,6 +340,13 @@ impl<B, W> Applier<B, W> {
         self.cursor < self.redo_upto
     }
 
+    /// Whether [`Self::is_redoing`] lasts until the entry is carried out: so it must not wait for
+    /// what other sessions do again, even if it is carried out for the first time, because it was
+    /// on its way when the epoch began. Two would wait for each other.
+    pub fn redoes(&self, seq: Seq) -> bool {
+        seq <= self.redo_upto
+    }
+
     /// Where an entry stands, for status and for tests of coverage: `"unseen"`, `"waiting"`,
     /// `"running"`, `"applied"`, `"failed"`, `"aside"`, `"stable"`.
     pub fn state_of(&self, seq: Seq) -> &'static str {

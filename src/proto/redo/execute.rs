@@ -277,6 +277,12 @@ impl<B, T: Tree<B>, R: Recorder> Attempt<'_, B, T, R> {
             return change;
         }
         match &mut change.mutation {
+            // it may only have opened what was there, and gets its name back
+            Mutation::Create { mode, exclusive: false, premade: None, .. } => {
+                if let Some(Outcome::Entry(entry)) = self.told() {
+                    *mode = entry.attr.mode & 0o7777;
+                }
+            }
             Mutation::SetXattr { flags, .. } => *flags = 0,
             Mutation::Rename { new_parent, new_name, .. }
                 if self.still_replaced(&Step::Done, now) =>

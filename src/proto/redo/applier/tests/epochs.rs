@@ -176,3 +176,20 @@ fn a_disk_that_fails_forgets_the_intents_of_a_killed_run() {
     assert_eq!(host.running[&1], How::Again { told: Some(Outcome::Done) });
     assert_eq!(host.running[&2], How::Again { told: None });
 }
+
+/// An entry was on its way when the disk failed: it runs for the first time, and comes again. If it
+/// waited for what another session does again, and that one had such an entry, too, both would wait
+/// for ever.
+#[test]
+fn regression_an_entry_on_its_way_when_the_epoch_began_waits_for_no_other_session() {
+    let mut host = Host::new();
+    fail(&mut host);
+    host.send(write(1, &[])).unwrap();
+    assert!(!host.applier.is_redoing() && !host.applier.redoes(Seq(1)));
+    host.send(again(write(1, &[]), None)).unwrap();
+    host.send(write(2, &[])).unwrap();
+    assert!(host.applier.is_redoing(), "others wait for it");
+    assert!(host.applier.redoes(Seq(1)) && !host.applier.redoes(Seq(2)));
+    host.done(1);
+    assert!(!host.applier.is_redoing());
+}
