@@ -25,6 +25,9 @@ use crate::wire::log::{Change, Cursor, LogAck, LogEntry, Outcome, Reason, Refuse
 use crate::wire::rendezvous::Routing;
 use crate::wire::session::{CloseReason, Identify};
 
+/// How often a sync is tried whose data a failing disk takes away meanwhile.
+const SYNCS_MAX: usize = 3;
+
 /// A session.
 pub(super) struct HostSession {
     id: SessionId,
@@ -151,22 +154,7 @@ impl HostSession {
         mut receive: RecvStream,
     ) -> Result<(), ReceiveError> {
         let (call, _) = stream::receive::<Call>(&mut receive).await?;
-        if let Some(upto) = upto(&call) {
-            let (reached, is_reached) = oneshot::channel();
-            self.change(|applier| applier.wait_for(upto, reached));
-            if is_reached.await.is_err() {
-                return Ok(());
-            }
-        }
-        let is_sync = matches!(call, Call::Sync { .. } | Call::SyncAll { .. });
-        let synced = matches!(call, Call::SyncAll { .. }).then(|| self.lock().applier.cursor());
-        let export = Arc::clone(&self.authorised.export);
-        let answer = blocking(move || export.call(call)).await;
-        match (&answer, synced) {
-            (Ok(_), Some(upto)) => self.synced(upto),
-            (Err(Errno::EIO), _) if is_sync => self.disk_failed(),
-            _ => {}
-        }
+        let Some(answer) = self.answer(&call).await else { return Ok(()) };
         let (reply, body): (Result<Reply, Errno>, Bytes) = match answer {
             Ok((reply, body)) => (Ok(reply), body),
             Err(errno) => (Err(errno), Bytes::new()),
@@ -176,6 +164,42 @@ impl HostSession {
             let _ = send.finish();
         }
         Ok(())
+    }
+
+    /// Carries a call out, behind the entries that it names; `None` if those never come.
+    async fn answer(self: &Arc<Self>, call: &Call) -> Option<Result<(Reply, Bytes), Errno>> {
+        let is_sync = matches!(call, Call::Sync { .. } | Call::SyncAll { .. });
+        for _ in 0..SYNCS_MAX {
+            if let Some(upto) = upto(call) {
+                let (reached, is_reached) = oneshot::channel();
+                self.change(|applier| applier.wait_for(upto, reached));
+                is_reached.await.ok()?;
+            }
+            let (epoch, cursor) = {
+                let state = self.lock();
+                (state.epoch, state.applier.cursor())
+            };
+            let export = Arc::clone(&self.authorised.export);
+            let same = call.clone();
+            let answer = blocking(move || export.call(same)).await;
+            if !is_sync {
+                return Some(answer);
+            }
+            if epoch == self.authorised.export.epoch() {
+                if matches!(call, Call::SyncAll { .. }) && answer.is_ok() {
+                    self.synced(cursor);
+                }
+                return Some(answer);
+            }
+            // What was to be synced may be lost: it is applied again first
+            if self.lock().epoch == epoch {
+                self.disk_failed();
+            }
+            if answer.is_err() {
+                return Some(answer);
+            }
+        }
+        Some(Err(Errno::EIO))
     }
 
     /// One of the log's lanes: entries come in, acknowledgements go out on the first.
