@@ -15,7 +15,8 @@ mod tests;
 use serde::{Deserialize, Serialize};
 
 pub use self::decide::decide;
-use self::decide::{moves_data, node_of};
+pub(super) use self::decide::moves_data;
+use self::decide::node_of;
 use crate::id::{NodeId, Seq};
 use crate::wire::call::{Attr, Entry, Time};
 use crate::wire::errno::Errno;
