@@ -459,6 +459,10 @@ impl<B, T: Tree<B>, R: Recorder> Attempt<'_, B, T, R> {
             {
                 Ok(self.assumed())
             }
+            // it had no other name, and nobody had it open
+            (Err(Errno::ENOENT | Errno::ESTALE), None) if removes && seen.name.is_some() => {
+                Ok(seen.name.map_or(Outcome::Done, |node| Outcome::Removed { node, linked: false }))
+            }
             (Err(errno), None) => Err(Refused::by_system(errno)),
         }
     }
