@@ -150,6 +150,10 @@ impl World {
         }
         if self.model.has(who) {
             if !self.has_effect(client, seq) {
+                if super::model::names(&change.mutation).is_empty() {
+                    // of data, any part may have been kept by a crash
+                    self.model.contest(&change.mutation);
+                }
                 self.model.withdraw(who);
             } else if refused.reason != Reason::Unknown {
                 let text = format!("{seq} was done, and then refused ({refused:?})");
@@ -213,7 +217,10 @@ impl World {
         if let Some(mutation) = self.clients[client].told.get(&seq.0).cloned() {
             self.model.contest(&mutation);
         }
-        self.model.withdraw(Who::Client(client, seq.0));
+        // what nobody can tell of may have been carried out, and then it is there
+        if refused.reason != Reason::Unknown || !self.has_effect(client, seq) {
+            self.model.withdraw(Who::Client(client, seq.0));
+        }
     }
 
     /// An application was told an error.
@@ -241,6 +248,10 @@ impl World {
             && !matches!(errno, Errno::ETIMEDOUT | Errno::EIO | Errno::EEXIST)
         {
             self.stale(client, mutation, &format!("{seq} was done, and told {errno:?}"));
+        } else if errno == Errno::EIO {
+            // nobody can tell whether it was done, and what comes before it was done once more:
+            // of a rename both names may be there
+            self.model.contest_names(mutation);
         }
     }
 

@@ -12,7 +12,7 @@ use p2pfs::proto::redo::opens::{self, Opens};
 use p2pfs::proto::redo::record::{self, Header};
 use p2pfs::wire::call::Access;
 use p2pfs::wire::errno::Errno;
-use p2pfs::wire::log::{Change, LogAck, Outcome, Refused};
+use p2pfs::wire::log::{Change, LogAck, Outcome, Reason, Refused};
 
 use super::disk::Disk;
 use super::net::{Call, Down, Lane, Reply, Up};
@@ -489,6 +489,12 @@ impl World {
         }
         process.jobs.remove(&id);
         match job.what {
+            Work::Entry { seq, .. } if job.reached != self.host.epoch => {
+                // the disk has lost what it comes after: it comes again
+                let (run, client) = (self.host.run, job.client);
+                let refused = Refused { errno: Errno::EIO, reason: Reason::Unknown };
+                self.schedule(1, Event::Executed { run, client, seq, result: Err(refused) });
+            }
             Work::Entry { seq, change, body, how, poisons } => {
                 self.execute_entry(job.client, seq, &change, &body, &how, poisons);
             }

@@ -132,16 +132,18 @@ impl Model {
 
     /// Everything that an entry touches is in dispute.
     pub(crate) fn contest(&mut self, mutation: &Mutation) {
-        let mutation = self.translate(mutation);
-        let touched: Vec<NodeId> = self.touches(&mutation);
-        for (parent, name) in names(&mutation) {
-            self.contested_names.insert((parent, name));
-        }
+        self.contest_names(mutation);
+        let touched: Vec<NodeId> = self.concerned(mutation);
         for node in touched {
             if self.tree.nodes.get(&node).is_none_or(|node| node.names.is_empty()) {
                 self.contested.insert(node);
             }
         }
+    }
+
+    /// Who has an entry's names is in dispute, and nothing else.
+    pub(crate) fn contest_names(&mut self, mutation: &Mutation) {
+        self.contested_names.extend(names(&self.translate(mutation)));
     }
 
     /// Which nodes a change is about, by the model's numbers.

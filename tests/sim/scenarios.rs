@@ -7,6 +7,7 @@ use p2pfs::wire::call::XattrName;
 use p2pfs::wire::log::{Mutation, RenameMode};
 
 use super::net::Call;
+use super::posix::WORD;
 use super::script::{ROOT, Script, append, collapse, copy, create, rename, unlink, write};
 use super::world::GRACE;
 
@@ -205,6 +206,32 @@ fn an_fsync_after_a_failed_one_says_yes_only_when_it_is_so() {
     script.crash(0, false);
     script.rest();
     assert_eq!(script.data("file"), Some(vec![1, 2, 3]));
+}
+
+/// The disk loses the end of a file while an append is on its way. If it is put behind what is
+/// left, it is in the place of what comes again, and one of the two is lost.
+#[test]
+fn regression_an_append_does_not_begin_on_what_a_failed_disk_has_left() {
+    for turns in 0..8 {
+        let mut script = Script::new();
+        let file = script.create("file");
+        script.stable();
+        script.write(file, 0, &[1]);
+        script.answered();
+        let append = Mutation::Append { node: file.into(), handle: None, size: WORD };
+        let seq = script.ask(append, &[2]);
+        script.until(|world| {
+            let process = world.host.process.as_ref().expect("it runs");
+            process.sessions[&0].applier.state_of(seq) == "running"
+        });
+        for _ in 0..turns {
+            script.world.dice.below(2);
+        }
+        script.world.host.disk.borrow_mut().failing = true;
+        script.world.synced(0, seq);
+        script.rest();
+        assert_eq!(script.data("file"), Some(vec![1, 2]));
+    }
 }
 
 /// Rule 7. A file is open, unlinked, and written: the host restarts. If it does not know what is

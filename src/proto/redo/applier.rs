@@ -15,7 +15,7 @@ use crate::limits::{
     BODY_BYTES_MAX, LOG_BYTES_UNAPPLIED_MAX, LOG_ENTRIES_UNAPPLIED_MAX, LOG_ENTRIES_UNSTABLE_MAX,
 };
 use crate::proto::PeerMisbehaved;
-use crate::proto::redo::execute::{How, Seen};
+use crate::proto::redo::execute::{How, Seen, moves_data};
 use crate::proto::redo::record::{Recovered, SLOTS};
 use crate::wire::log::{
     Change, Cursor, LogAck, LogEntry, Mutation, Outcome, Promise, Reason, Refused, Sent,
@@ -180,8 +180,10 @@ impl<B, W> Applier<B, W> {
     }
 
     /// A connection of the session is up: tells how far its entries are, and says again what came
-    /// of `unanswered` and later ones.
+    /// of `unanswered` and later ones. What waits for others is forgotten: the client sends it
+    /// again, or what is left of it if it was struck since.
     pub fn resume(&mut self, unanswered: Seq) -> Cursor {
+        self.forget_waiting();
         for (seq, applied) in self.results.range(unanswered..) {
             let ack = LogAck::Applied { seq: *seq, result: applied.result };
             self.outputs.push_back(Output::Ack(ack));
@@ -273,6 +275,9 @@ impl<B, W> Applier<B, W> {
 
     /// The disk failed to take data: what is not stable may be lost. Begins another epoch. A sync
     /// that was under way is over with this: it is not reported any more.
+    ///
+    /// What was to be applied and has not begun must not be carried out any more: what comes before
+    /// it may be lost. It is reported as refused, whatever the reason, and comes again.
     pub fn handle_disk_failed(&mut self, epoch: Epoch, now: Instant) {
         self.epoch = epoch;
         let seen = self.results.keys().chain(self.running.keys()).max().copied();
@@ -363,6 +368,16 @@ impl<B, W> Applier<B, W> {
         }
     }
 
+    fn forget_waiting(&mut self) {
+        let (_, bytes) = self.waiting();
+        self.bytes_held -= bytes;
+        self.waiting.clear();
+        self.dependents.clear();
+        for again in self.overtaken.values_mut() {
+            *again = None;
+        }
+    }
+
     fn is_applied(&self, seq: Seq) -> bool {
         seq <= self.cursor || self.ahead.contains(&seq)
     }
@@ -435,16 +450,22 @@ impl<B, W> Applier<B, W> {
     }
 
     fn how(&self, seq: Seq, sent: &Sent, mutation: &Mutation) -> How {
-        let told = match (self.forgotten.get(&seq), sent) {
-            (Some(outcome), _) => Some(*outcome),
-            (None, Sent::Again { told } | Sent::Passed { told }) => *told,
-            (None, Sent::First) => None,
+        let known = match sent {
+            Sent::Again { told } | Sent::Passed { told } => *told,
+            Sent::First => None,
+        };
+        let forgotten = self.forgotten.get(&seq).copied();
+        let told = if moves_data(mutation) {
+            // a client that was not told has sent the data before it once more, which is on top now
+            known
+        } else {
+            forgotten.or(known)
         };
         // where it was appended says more than how long the file was
         let placed = matches!(mutation, Mutation::Append { .. }) && told.is_some();
         match (self.intents.get(&seq), sent, told) {
             (Some(before), ..) if !placed => How::Resumed { before: *before },
-            (_, Sent::First, None) => How::First,
+            (_, Sent::First, None) if forgotten.is_none() => How::First,
             (_, Sent::Passed { .. }, told) => How::Passed { told },
             (_, _, told) => How::Again { told },
         }

@@ -15,7 +15,8 @@ mod tests;
 use serde::{Deserialize, Serialize};
 
 pub use self::decide::decide;
-use self::decide::{moves_data, node_of};
+pub(super) use self::decide::moves_data;
+use self::decide::node_of;
 use crate::id::{NodeId, Seq};
 use crate::wire::call::{Attr, Entry, Time};
 use crate::wire::errno::Errno;
@@ -457,6 +458,10 @@ impl<B, T: Tree<B>, R: Recorder> Attempt<'_, B, T, R> {
                 if matches!(self.how, How::Passed { .. }) =>
             {
                 Ok(self.assumed())
+            }
+            // it had no other name, and nobody had it open
+            (Err(Errno::ENOENT | Errno::ESTALE), None) if removes && seen.name.is_some() => {
+                Ok(seen.name.map_or(Outcome::Done, |node| Outcome::Removed { node, linked: false }))
             }
             (Err(errno), None) => Err(Refused::by_system(errno)),
         }

@@ -4,6 +4,8 @@
 //!  node        every entry that changes it, or gives or takes a name of it, one after the other
 //!  name        every entry that changes who has it, one after the other
 //!  directory   names in it come after the entry that made it; what removes it comes after them
+//!  crossing    what moves into another directory, one after the other: whether that lies within
+//!              what moves depends on all such moves before
 //! ```
 //!
 //! Also translates: a node whose creation is not stable yet is named by the entry that made it, so
@@ -42,6 +44,8 @@ pub struct Order {
     /// Which entry made it. A node that is stable under this very identity is not here.
     ids: BTreeMap<NodeId, Seq>,
     touches: BTreeMap<Seq, Touches>,
+    /// What moves something into another directory.
+    crossings: BTreeSet<Seq>,
     asides: BTreeMap<Seq, Touches>,
 }
 
@@ -137,6 +141,7 @@ impl Order {
                 touches.name(*parent, name, behind);
                 touches.name(*new_parent, new_name, moved.map_or(Holder::Unknown, Holder::Node));
                 touches.emptied = other.filter(|_| *mode == RenameMode::Replace);
+                touches.crosses = self.canonical(*parent) != self.canonical(*new_parent);
             }
             Mutation::SetAttr { node, .. }
             | Mutation::Write { node, .. }
@@ -185,6 +190,9 @@ impl Order {
         if let Some(known) = touches.emptied.and_then(|node| self.nodes.get(&node)) {
             before.extend(known.names.values().filter_map(Places::last));
         }
+        if touches.crosses {
+            before.extend(self.crossings.last());
+        }
         before.sort_unstable();
         before.dedup();
         before
@@ -206,6 +214,9 @@ impl Order {
         }
         if let Some(node) = touches.emptied {
             self.nodes.entry(node).or_default().emptied = Some(seq);
+        }
+        if touches.crosses {
+            self.crossings.insert(seq);
         }
         self.touches.insert(seq, touches);
     }
@@ -295,6 +306,7 @@ impl Order {
         if upto <= self.stable {
             return;
         }
+        self.crossings = self.crossings.split_off(&upto.next());
         let later = self.touches.split_off(&upto.next());
         for (_, touches) in std::mem::replace(&mut self.touches, later) {
             self.prune(&touches, upto);
@@ -386,6 +398,7 @@ impl Order {
     /// Takes an entry out of all chains.
     fn unplace(&mut self, seq: Seq) -> Option<Touches> {
         let mut touches = self.touches.remove(&seq)?;
+        self.crossings.remove(&seq);
         self.bring_up_to_date(&mut touches);
         for node in &touches.nodes {
             if let Some(known) = self.nodes.get_mut(node)

@@ -72,7 +72,7 @@ fn decide_alone(change: &Change, how: &How, now: &Seen) -> Step {
 }
 
 /// Whether it moves data that is not in the entry.
-pub(super) fn moves_data(mutation: &Mutation) -> bool {
+pub(in crate::proto::redo) fn moves_data(mutation: &Mutation) -> bool {
     match mutation {
         Mutation::CopyRange { .. } => true,
         Mutation::Fallocate { mode, .. } => mode & (COLLAPSE | INSERT) != 0,

@@ -18,6 +18,8 @@ pub struct Touches {
     /// The node that gets another name.
     pub(super) linked: Option<NodeRef>,
     pub(super) premade: Option<NodeId>,
+    /// It moves something into another directory.
+    pub(super) crosses: bool,
 }
 
 impl Touches {

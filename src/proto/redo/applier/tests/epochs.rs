@@ -193,3 +193,43 @@ fn regression_an_entry_on_its_way_when_the_epoch_began_waits_for_no_other_sessio
     host.done(1);
     assert!(!host.applier.is_redoing());
 }
+
+/// The connection is lost between an entry and the one before it; their application gives up, and
+/// is told an error. When the one before it is struck, and done, the other must not begin: it was
+/// struck too, and only comes behind.
+#[test]
+fn regression_what_waits_when_the_client_comes_back_is_not_done_before_it_comes_again() {
+    let mut host = Host::new();
+    host.send(awaited(2, &[1])).unwrap();
+    host.applier.resume(Seq(1));
+    assert_eq!(host.applier.waiting(), (0, 0));
+    host.send(nothing(1)).unwrap();
+    host.done(1);
+    assert!(host.running.is_empty(), "an application was told that it failed");
+    host.send(nothing(2)).unwrap();
+    assert_eq!(host.changes[&2].mutation, Mutation::Nothing);
+}
+
+/// A copy was carried out, and its client was not told before the disk failed: so it sends what was
+/// written there before once more.
+#[test]
+fn regression_a_copy_whose_client_was_not_told_of_it_is_not_called_done() {
+    let copy = Mutation::CopyRange {
+        source: FILE.into(),
+        source_handle: None,
+        source_offset: 0,
+        node: FILE.into(),
+        handle: None,
+        offset: 8,
+        len: 8,
+    };
+    let copy = entry(1, &[], Promise::Awaited, copy);
+    for sent in [copy.clone(), again(copy.clone(), None)] {
+        let mut host = Host::new();
+        host.send(copy.clone()).unwrap();
+        host.done(1);
+        fail(&mut host);
+        host.send(sent).unwrap();
+        assert_eq!(host.running[&1], How::Again { told: None });
+    }
+}

@@ -402,3 +402,13 @@ fn a_removal_by_name_that_finds_nobody_does_not_say_who_it_was() {
     let removed = Outcome::Removed { node: X, linked: false };
     assert_eq!(disk.run(&unlink(is(X)), &[], UNTOLD), Ok(removed));
 }
+
+/// The host was killed when it had removed the last name of what nobody had open.
+#[test]
+fn regression_a_killed_removal_is_done_even_if_nothing_is_left_to_look_at() {
+    for removal in [unlink(is(X)), rmdir(is(X))] {
+        let disk = Disk::with(&[]);
+        let removed = disk.run(&removal, b"", resumed(at(Some(X))));
+        assert_eq!(removed, Ok(Outcome::Removed { node: X, linked: false }));
+    }
+}

@@ -142,3 +142,27 @@ fn applied_entries_are_named_until_they_are_stable() {
     client.accept(write(node(5)));
     assert!(client.after(3).is_empty());
 }
+
+/// Whether a directory would come to lie within itself depends on every such move before.
+#[test]
+fn regression_what_moves_into_another_directory_comes_after_all_such_moves() {
+    let mut client = Client::up();
+    let [outer, inner, other] = [5, 6, 7].map(|number| NodeRef::from(node(number)));
+    let root = NodeRef::from(NodeId::ROOT);
+    let across = |from, to, name: &str| {
+        let mut mutation = rename(name, name);
+        if let Mutation::Rename { parent, new_parent, .. } = &mut mutation {
+            (*parent, *new_parent) = (from, to);
+        }
+        mutation
+    };
+    let out = client.accept(across(outer, root, "inner"));
+    let within = client.accept(rename("x", "y"));
+    let below = client.accept(across(root, inner, "outer"));
+    assert!(client.after(within).is_empty(), "it stays in its directory");
+    assert_eq!(client.after(below), [out]);
+    client.done([out, within, below]);
+    client.stable(below);
+    let later = client.accept(across(other, inner, "a"));
+    assert!(client.after(later).is_empty());
+}
