@@ -247,7 +247,7 @@ impl HostSession {
         while let Some(output) = state.applier.poll_output() {
             match output {
                 Output::Apply { seq, change, body, how, poisons } => {
-                    self.apply(seq, change, body, how, poisons);
+                    self.apply(state.epoch, (seq, change, body), how, poisons);
                 }
                 Output::Ack(ack) => {
                     if let LogAck::Stable { upto } = ack {
@@ -270,12 +270,21 @@ impl HostSession {
         changed
     }
 
-    fn apply(self: &Arc<Self>, seq: Seq, change: Change, body: Bytes, how: How, poisons: bool) {
+    fn apply(
+        self: &Arc<Self>,
+        epoch: Epoch,
+        (seq, change, body): (Seq, Change, Bytes),
+        how: How,
+        poisons: bool,
+    ) {
         let session = Arc::clone(self);
         tokio::task::spawn_blocking(move || {
             // What panics must not hold up everything that comes after it
             let result = if session.is_read_only() {
                 Err(Refused::by_system(Errno::EROFS))
+            } else if session.lock().epoch != epoch {
+                // What it comes after may be lost: it comes again behind that
+                Err(Refused { errno: Errno::EIO, reason: Reason::Unknown })
             } else {
                 let export = &session.authorised.export;
                 let apply = || export.apply(seq, &change, &body, &how, poisons);
