@@ -215,7 +215,7 @@ impl World {
     }
 
     /// Processes of this test whose program's name contains `name`.
-    fn processes_of(&self, name: &[u8]) -> Vec<Pid> {
+    pub(crate) fn processes_of(&self, name: &[u8]) -> Vec<Pid> {
         let ours = self.dir.path().as_os_str().as_encoded_bytes();
         let mut found = Vec::new();
         for entry in fs::read_dir("/proc").unwrap().flatten() {

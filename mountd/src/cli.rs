@@ -13,7 +13,7 @@ use crate::daemonise::{self, Parent};
 use crate::mounted::{self, MountRequest};
 use crate::options::MountOptions;
 use crate::spec::Spec;
-use crate::{control, install, key};
+use crate::{control, install, key, locked};
 
 /// Mounts the disk at home as a local directory.
 #[derive(Debug, Parser)]
@@ -92,6 +92,7 @@ Mount options, with commas between them:
   cache=512M                   memory for what was read before
   grace=30|inf                 seconds that calls wait for a silent host
   timeout=30                   seconds that mounting may take
+  drain=5                      seconds that what was written may take when the key is pulled
   state=DIR                    as --state";
 
 #[derive(Args, Debug)]
@@ -111,6 +112,9 @@ struct MountArguments {
     /// Tell the process that started us over standard output.
     #[arg(long, hide = true)]
     notify_parent: bool,
+    /// Wait until the key is there, and mount again whenever it can be.
+    #[arg(long, hide = true)]
+    locked: bool,
     /// Let unknown options pass.
     #[arg(long, hide = true)]
     sloppy: bool,
@@ -173,13 +177,20 @@ fn mount(arguments: MountArguments) -> Result<(), Failure> {
         options.state = Some(state);
     }
     let request = MountRequest::new(spec, arguments.mountpoint, options)?;
+    let again = locked::Again { options: words.clone(), sloppy: arguments.sloppy };
+    if arguments.locked {
+        log::init();
+        return locked::run(request, &again);
+    }
     if arguments.notify_parent {
         log::init();
-        return mounted::run(request, Some(Parent::attach()));
+        let end = mounted::run(request.clone(), Some(Parent::attach()))?;
+        return locked::follow(end, &request, &again);
     }
     if arguments.foreground {
         log::init();
-        return mounted::run(request, None);
+        let end = mounted::run(request.clone(), None)?;
+        return locked::follow(end, &request, &again);
     }
     daemonise::mount_in_background(&request, &words, arguments.sloppy)
 }

@@ -346,6 +346,11 @@ impl Fs {
         }
     }
 
+    /// The numbers of all nodes that the kernel may know, those first of which it may have pages.
+    pub fn numbers(&self) -> Vec<u64> {
+        self.inodes.numbers()
+    }
+
     /// The last change that was shipped.
     pub fn last(&self) -> Seq {
         Seq(self.last.load(Ordering::SeqCst))

@@ -25,6 +25,7 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use crate::fs::{Found, Fs, Opened};
+use crate::gate::valve::{Pass, Shut, Valve};
 pub use convert::Presentation;
 use convert::{error, file_attr};
 use notify::KernelLink;
@@ -33,6 +34,8 @@ use notify::KernelLink;
 const TTL: Duration = Duration::from_secs(1);
 /// Requests of the kernel's own (read-ahead, writing back) under way at once.
 const BACKGROUND_MAX: u16 = 512;
+/// What is asked when the key is pulled: "required key not available".
+const PULLED: p2pfs::wire::errno::Errno = p2pfs::wire::errno::Errno::ENOKEY;
 /// Threads that read requests.
 const THREADS: usize = 2;
 
@@ -54,12 +57,13 @@ pub fn serve(
     link: &KernelLink,
     device: OwnedFd,
     presentation: Presentation,
+    valve: Arc<Valve>,
     runtime: Handle,
 ) -> io::Result<oneshot::Receiver<io::Result<()>>> {
     let mut config = fuser::Config::default();
     config.n_threads = Some(THREADS);
     config.acl = SessionACL::All;
-    let adaptor = Adaptor { fs, runtime, presentation };
+    let adaptor = Adaptor { fs, runtime, presentation, valve };
     // who may use the mount is the kernel's decision (`allow_other`), so all requests are answered
     let session = Session::from_fd(adaptor, device, SessionACL::All, config)?;
     link.connect(session.notifier());
@@ -75,6 +79,7 @@ struct Adaptor {
     fs: Arc<Fs>,
     runtime: Handle,
     presentation: Presentation,
+    valve: Arc<Valve>,
 }
 
 impl Adaptor {
@@ -87,7 +92,35 @@ impl Adaptor {
         T: Send,
     {
         let work = work(Arc::clone(&self.fs));
-        self.runtime.spawn(async move { reply(work.await.map_err(error)) });
+        match self.valve.try_enter() {
+            Some(Ok(pass)) => self.answer_within(pass, work, reply),
+            Some(Err(Shut)) => reply(Err(error(PULLED))),
+            None => {
+                let valve = Arc::clone(&self.valve);
+                self.runtime.spawn(async move {
+                    match valve.enter().await {
+                        Ok(_pass) => reply(work.await.map_err(error)),
+                        Err(Shut) => reply(Err(error(PULLED))),
+                    }
+                });
+            }
+        }
+    }
+
+    /// Answers what has come through the valve.
+    fn answer_within<F, T>(
+        &self,
+        pass: Pass,
+        work: F,
+        reply: impl FnOnce(Result<T, Errno>) + Send + 'static,
+    ) where
+        F: Future<Output = Result<T, p2pfs::wire::errno::Errno>> + Send + 'static,
+        T: Send,
+    {
+        self.runtime.spawn(async move {
+            let _pass = pass;
+            reply(work.await.map_err(error));
+        });
     }
 
     /// Answers with an entry.

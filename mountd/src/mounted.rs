@@ -3,17 +3,19 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use p2pfs::failure::{Code, Failure};
 use p2pfs::id::Seq;
 use p2pfs::identity::MacAddress;
+use p2pfs::identity::sealed::KeyId;
 use p2pfs::net::admin::Control;
 use p2pfs::net::daemon;
 use p2pfs::net::remote::Remote;
 use p2pfs::net::session::{ClientConfig, ClientSession};
 use p2pfs::usb::open_key;
 use p2pfs::wire::errno::Errno;
+use p2pfs::wire::session::DeviceId;
 use serde_json::{Value, json};
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::{mpsc, oneshot};
@@ -23,6 +25,7 @@ use crate::fs::Fs;
 use crate::fuse::mount::{MountSettings, Mounted, check_mountpoint, mount};
 use crate::fuse::notify::KernelLink;
 use crate::fuse::{abort_on_panic, serve};
+use crate::gate::{self, valve::Valve, watch::KeyWatch};
 use crate::options::MountOptions;
 use crate::spec::Spec;
 use crate::{control, known_hosts};
@@ -31,6 +34,12 @@ use crate::{control, known_hosts};
 const SYNC_ANSWER: Duration = Duration::from_secs(20);
 /// How long a session may take to say goodbye.
 const GOODBYE: Duration = Duration::from_secs(2);
+/// When the key is pulled: how long requests that are being answered may take to leave, and how
+/// long the kernel may take to drop its pages. Both fit, with what the gate takes, into a second.
+const EMPTY: Duration = Duration::from_millis(50);
+const WIPE: Duration = Duration::from_millis(150);
+/// How often a delivery that failed is tried again.
+const RETRY: Duration = Duration::from_millis(500);
 
 /// What is to be mounted where.
 #[derive(Clone, Debug)]
@@ -74,21 +83,35 @@ impl MountRequest {
     }
 }
 
+/// How a mount ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum End {
+    /// Somebody unmounted it, or ended the program.
+    Unmounted,
+    /// The key is pulled: it is to be mounted again when the key is back.
+    KeyPulled,
+}
+
 /// Mounts, tells `parent` or standard output, and serves until the mount is gone.
-pub(crate) fn run(request: MountRequest, parent: Option<Parent>) -> Result<(), Failure> {
+pub(crate) fn run(request: MountRequest, parent: Option<Parent>) -> Result<End, Failure> {
+    run_with(live(request, parent))
+}
+
+/// Runs `life` with all that a mount needs around it.
+pub(crate) fn run_with(life: impl Future<Output = Result<End, Failure>>) -> Result<End, Failure> {
     abort_on_panic();
     let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(|error| {
         let hint = "see that this user may start threads (ulimit -u)";
         Failure::new(Code::Internal, format!("cannot start: {error}"), hint)
     })?;
-    let result = runtime.block_on(live(request, parent));
+    let result = runtime.block_on(life);
     // what still waits for the network must not keep the process
     runtime.shutdown_background();
     result
 }
 
-async fn live(request: MountRequest, parent: Option<Parent>) -> Result<(), Failure> {
+async fn live(request: MountRequest, parent: Option<Parent>) -> Result<End, Failure> {
     let parent_gone = parent.as_ref().map(Parent::gone).and_then(Result::ok);
     let started = tokio::select! {
         started = Mount::start(&request) => started,
@@ -131,14 +154,27 @@ fn interrupted(why: &str) -> Failure {
 }
 
 /// A mount that can be used; dropping it takes the mount away.
-struct Mount {
+pub(crate) struct Mount {
     shared: Arc<Shared>,
     mounted: Mounted,
+    key: Key,
+    drain: Duration,
     /// Resolves when somebody unmounted.
     end: oneshot::Receiver<std::io::Result<()>>,
     unmounts: mpsc::Receiver<oneshot::Sender<Result<(), Failure>>>,
     _control: Control,
     _dir: MountDir,
+}
+
+/// What the gate needs to know.
+struct Key {
+    watch: KeyWatch,
+    id: KeyId,
+    device: DeviceId,
+    /// The owner allows it to be used without the stick.
+    portable: bool,
+    valve: Arc<Valve>,
+    link: Arc<KernelLink>,
 }
 
 /// What commands look at.
@@ -161,14 +197,17 @@ impl Drop for MountDir {
 }
 
 impl Mount {
-    async fn start(request: &MountRequest) -> Result<Self, Failure> {
+    pub(crate) async fn start(request: &MountRequest) -> Result<Self, Failure> {
         let options = &request.options;
-        let key = open_key(&request.spec.key)?;
-        let contents = key.contents;
+        // before the key is opened: a removal in between is noticed
+        let watch = KeyWatch::new(&request.spec.key);
+        let opened = open_key(&request.spec.key)?;
+        let (device, contents) = (opened.device, opened.contents);
+        let (id, portable) = (contents.id, contents.portable);
         let host = contents.host;
         let session = ClientSession::establish(ClientConfig {
             secret: contents.secret,
-            device: key.device,
+            device: device.clone(),
             pair_key: contents.pair_key,
             host,
             host_mac: contents.host_mac,
@@ -208,23 +247,27 @@ impl Mount {
             no_exec: options.no_exec,
             allow_other: options.allow_other,
         };
-        let (device, mounted) = mount(&request.spec.given, &request.mountpoint, &settings)?;
+        let (kernel, mounted) = mount(&request.spec.given, &request.mountpoint, &settings)?;
         let guard = DetachOnDrop(Some(mounted));
         let presentation = options.presentation;
+        let valve = Arc::new(Valve::default());
+        let key = Key { watch, id, device, portable, valve: valve.clone(), link: link.clone() };
         let (task_fs, runtime) = (fs.clone(), Handle::current());
         // the handshake waits for the kernel
         let serving = tokio::task::spawn_blocking(move || {
-            serve(task_fs, &link, device, presentation, runtime)
+            serve(task_fs, &link, kernel, presentation, valve, runtime)
         });
         let end = serving.await.map_err(std::io::Error::other).flatten().map_err(|error| {
             let hint = "look at the kernel's log: dmesg | tail";
             Failure::new(Code::Fuse, format!("the kernel's FUSE refused: {error}"), hint)
         })?;
         tokio::spawn(fs.forget_for_ever());
-        Ok(Self { shared, mounted: guard.keep()?, end, unmounts, _control: control, _dir: dir })
+        let (mounted, drain) = (guard.keep()?, options.drain);
+        Ok(Self { shared, mounted, key, drain, end, unmounts, _control: control, _dir: dir })
     }
 
-    async fn serve(&mut self) -> Result<(), Failure> {
+    /// Serves until the mount is gone.
+    pub(crate) async fn serve(&mut self) -> Result<End, Failure> {
         let asked = tokio::select! {
             ended = &mut self.end => {
                 tracing::info!(?ended, "unmounted");
@@ -235,6 +278,7 @@ impl Mount {
                 None
             }
             Some(asked) = self.unmounts.recv() => Some(asked),
+            () = self.key.pulled() => return self.shut().await,
             failure = self.shared.session.ended() => {
                 // nothing can be delivered, and nothing may be read any more
                 self.mounted.detach().map_err(|error| stuck(&self.mounted, &error))?;
@@ -253,7 +297,52 @@ impl Mount {
         }
         // best effort: a host that hears nothing forgets the session by itself
         let _ = tokio::time::timeout(GOODBYE, self.shared.session.close()).await;
-        result
+        result.map(|()| End::Unmounted)
+    }
+
+    /// The key is pulled and the valve shut: from here on nothing can be read. Delivers what was
+    /// accepted.
+    async fn shut(&mut self) -> Result<End, Failure> {
+        let (key, shared) = (&self.key, &self.shared);
+        shared.session.shut(Errno::ENOKEY);
+        shared.draining.store(true, Ordering::Relaxed);
+        let _ = tokio::time::timeout(EMPTY, key.valve.empty()).await;
+        match key.link.drop_everything(shared.fs.numbers()) {
+            Ok(dropped) => {
+                if tokio::time::timeout(WIPE, dropped).await.is_err() {
+                    tracing::warn!("the kernel takes long to drop its pages");
+                }
+            }
+            Err(error) => tracing::error!(%error, "the kernel's pages could not be dropped"),
+        }
+        if let Err(error) = self.mounted.abort() {
+            tracing::debug!(%error, "the kernel's connection ends with this process");
+        }
+        if let Err(error) = self.mounted.detach() {
+            tracing::error!("{}", stuck(&self.mounted, &error).report());
+        }
+        self.drain().await?;
+        let _ = tokio::time::timeout(GOODBYE, self.shared.session.close()).await;
+        Ok(End::KeyPulled)
+    }
+
+    /// Delivers what was accepted before the key was pulled, in `drain=` or as soon as it can be.
+    async fn drain(&self) -> Result<(), Failure> {
+        let start = Instant::now();
+        let mut told = false;
+        loop {
+            let left = self.drain.saturating_sub(start.elapsed()).max(RETRY);
+            match tokio::time::timeout(left, self.deliver()).await {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(failure)) if failure.code != Code::HostOffline => return Err(failure),
+                Ok(Err(_)) => tokio::time::sleep(RETRY).await,
+                Err(_) => {}
+            }
+            if !told && start.elapsed() >= self.drain {
+                told = true;
+                tracing::warn!("what was written before the key was pulled is not delivered yet");
+            }
+        }
     }
 
     /// Waits until everything is on the host's disk, or the session is over.
@@ -265,6 +354,16 @@ impl Mount {
             synced = self.shared.fs.sync_all() => synced.map_err(undelivered),
             failure = self.shared.session.ended() => Err(failure),
         }
+    }
+}
+
+impl Key {
+    /// Resolves when the key is pulled, and the valve is shut.
+    async fn pulled(&self) {
+        if self.portable {
+            return std::future::pending().await;
+        }
+        gate::pulled(&self.watch, &self.id, &self.device, &self.valve).await;
     }
 }
 

@@ -27,6 +27,8 @@ pub struct MountOptions {
     pub grace: Option<Duration>,
     /// `timeout=`: how long mounting may take.
     pub timeout: Duration,
+    /// `drain=`: how long what was accepted may take when the key is pulled.
+    pub drain: Duration,
     /// `wait`: try again after a denial until authorised.
     pub wait: bool,
     /// `state=`
@@ -57,6 +59,7 @@ impl Default for MountOptions {
             cache: 512 << 20,
             grace: Some(Duration::from_secs(30)),
             timeout: Duration::from_secs(30),
+            drain: Duration::from_secs(5),
             wait: false,
             state: None,
         }
@@ -121,12 +124,7 @@ impl MountOptions {
             "grace" if value == "inf" => self.grace = None,
             "grace" => self.grace = Some(Duration::from_secs(number()?.into())),
             "timeout" => self.timeout = Duration::from_secs(number()?.max(1).into()),
-            "drain" => {
-                number()?;
-                if value != "5" {
-                    return Err(not_yet(name, value, "5"));
-                }
-            }
+            "drain" => self.drain = Duration::from_secs(number()?.into()),
             "login" => return Err(not_yet(name, value, "no login")),
             "state" if !value.is_empty() => self.state = Some(PathBuf::from(value)),
             "state" => return Err(wrong("a directory")),

@@ -19,6 +19,19 @@ pub(crate) struct Spec {
 }
 
 impl Spec {
+    /// As it was given, or with an absolute path if that was relative.
+    pub(crate) fn absolute(&self) -> OsString {
+        if self.given.as_bytes().starts_with(b"/") {
+            return self.given.clone();
+        }
+        let mut absolute = self.key.clone().into_os_string();
+        if let Some(share) = &self.share {
+            absolute.push(":");
+            absolute.push(share);
+        }
+        absolute
+    }
+
     /// The share follows the last `:` if it holds no `/`.
     pub(crate) fn parse(given: &OsStr) -> Result<Self, Failure> {
         let bytes = given.as_bytes();

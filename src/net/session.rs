@@ -119,6 +119,12 @@ impl ClientSession {
         self.core.status()
     }
 
+    /// Refuses with `errno` what is asked of the host from now on, and what is being asked; changes
+    /// that were accepted are still delivered.
+    pub fn shut(&self, errno: Errno) {
+        self.core.shut(errno);
+    }
+
     /// Ends the session; whatever still waits fails with ENOTCONN.
     pub async fn close(&self) {
         self.core.close();

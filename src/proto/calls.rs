@@ -114,6 +114,11 @@ impl<C: Clone, R> Caller<C, R> {
         }
     }
 
+    /// Nobody may know what is being asked any more; what is asked from now on is.
+    pub fn fail_pending(&mut self, errno: Errno) {
+        self.fail_all(errno);
+    }
+
     /// No call is answered any more: the session has ended.
     pub fn end(&mut self) {
         self.link = Link::Ended;

@@ -329,6 +329,15 @@ impl InodeTable {
         (Arc::clone(&slot.inode), replaced)
     }
 
+    /// The numbers of all nodes, those first of which the kernel may have pages.
+    pub(crate) fn numbers(&self) -> Vec<u64> {
+        let slots = lock(&self.slots);
+        let (mut paged, rest): (Vec<&Slot>, Vec<&Slot>) =
+            slots.values().partition(|slot| lock(&slot.inode.state).paged.is_some());
+        paged.extend(rest);
+        paged.into_iter().map(|slot| slot.inode.node.ino).collect()
+    }
+
     /// Takes references away; true if none is left.
     pub(crate) fn forget(&self, ino: u64, count: u64) -> bool {
         if ino == NodeId::ROOT.ino {

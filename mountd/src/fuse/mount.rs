@@ -20,6 +20,8 @@ pub const TYPE: &str = "fuse.p2pfs";
 
 const DEVICE: &str = "/dev/fuse";
 const FUSERMOUNT: &str = "fusermount3";
+/// Where the kernel shows FUSE's connections, by the minor numbers of their devices.
+const CONNECTIONS: &str = "/sys/fs/fuse/connections";
 /// The kernel's read-ahead, KiB: one request of the largest size.
 const READ_AHEAD_KIB: &str = "1024";
 
@@ -345,6 +347,19 @@ impl Mounted {
             return Ok(());
         }
         Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+    }
+
+    /// Ends the kernel's connection to this process: whoever waits for an answer gets an error, in
+    /// every mount namespace. Best effort: detaching and ending the process do it in the end.
+    pub fn abort(&self) -> io::Result<()> {
+        let minor = self.device.rsplit(':').next().unwrap_or_default();
+        let aborted = fs::write(format!("{CONNECTIONS}/{minor}/abort"), "1");
+        if aborted.is_ok() || !self.as_root || !self.is_there() {
+            return aborted;
+        }
+        // where nobody has mounted fusectl
+        let flags = UnmountFlags::FORCE | UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+        Ok(rustix::mount::unmount(&self.mountpoint, flags)?)
     }
 
     /// Best effort: only root may, and mountd reads ahead by itself.

@@ -8,6 +8,7 @@ use std::io;
 use std::sync::{Arc, OnceLock, mpsc};
 
 use fuser::{INodeNo, Notifier};
+use tokio::sync::oneshot;
 
 use crate::fs::Kernel;
 
@@ -32,6 +33,26 @@ impl KernelLink {
     pub(super) fn connect(&self, notifier: Notifier) {
         // one session per link
         let _ = self.notifier.set(notifier);
+    }
+}
+
+impl KernelLink {
+    /// Drops all pages and attributes of these nodes, in this order, on a thread of its own; the
+    /// receiver resolves when it is done. Pages that were changed through a mapping are written
+    /// first, by requests that must be answered meanwhile.
+    pub(crate) fn drop_everything(&self, nodes: Vec<u64>) -> io::Result<oneshot::Receiver<()>> {
+        let (done, is_done) = oneshot::channel();
+        let notifier = Arc::clone(&self.notifier);
+        std::thread::Builder::new().name("wipe".to_owned()).spawn(move || {
+            let Some(notifier) = notifier.get() else { return };
+            for ino in nodes {
+                // ENOENT: the kernel has let it go
+                let _ = notifier.inval_inode(INodeNo(ino), 0, 0);
+            }
+            // nobody waits any more if it took too long
+            let _ = done.send(());
+        })?;
+        Ok(is_done)
     }
 }
 

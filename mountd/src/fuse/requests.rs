@@ -250,20 +250,26 @@ impl Filesystem for Adaptor {
         handle: FileHandle,
         offset: u64,
         data: &[u8],
-        _write_flags: WriteFlags,
+        write_flags: WriteFlags,
         flags: OpenFlags,
         _owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
         let data = Bytes::copy_from_slice(data);
         let synchronous = flags.0 & libc::O_DSYNC != 0;
-        self.answer(
-            move |fs| async move { fs.write(HandleId(handle.0), offset, data, synchronous).await },
-            move |result| match result {
-                Ok(written) => reply.written(written),
-                Err(errno) => reply.error(errno),
-            },
-        );
+        let write = move |fs: Arc<Fs>| async move {
+            fs.write(HandleId(handle.0), offset, data, synchronous).await
+        };
+        let answer = move |result| match result {
+            Ok(written) => reply.written(written),
+            Err(errno) => reply.error(errno),
+        };
+        if write_flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
+            // the kernel's pages, changed through a mapping: also when the key is gone
+            let pass = self.valve.enter_anyway();
+            return self.answer_within(pass, write(Arc::clone(&self.fs)), answer);
+        }
+        self.answer(write, answer);
     }
 
     fn flush(

@@ -45,6 +45,8 @@ struct Inner {
     rooms: VecDeque<(usize, oneshot::Sender<Result<(), Errno>>)>,
     link: Option<Link>,
     closing: bool,
+    /// What is asked is refused so; what was accepted is still delivered.
+    shut: Option<Errno>,
     view: View,
 }
 
@@ -98,6 +100,7 @@ impl Core {
             rooms: VecDeque::new(),
             link: None,
             closing: false,
+            shut: None,
             view,
         };
         let refusal = watch::Sender::new(None);
@@ -109,6 +112,11 @@ impl Core {
         let (answer, answered) = oneshot::channel();
         let id = {
             let mut inner = core.lock();
+            if let Some(errno) = inner.shut
+                && !matches!(call, Call::SyncAll { .. })
+            {
+                return Err(errno);
+            }
             let id = inner.caller.call(call);
             inner.answers.insert(id, (answer, None));
             inner.pump(&core);
@@ -145,6 +153,11 @@ impl Core {
         {
             let mut inner = core.lock();
             if let Some(errno) = inner.caller.refusal() {
+                return Err(errno);
+            }
+            if let Some(errno) = inner.shut
+                && !inner.log.has_room(bytes)
+            {
                 return Err(errno);
             }
             if inner.rooms.is_empty() && inner.log.has_room(bytes) {
@@ -253,6 +266,18 @@ impl Core {
         inner.log.end();
         inner.link = None;
         inner.refuse(self, Errno::ENOTCONN);
+        inner.pump(self);
+    }
+
+    /// Refuses with `errno` what is asked, also what is being asked; what was accepted is still
+    /// delivered, and waited for by [`Call::SyncAll`].
+    pub(crate) fn shut(self: &Arc<Self>, errno: Errno) {
+        let mut inner = self.lock();
+        inner.shut = Some(errno);
+        inner.caller.fail_pending(errno);
+        for (_, there) in inner.rooms.drain(..) {
+            let _ = there.send(Err(errno));
+        }
         inner.pump(self);
     }
 

@@ -1,0 +1,140 @@
+//! The key gates the mount (D3): in, it is there; out, nothing of it can be read any more.
+//!
+//! ```text
+//!  open --gone--> frozen --back soon enough--> open
+//!                    `-----otherwise---------> shut
+//! ```
+//!
+//! [`Gate`] decides, from what [`watch`] sees of the key; [`valve`] stops the kernel's requests.
+//! What being shut means is in `mounted`: calls fail, the kernel's pages are dropped, the
+//! connection to the kernel is aborted, the mount is taken away, what was accepted is delivered,
+//! and then the program replaces itself, which wipes its memory. A key that comes back is a new
+//! mount; descriptors from before stay dead.
+
+pub(crate) mod valve;
+pub(crate) mod watch;
+
+use std::time::{Duration, Instant};
+
+use p2pfs::identity::sealed::KeyId;
+use p2pfs::wire::session::DeviceId;
+
+use self::valve::Valve;
+use self::watch::KeyWatch;
+
+/// A removal that is shorter only freezes: sticks have loose contacts. What follows must be done
+/// within a second of the removal.
+const HOLD: Duration = Duration::from_millis(700);
+
+/// Decides when the mount freezes, thaws and is shut.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum State {
+    Open,
+    Frozen { since: Instant },
+    Shut,
+}
+
+/// What is to be done.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Step {
+    /// Requests wait from now on.
+    Freeze,
+    /// Those that wait go on.
+    Thaw,
+    /// The key is pulled: for ever.
+    Shut,
+}
+
+impl Gate {
+    /// Open: the key was there a moment ago.
+    pub(crate) fn new() -> Self {
+        Self { state: State::Open }
+    }
+
+    /// Somebody looked whether the key is there.
+    pub(crate) fn handle_look(&mut self, is_there: bool, now: Instant) -> Option<Step> {
+        match (self.state, is_there) {
+            (State::Open, false) => {
+                self.state = State::Frozen { since: now };
+                Some(Step::Freeze)
+            }
+            (State::Frozen { since }, true) if now.duration_since(since) < HOLD => {
+                self.state = State::Open;
+                Some(Step::Thaw)
+            }
+            (State::Frozen { since }, _) if now.duration_since(since) >= HOLD => {
+                self.state = State::Shut;
+                Some(Step::Shut)
+            }
+            _ => None,
+        }
+    }
+
+    /// When to look again at the latest, if it matters.
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        match self.state {
+            State::Frozen { since } => Some(since + HOLD),
+            State::Open | State::Shut => None,
+        }
+    }
+}
+
+/// Watches the key and works the valve; resolves when the key is pulled and the valve shut.
+pub(crate) async fn pulled(watch: &KeyWatch, id: &KeyId, device: &DeviceId, valve: &Valve) {
+    let mut gate = Gate::new();
+    loop {
+        let is_there = watch.has(id, device).await;
+        match gate.handle_look(is_there, Instant::now()) {
+            Some(Step::Freeze) => {
+                tracing::info!("the key is gone: requests wait");
+                valve.freeze();
+            }
+            Some(Step::Thaw) => {
+                tracing::info!("the key is back");
+                valve.thaw();
+            }
+            Some(Step::Shut) => {
+                tracing::info!("the key is pulled");
+                return valve.shut();
+            }
+            None => {}
+        }
+        watch.stir(gate.poll_timeout()).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loose_contact_only_freezes() {
+        let (mut gate, start) = (Gate::new(), Instant::now());
+        assert_eq!(gate.handle_look(true, start), None);
+        assert_eq!(gate.handle_look(false, start), Some(Step::Freeze));
+        assert_eq!(gate.handle_look(false, start + HOLD / 2), None);
+        assert_eq!(gate.handle_look(true, start + HOLD / 2), Some(Step::Thaw));
+        assert_eq!(gate.poll_timeout(), None);
+    }
+
+    #[test]
+    fn a_key_that_stays_away_shuts_for_ever() {
+        let (mut gate, start) = (Gate::new(), Instant::now());
+        gate.handle_look(false, start);
+        assert_eq!(gate.poll_timeout(), Some(start + HOLD));
+        assert_eq!(gate.handle_look(false, start + HOLD), Some(Step::Shut));
+        assert_eq!(gate.handle_look(true, start + 2 * HOLD), None);
+    }
+
+    #[test]
+    fn a_key_that_comes_back_too_late_is_a_new_mount() {
+        let (mut gate, start) = (Gate::new(), Instant::now());
+        gate.handle_look(false, start);
+        assert_eq!(gate.handle_look(true, start + HOLD), Some(Step::Shut));
+    }
+}

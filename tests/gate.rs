@@ -1,0 +1,225 @@
+//! The key gates the mount (D3), with key directories: K renamed is the key pulled.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::world::{
+    Daemon, Paired, World, eventually, is_mounted, need_mount, need_root, programs,
+};
+
+const MARKER: &str = "the marker that nobody may find when the key is away, 64 bytes..";
+/// A program that holds on to a file in every way there is, and says by which it still reads it.
+const HOLDER: &str = r#"
+import mmap, os, sys
+path, marker = sys.argv[1], sys.argv[2].encode()
+os.chdir(os.path.dirname(path))
+fd = os.open(path, os.O_RDONLY)
+mapped = mmap.mmap(fd, 0, prot=mmap.PROT_READ)
+folder = os.open(".", os.O_RDONLY)
+
+def in_child(look):
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if look() else 1)
+    return os.waitpid(child, 0)[1] == 0
+
+def tried(look):
+    try:
+        return bool(look())
+    except OSError:
+        return False
+
+def found(read):
+    return lambda: marker in read()
+
+ways = {
+    "descriptor": lambda: tried(found(lambda: os.pread(fd, 4096, 0))),
+    "mapping": lambda: in_child(found(lambda: mapped[:])),
+    "working directory": lambda: tried(found(lambda: open(os.path.basename(path), "rb").read())),
+    "listing": lambda: tried(lambda: os.listdir(folder)),
+    "size": lambda: tried(lambda: os.fstat(fd).st_size),
+}
+for _ in sys.stdin:
+    print(",".join(name for name, way in ways.items() if way()), flush=True)
+"#;
+
+/// A process that looks, again and again, when it is told to.
+struct Looker {
+    child: Child,
+    ask: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Looker {
+    fn start(mut command: Command) -> Self {
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let ask = child.stdin.take().unwrap();
+        let answers = BufReader::new(child.stdout.take().unwrap());
+        Self { child, ask, answers }
+    }
+
+    fn look(&mut self) -> String {
+        writeln!(self.ask, "look").unwrap();
+        let mut answer = String::new();
+        self.answers.read_line(&mut answer).unwrap();
+        answer.trim().to_owned()
+    }
+}
+
+impl Drop for Looker {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+struct Home {
+    world: World,
+    key: Paired,
+    disk: std::path::PathBuf,
+    mountpoint: std::path::PathBuf,
+    _daemons: [Daemon; 2],
+}
+
+fn home(options: &str) -> Home {
+    let world = World::on_loopback();
+    let server = world.server("127.0.0.1:0");
+    let disk = world.directory("disk");
+    fs::write(disk.join("file"), MARKER).unwrap();
+    let host = world.host(&server.ready, &[format!("docs={}", disk.display())]);
+    let key = world.pair("K", &["--authorise"]);
+    let mountpoint = world.directory("mnt");
+    world.mount(&key.source("docs"), &mountpoint, options).ok();
+    Home { world, key, disk, mountpoint, _daemons: [server, host] }
+}
+
+impl Home {
+    fn pull(&self) -> Instant {
+        fs::rename(&self.key.dir, self.key.dir.with_extension("away")).unwrap();
+        Instant::now()
+    }
+
+    fn plug_in(&self) -> Instant {
+        fs::rename(self.key.dir.with_extension("away"), &self.key.dir).unwrap();
+        Instant::now()
+    }
+
+    fn is_locked(&self) -> bool {
+        // between the mount's end and the wait for the key there is a moment of neither
+        home_state(&self.world) == "locked"
+    }
+
+    fn reads(&self) -> bool {
+        fs::read_to_string(self.mountpoint.join("file")).is_ok_and(|text| text == MARKER)
+    }
+}
+
+fn home_state(world: &World) -> serde_json::Value {
+    world.status(crate::world::Side::Client)["mounts"][0]["state"].clone()
+}
+
+/// D3: neither through a descriptor, a mapping, a working directory, another mount namespace nor
+/// the page cache, and the process that stays has nothing of it in its memory.
+#[test]
+fn a_pulled_key_leaves_nothing_to_read() {
+    need_mount!();
+    need_root!();
+    if let Some(missing) = programs::missing(&["python3", "unshare"]) {
+        return crate::world::skip(&missing);
+    }
+    let home = home("allow_other");
+    let file = home.mountpoint.join("file");
+    let mut holder = Command::new("python3");
+    holder.args(["-c", HOLDER]).arg(&file).arg(MARKER);
+    let mut holder = Looker::start(holder);
+    let mut elsewhere = Command::new("unshare");
+    elsewhere.args(["-m", "--propagation", "private", "sh", "-c"]);
+    elsewhere.arg(format!("while read x; do cat {} 2>/dev/null; echo; done", file.display()));
+    let mut elsewhere = Looker::start(elsewhere);
+    assert_eq!(holder.look(), "descriptor,mapping,working directory,listing,size");
+    assert_eq!(elsewhere.look(), MARKER);
+    fs::write(home.mountpoint.join("last"), "written just before").unwrap();
+    let pulled = home.pull();
+    eventually("the key's removal to show", Duration::from_secs(5), || {
+        holder.look().is_empty() && elsewhere.look().is_empty() && !is_mounted(&home.mountpoint)
+    });
+    let gone = pulled.elapsed();
+    println!("nothing left to read after {} ms", gone.as_millis());
+    assert!(gone < Duration::from_secs(1), "{gone:?}");
+    assert_eq!(fs::read_to_string(home.disk.join("last")).unwrap(), "written just before");
+    eventually("the mount to be locked", Duration::from_secs(5), || home.is_locked());
+    assert_eq!(in_memory_of(&home.world, MARKER), Vec::<String>::new());
+    let back = home.plug_in();
+    eventually("the mount to be back", Duration::from_secs(10), || home.reads());
+    println!("mounted again after {} ms", back.elapsed().as_millis());
+    assert!(back.elapsed() < Duration::from_secs(2), "{:?}", back.elapsed());
+    assert_eq!(holder.look(), "", "old descriptors stay dead");
+    home.world.unmount(&home.mountpoint);
+}
+
+/// D3: sticks have loose contacts.
+#[test]
+fn a_short_removal_only_makes_requests_wait() {
+    need_mount!();
+    let home = home("rw");
+    assert!(home.reads());
+    let before = home.world.mount_status()["connection_id"].clone();
+    let open = fs::File::open(home.mountpoint.join("file")).unwrap();
+    home.pull();
+    home.plug_in();
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut &open, &mut text).unwrap();
+    assert_eq!(text, MARKER);
+    assert!(home.reads());
+    assert_eq!(home.world.mount_status()["connection_id"], before);
+    home.world.unmount(&home.mountpoint);
+}
+
+/// D3, D4: who does not want to wait for the key ends it.
+#[test]
+fn a_locked_mount_can_be_unmounted() {
+    need_mount!();
+    let home = home("rw");
+    home.pull();
+    eventually("the mount to be gone", Duration::from_secs(5), || !is_mounted(&home.mountpoint));
+    eventually("the mount to be locked", Duration::from_secs(5), || home.is_locked());
+    home.world.unmount(&home.mountpoint);
+}
+
+/// The memory of the test's processes of mountd in which `needle` stands.
+fn in_memory_of(world: &World, needle: &str) -> Vec<String> {
+    use std::io::{Read, Seek, SeekFrom};
+
+    let mut found = Vec::new();
+    for pid in world.processes_of(b"mountd") {
+        let proc = format!("/proc/{}", pid.as_raw_nonzero());
+        let maps = fs::read_to_string(format!("{proc}/maps")).unwrap();
+        let mut memory = fs::File::open(format!("{proc}/mem")).unwrap();
+        for line in maps.lines().filter(|line| line.contains(" rw")) {
+            let (start, end) = line.split(' ').next().unwrap().split_once('-').unwrap();
+            let [start, end] = [start, end].map(|at| u64::from_str_radix(at, 16).unwrap());
+            let mut bytes = vec![0; (end - start) as usize];
+            let read = memory.seek(SeekFrom::Start(start)).and_then(|_| memory.read(&mut bytes));
+            let bytes = &bytes[..read.unwrap_or(0)];
+            if bytes.windows(needle.len()).any(|window| window == needle.as_bytes()) {
+                found.push(line.to_owned());
+            }
+        }
+    }
+    found
+}
+
+/// That looking into the memory finds what is there.
+#[test]
+fn what_a_mount_has_read_is_in_its_memory() {
+    need_mount!();
+    need_root!();
+    let home = home("rw");
+    assert!(home.reads());
+    assert_ne!(in_memory_of(&home.world, MARKER), Vec::<String>::new());
+    home.world.unmount(&home.mountpoint);
+    assert!(!Path::new(&home.mountpoint).join("file").exists());
+}
