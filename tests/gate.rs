@@ -7,7 +7,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::world::{
-    Daemon, Paired, World, eventually, is_mounted, need_mount, need_root, programs,
+    Daemon, Paired, Side, World, eventually, is_mounted, need_mount, need_root, programs,
 };
 
 const MARKER: &str = "the marker that nobody may find when the key is away, 64 bytes..";
@@ -109,16 +109,12 @@ impl Home {
 
     fn is_locked(&self) -> bool {
         // between the mount's end and the wait for the key there is a moment of neither
-        home_state(&self.world) == "locked"
+        self.world.status(Side::Client)["mounts"][0]["state"] == "locked"
     }
 
     fn reads(&self) -> bool {
         fs::read_to_string(self.mountpoint.join("file")).is_ok_and(|text| text == MARKER)
     }
-}
-
-fn home_state(world: &World) -> serde_json::Value {
-    world.status(crate::world::Side::Client)["mounts"][0]["state"].clone()
 }
 
 /// D3: neither through a descriptor, a mapping, a working directory, another mount namespace nor
