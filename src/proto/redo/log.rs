@@ -17,12 +17,14 @@
 
 mod answer;
 mod held;
+mod kept;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use self::held::{Held, Life, Work};
+pub use self::kept::{Kept, KeptEntry, KeptWhat};
 use crate::id::{ConnectionId, Epoch, NodeId, Seq};
 use crate::limits::{
     LOG_AFTER_MAX, LOG_BYTES_UNAPPLIED_MAX, LOG_BYTES_UNSTABLE_MAX, LOG_ENTRIES_UNAPPLIED_MAX,

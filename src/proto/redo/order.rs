@@ -76,6 +76,19 @@ impl Order {
         });
     }
 
+    /// Names in `mutation` every node by its identity whose creation is known to be carried out,
+    /// but for those that `is_kept`: who goes on with the log elsewhere knows no other makers.
+    pub fn name_for_good(&self, mutation: &mut Mutation, is_kept: impl Fn(Seq) -> bool) {
+        each_node(mutation, |node| {
+            if let NodeRef::MadeBy(seq) = *node
+                && !is_kept(seq)
+                && let Some(told) = self.makers.get(&seq).and_then(|maker| maker.told)
+            {
+                *node = NodeRef::Node(told);
+            }
+        });
+    }
+
     /// Names in `mutation` every node by its identity, if it is known: for eyes outside of the log.
     pub fn identify(&self, mutation: &mut Mutation) {
         each_node(mutation, |node| {

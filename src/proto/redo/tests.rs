@@ -169,6 +169,8 @@ struct World {
     asides: BTreeMap<u64, Refused>,
     struck_applied: BTreeSet<u64>,
     failures: bool,
+    /// Whether the client is, too.
+    restarts: bool,
     healing: bool,
 }
 
@@ -203,6 +205,7 @@ impl World {
             asides: BTreeMap::new(),
             struck_applied: BTreeSet::new(),
             failures: !seed.is_multiple_of(3),
+            restarts: false,
             healing: false,
         }
     }
@@ -419,8 +422,20 @@ impl World {
             996 => self.kill(),
             997 if self.dice.below(3) == 0 => self.crash(),
             998 if self.dice.below(3) == 0 => self.fail_disk(),
+            999 if self.restarts => self.restart_client(),
             _ => {}
         }
+    }
+
+    /// The client puts its log away, and goes on with it in another run.
+    fn restart_client(&mut self) {
+        self.lose();
+        self.late.clear();
+        let (kept, entries) = self.log.keep();
+        self.drain();
+        let bytes = |body: &u64| if *body == 0 { 0 } else { BYTES };
+        self.log = Log::restore(&kept, entries, bytes);
+        assert_eq!(self.log.keep().0, kept, "seed {}", self.seed);
     }
 
     fn settle(&mut self) {
@@ -577,6 +592,19 @@ fn in_one_epoch_each_entry_is_carried_out_once_and_what_failed_is_not_there() {
             if world.epochs == 1 {
                 world.step();
             }
+        }
+        world.heal();
+        world.check();
+    }
+}
+
+#[test]
+fn a_log_that_was_put_away_goes_on_where_it_was() {
+    for seed in 0..150 {
+        let mut world = World::new(seed);
+        world.restarts = true;
+        for _ in 0..6_000 {
+            world.step();
         }
         world.heal();
         world.check();
