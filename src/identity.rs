@@ -3,6 +3,7 @@
 //! A public key *is* an identity. Secrets have no `Display`, a redacted `Debug`, and are wiped.
 
 pub mod sealed;
+pub mod sealing;
 
 use std::fmt;
 

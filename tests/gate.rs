@@ -81,7 +81,8 @@ struct Home {
     key: Paired,
     disk: std::path::PathBuf,
     mountpoint: std::path::PathBuf,
-    _daemons: [Daemon; 2],
+    _server: Daemon,
+    host: Option<Daemon>,
 }
 
 fn home(options: &str) -> Home {
@@ -93,7 +94,7 @@ fn home(options: &str) -> Home {
     let key = world.pair("K", &["--authorise"]);
     let mountpoint = world.directory("mnt");
     world.mount(&key.source("docs"), &mountpoint, options).ok();
-    Home { world, key, disk, mountpoint, _daemons: [server, host] }
+    Home { world, key, disk, mountpoint, _server: server, host: Some(host) }
 }
 
 impl Home {
@@ -206,6 +207,66 @@ fn in_memory_of(world: &World, needle: &str) -> Vec<String> {
         }
     }
     found
+}
+
+/// D3, N1: what was accepted while the host was away is sealed when the key is pulled, and nobody
+/// reads it there; with key and host back it arrives before anything else is looked at.
+#[test]
+fn what_cannot_be_delivered_is_sealed_until_the_key_is_back() {
+    need_mount!();
+    need_root!();
+    let mut home = home("drain=1,grace=60");
+    let path = home.mountpoint.join("late");
+    let mut late = fs::File::create(&path).unwrap();
+    late.write_all(b"before, ").unwrap();
+    late.sync_all().unwrap();
+    home.host.take().unwrap().kill();
+    late.write_all(MARKER.as_bytes()).unwrap();
+    home.pull();
+    eventually("the mount to be locked", Duration::from_secs(10), || home.is_locked());
+    assert_eq!(in_memory_of(&home.world, MARKER), Vec::<String>::new());
+    let sealed = sealed_files(&home.world);
+    assert_eq!(sealed.len(), 1);
+    let bytes = fs::read(&sealed[0]).unwrap();
+    assert!(!bytes.windows(32).any(|window| window == &MARKER.as_bytes()[..32]), "in clear text");
+    assert!(!bytes.windows(4).any(|window| window == b"late"), "a name in clear text");
+    drop(late);
+    home.host = Some(home.world.start(Side::Host, &["serve"]));
+    home.plug_in();
+    eventually("the mount to be back", Duration::from_secs(30), || home.reads());
+    let wanted = format!("before, {MARKER}");
+    assert_eq!(fs::read_to_string(&path).unwrap(), wanted);
+    assert_eq!(fs::read_to_string(home.disk.join("late")).unwrap(), wanted);
+    assert_eq!(sealed_files(&home.world), Vec::<std::path::PathBuf>::new());
+    home.world.unmount(&home.mountpoint);
+}
+
+/// N1: unmounting while the host is away loses nothing either, and says what it did.
+#[test]
+fn what_cannot_be_delivered_at_unmount_arrives_with_the_next_mount() {
+    need_mount!();
+    let mut home = home("grace=1");
+    let path = home.mountpoint.join("late");
+    let mut late = fs::File::create(&path).unwrap();
+    home.host.take().unwrap().kill();
+    late.write_all(MARKER.as_bytes()).unwrap();
+    let unmounted = home.world.mountd(&["unmount", home.mountpoint.to_str().unwrap()]);
+    unmounted.refused(1, "host-offline");
+    assert!(is_mounted(&home.mountpoint), "an unmount that fails changes nothing");
+    drop(late);
+    let mountd = home.world.processes_of(b"p2pfs-mountd");
+    rustix::process::kill_process(mountd[0], rustix::process::Signal::TERM).unwrap();
+    home.world.assert_nothing_left(&home.mountpoint);
+    assert_eq!(sealed_files(&home.world).len(), 1);
+    home.host = Some(home.world.start(Side::Host, &["serve"]));
+    home.world.mount(&home.key.source("docs"), &home.mountpoint, "rw").ok();
+    assert_eq!(fs::read_to_string(&path).unwrap(), MARKER);
+    home.world.unmount(&home.mountpoint);
+}
+
+fn sealed_files(world: &World) -> Vec<std::path::PathBuf> {
+    let entries = fs::read_dir(world.state(Side::Client).join("sealed"));
+    entries.into_iter().flatten().flatten().map(|entry| entry.path()).collect()
 }
 
 /// That looking into the memory finds what is there.

@@ -174,6 +174,7 @@ async fn home(state: &Path) -> Home {
         timeout: Duration::from_secs(10),
         grace: Some(Duration::from_secs(5)),
         wait: false,
+        resume: None,
     };
     let config = HostParts { secret: host_secret, recorded, server: server.address().clone() };
     let host = config.start(&owner);

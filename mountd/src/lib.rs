@@ -22,6 +22,7 @@ mod lock;
 mod locked;
 mod mounted;
 pub mod options;
+mod sealed;
 mod spec;
 
 use std::ffi::OsStr;

@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use p2pfs::failure::{Code, Failure};
 use p2pfs::id::Seq;
 use p2pfs::identity::MacAddress;
-use p2pfs::identity::sealed::KeyId;
+use p2pfs::identity::sealed::KeyContents;
 use p2pfs::net::admin::Control;
 use p2pfs::net::daemon;
 use p2pfs::net::remote::Remote;
@@ -28,7 +28,7 @@ use crate::fuse::{abort_on_panic, serve};
 use crate::gate::{self, valve::Valve, watch::KeyWatch};
 use crate::options::MountOptions;
 use crate::spec::Spec;
-use crate::{control, known_hosts};
+use crate::{control, known_hosts, sealed};
 
 /// How long one answer to `sync` may take; who asks goes on asking.
 const SYNC_ANSWER: Duration = Duration::from_secs(20);
@@ -38,8 +38,6 @@ const GOODBYE: Duration = Duration::from_secs(2);
 /// long the kernel may take to drop its pages. Both fit, with what the gate takes, into a second.
 const EMPTY: Duration = Duration::from_millis(50);
 const WIPE: Duration = Duration::from_millis(150);
-/// How often a delivery that failed is tried again.
-const RETRY: Duration = Duration::from_millis(500);
 
 /// What is to be mounted where.
 #[derive(Clone, Debug)]
@@ -169,10 +167,9 @@ pub(crate) struct Mount {
 /// What the gate needs to know.
 struct Key {
     watch: KeyWatch,
-    id: KeyId,
+    owned: KeyContents,
     device: DeviceId,
-    /// The owner allows it to be used without the stick.
-    portable: bool,
+    state: PathBuf,
     valve: Arc<Valve>,
     link: Arc<KernelLink>,
 }
@@ -203,9 +200,9 @@ impl Mount {
         let watch = KeyWatch::new(&request.spec.key);
         let opened = open_key(&request.spec.key)?;
         let (device, contents) = (opened.device, opened.contents);
-        let (id, portable) = (contents.id, contents.portable);
         let host = contents.host;
-        let session = ClientSession::establish(ClientConfig {
+        let owned = contents.clone();
+        let config = ClientConfig {
             secret: contents.secret,
             device: device.clone(),
             pair_key: contents.pair_key,
@@ -217,8 +214,10 @@ impl Mount {
             timeout: options.timeout,
             grace: options.grace,
             wait: options.wait,
-        })
-        .await?;
+            resume: None,
+        };
+        sealed::deliver(&request.state, &owned, &config).await?;
+        let session = ClientSession::establish(config).await?;
         let grant = session.grant();
         let mac = MacAddress(grant.host_mac);
         if let Err(error) = known_hosts::record(&request.state, host, &grant.host_name, mac) {
@@ -251,7 +250,8 @@ impl Mount {
         let guard = DetachOnDrop(Some(mounted));
         let presentation = options.presentation;
         let valve = Arc::new(Valve::default());
-        let key = Key { watch, id, device, portable, valve: valve.clone(), link: link.clone() };
+        let state = request.state.clone();
+        let key = Key { watch, owned, device, state, valve: valve.clone(), link: link.clone() };
         let (task_fs, runtime) = (fs.clone(), Handle::current());
         // the handshake waits for the kernel
         let serving = tokio::task::spawn_blocking(move || {
@@ -282,6 +282,7 @@ impl Mount {
             failure = self.shared.session.ended() => {
                 // nothing can be delivered, and nothing may be read any more
                 self.mounted.detach().map_err(|error| stuck(&self.mounted, &error))?;
+                let failure = self.keep_for_later(failure);
                 tracing::error!("{}", failure.report());
                 return Err(failure);
             }
@@ -290,7 +291,10 @@ impl Mount {
         let delivered = self.deliver().await;
         let detached = self.mounted.detach().map_err(|error| stuck(&self.mounted, &error));
         // what was accepted while the mount was still there
-        let result = delivered.and(detached).and(self.deliver().await);
+        let result = match delivered.and(self.deliver().await) {
+            Ok(()) => detached,
+            Err(failure) => Err(self.keep_for_later(failure)),
+        };
         if let Some(asked) = asked {
             // whoever asked may have left
             let _ = asked.send(result.clone());
@@ -321,28 +325,47 @@ impl Mount {
         if let Err(error) = self.mounted.detach() {
             tracing::error!("{}", stuck(&self.mounted, &error).report());
         }
-        self.drain().await?;
-        let _ = tokio::time::timeout(GOODBYE, self.shared.session.close()).await;
+        match tokio::time::timeout(self.drain, self.deliver()).await {
+            Ok(Ok(())) => {
+                let _ = tokio::time::timeout(GOODBYE, self.shared.session.close()).await;
+            }
+            Ok(Err(failure)) if failure.code != Code::HostOffline => return Err(failure),
+            Ok(Err(_)) | Err(_) => {
+                let kept = self.put_away()?;
+                tracing::warn!(kept = %kept.display(), "what was written is sealed");
+            }
+        }
         Ok(End::KeyPulled)
     }
 
-    /// Delivers what was accepted before the key was pulled, in `drain=` or as soon as it can be.
-    async fn drain(&self) -> Result<(), Failure> {
-        let start = Instant::now();
-        let mut told = false;
-        loop {
-            let left = self.drain.saturating_sub(start.elapsed()).max(RETRY);
-            match tokio::time::timeout(left, self.deliver()).await {
-                Ok(Ok(())) => return Ok(()),
-                Ok(Err(failure)) if failure.code != Code::HostOffline => return Err(failure),
-                Ok(Err(_)) => tokio::time::sleep(RETRY).await,
-                Err(_) => {}
-            }
-            if !told && start.elapsed() >= self.drain {
-                told = true;
-                tracing::warn!("what was written before the key was pulled is not delivered yet");
-            }
+    /// Seals what is left, and says so with what went wrong.
+    fn keep_for_later(&self, failure: Failure) -> Failure {
+        if self.shared.session.is_delivered() {
+            return failure;
         }
+        match self.put_away() {
+            Ok(kept) => {
+                let what = format!("{}; it is kept in {}", failure.what, kept.display());
+                Failure::new(failure.code, what, "the next mount with this key delivers it first")
+            }
+            Err(lost) => lost,
+        }
+    }
+
+    /// Seals what cannot be delivered, for the next mount with this key.
+    fn put_away(&self) -> Result<PathBuf, Failure> {
+        let (key, session) = (&self.key, &self.shared.session);
+        let share = session.grant().share;
+        let (owned, away) = (&key.owned, session.put_away());
+        sealed::seal(&key.state, &owned.id, &owned.secret, owned.host, &share, &away).map_err(
+            |error| {
+                Failure::new(
+                    Code::Internal,
+                    format!("what was written cannot be kept and is lost: {error}"),
+                    format!("make room in {}", key.state.display()),
+                )
+            },
+        )
     }
 
     /// Waits until everything is on the host's disk, or the session is over.
@@ -360,10 +383,11 @@ impl Mount {
 impl Key {
     /// Resolves when the key is pulled, and the valve is shut.
     async fn pulled(&self) {
-        if self.portable {
+        // the owner allows it to be used without the stick
+        if self.owned.portable {
             return std::future::pending().await;
         }
-        gate::pulled(&self.watch, &self.id, &self.device, &self.valve).await;
+        gate::pulled(&self.watch, &self.owned.id, &self.device, &self.valve).await;
     }
 }
 

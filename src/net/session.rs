@@ -17,9 +17,10 @@ use tokio::task::JoinHandle;
 
 use crate::address::ServerAddress;
 use crate::failure::{Code, Failure};
-use crate::id::Seq;
+use crate::id::{Seq, SessionId};
 use crate::identity::{MacAddress, PairKey, PeerId, SecretKey};
 use crate::net::remote::{BoxFuture, Remote, Submitted};
+use crate::proto::redo::log::{Kept, KeptEntry};
 use crate::proto::session::End;
 use crate::wire::call::{Call, Reply};
 use crate::wire::errno::Errno;
@@ -54,6 +55,19 @@ pub struct ClientConfig {
     pub grace: Option<Duration>,
     /// Whether to ask again after a denial (507).
     pub wait: bool,
+    /// A session of an earlier run, to deliver what it has left.
+    pub resume: Option<Box<PutAway>>,
+}
+
+/// What is left of a session: changes that were accepted and are not on the host's disk.
+#[derive(Clone, Debug)]
+pub struct PutAway {
+    /// Which one.
+    pub session: SessionId,
+    /// The log.
+    pub kept: Kept,
+    /// Its entries, each with its data.
+    pub entries: Vec<(KeptEntry, Bytes)>,
 }
 
 /// A session with a host. It ends when it is dropped.
@@ -117,6 +131,29 @@ impl ClientSession {
     /// The mount's object in `status --json`, without what only the mount knows.
     pub fn status(&self) -> serde_json::Value {
         self.core.status()
+    }
+
+    /// Waits until everything is on the host's disk.
+    ///
+    /// # Errors
+    ///
+    /// As [`Remote::call`].
+    pub async fn delivered(&self) -> Result<(), Errno> {
+        while !self.is_delivered() {
+            self.call(Call::SyncAll { upto: self.last_entry() }).await?;
+        }
+        Ok(())
+    }
+
+    /// How many changes the host refused after they were accepted.
+    pub fn refused(&self) -> u64 {
+        self.core.refused()
+    }
+
+    /// Takes away what is not delivered, for another run of the client. The session is of no use
+    /// afterwards; the host waits for that run.
+    pub fn put_away(&self) -> PutAway {
+        self.core.put_away()
     }
 
     /// Refuses with `errno` what is asked of the host from now on, and what is being asked; changes

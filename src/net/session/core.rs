@@ -9,10 +9,11 @@ use serde_json::{Value, json};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::AbortHandle;
 
-use crate::id::{ConnectionId, HostRun, RequestId, Seq};
+use crate::id::{ConnectionId, HostRun, RequestId, Seq, SessionId};
 use crate::limits::LOG_BYTES_UNAPPLIED_MAX;
 use crate::net::endpoint::PathInfo;
 use crate::net::remote::Submitted;
+use crate::net::session::PutAway;
 use crate::net::session::link::Link;
 use crate::proto::PeerMisbehaved;
 use crate::proto::calls::{self, Caller};
@@ -38,6 +39,7 @@ pub(crate) struct Core {
 
 #[derive(Debug)]
 struct Inner {
+    session: SessionId,
     caller: Caller<Call, (Reply, Bytes)>,
     log: Log<Bytes>,
     answers: HashMap<RequestId, (oneshot::Sender<Answer>, Option<AbortHandle>)>,
@@ -72,7 +74,13 @@ pub(crate) struct View {
 }
 
 impl Core {
-    pub(crate) fn new(grace: Option<Duration>, host: String) -> Arc<Self> {
+    /// `log`: empty, or one that was put away before.
+    pub(crate) fn new(
+        grace: Option<Duration>,
+        host: String,
+        session: SessionId,
+        log: Log<Bytes>,
+    ) -> Arc<Self> {
         let grant = Grant {
             share: String::new(),
             read_only: false,
@@ -93,8 +101,9 @@ impl Core {
             refused_writes: 0,
         };
         let inner = Inner {
+            session,
             caller: Caller::new(grace, Instant::now()),
-            log: Log::new(),
+            log,
             answers: HashMap::new(),
             applied: HashMap::new(),
             rooms: VecDeque::new(),
@@ -279,6 +288,21 @@ impl Core {
             let _ = there.send(Err(errno));
         }
         inner.pump(self);
+    }
+
+    /// Takes the log away, to be delivered by another run of the client.
+    pub(crate) fn put_away(self: &Arc<Self>) -> PutAway {
+        let mut inner = self.lock();
+        inner.link = None;
+        let (kept, entries) = inner.log.keep();
+        inner.log.end();
+        inner.pump(self);
+        PutAway { session: inner.session, kept, entries }
+    }
+
+    /// Changes that the host refused after they were accepted.
+    pub(crate) fn refused(&self) -> u64 {
+        self.lock().view.refused_writes
     }
 
     /// Asks the supervisor to end the session.

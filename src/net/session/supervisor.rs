@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use quinn::{Connection, ConnectionError, TransportErrorCode};
 use tokio::sync::{mpsc, watch};
 
@@ -18,8 +19,9 @@ use crate::net::rendezvous::{
 };
 use crate::net::session::core::Core;
 use crate::net::session::link::{self, Link, LinkError};
-use crate::net::session::{ClientConfig, Phase};
+use crate::net::session::{ClientConfig, Phase, PutAway};
 use crate::proto::PeerMisbehaved;
+use crate::proto::redo::log::Log;
 use crate::proto::session::{End, Output, Session, State};
 use crate::wire::probe::Role;
 use crate::wire::session::{CloseReason, Grant, Identify, Verdict};
@@ -61,7 +63,7 @@ enum Progress {
 
 impl Supervisor {
     pub(super) fn new(
-        config: ClientConfig,
+        mut config: ClientConfig,
     ) -> Result<(Arc<Core>, Self, watch::Receiver<Phase>), Failure> {
         if config.servers.is_empty() {
             return Err(Failure::new(
@@ -85,14 +87,21 @@ impl Supervisor {
             Registration::start(config, events_in.clone())
         };
         let registrations = config.servers.iter().cloned().map(register).collect();
-        let core = Core::new(config.grace, config.host.to_text());
+        let (session, log) = match config.resume.take() {
+            Some(away) => {
+                let PutAway { session, kept, entries } = *away;
+                (session, Log::restore(&kept, entries, Bytes::len))
+            }
+            None => (SessionId(daemon::random()), Log::new()),
+        };
+        let core = Core::new(config.grace, config.host.to_text(), session, log);
         let (phase, phase_out) = watch::channel(Phase::default());
         let (path_events, paths) = mpsc::unbounded_channel();
         let (report, progress) = mpsc::unbounded_channel();
         let supervisor = Self {
             core: Arc::clone(&core),
             machine: Session::new(config.wait),
-            session: SessionId(daemon::random()),
+            session,
             config,
             quic,
             endpoint,

@@ -1,0 +1,188 @@
+//! What was accepted and could not be delivered: sealed in the state directory until the same key
+//! is there again, and the host.
+//!
+//! `STATE/sealed/KEY-SESSION`: a magic line, a salt, and chunks that only the key's own secret opens
+//! ([`Sealing`]): first what the session was, then each entry of its log with its data.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use p2pfs::failure::{Code, Failure};
+use p2pfs::id::SessionId;
+use p2pfs::identity::sealed::{KeyContents, KeyId};
+use p2pfs::identity::sealing::Sealing;
+use p2pfs::identity::{PeerId, SecretKey};
+use p2pfs::limits::{LOG_BYTES_UNSTABLE_MAX, LOG_ENTRIES_UNSTABLE_MAX};
+use p2pfs::net::daemon;
+use p2pfs::net::session::{ClientConfig, ClientSession, PutAway};
+use p2pfs::proto::redo::log::{Kept, KeptEntry};
+use p2pfs::wire::codec;
+use p2pfs::wire::errno::Errno;
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+const MAGIC: &[u8] = b"p2pfs sealed 1\n";
+/// The largest file, bytes: a full log, set aside twice over, and its entries.
+const FILE_BYTES_MAX: u64 = 4 * LOG_BYTES_UNSTABLE_MAX as u64;
+/// Entries of one file: unstable ones and ones that are set aside.
+const ENTRIES_MAX: u64 = 16 * LOG_ENTRIES_UNSTABLE_MAX as u64;
+
+/// The first chunk.
+#[derive(Debug, Deserialize, Serialize)]
+struct Head {
+    session: SessionId,
+    host: PeerId,
+    share: String,
+    kept: Kept,
+    entries: u64,
+}
+
+/// Seals what a session has left; on the disk when this returns.
+pub(crate) fn seal(
+    state: &Path,
+    key: &KeyId,
+    secret: &SecretKey,
+    host: PeerId,
+    share: &str,
+    away: &PutAway,
+) -> io::Result<PathBuf> {
+    let salt: [u8; 32] = daemon::random();
+    let mut sealing = Sealing::new(secret, &salt);
+    let mut file = [MAGIC, &salt].concat();
+    let head = Head {
+        session: away.session,
+        host,
+        share: share.to_owned(),
+        kept: away.kept.clone(),
+        entries: away.entries.len() as u64,
+    };
+    let too_long = |_| io::Error::other("too long");
+    let head = codec::encode(&head).map_err(too_long)?;
+    file.extend(sealing.seal(&head, away.entries.is_empty()));
+    for (index, (entry, body)) in away.entries.iter().enumerate() {
+        let header = codec::encode(entry).map_err(too_long)?;
+        let mut chunk = Zeroizing::new(Vec::with_capacity(4 + header.len() + body.len()));
+        chunk.extend_from_slice(&(header.len() as u32).to_le_bytes());
+        chunk.extend_from_slice(&header);
+        chunk.extend_from_slice(body);
+        file.extend(sealing.seal(&chunk, index + 1 == away.entries.len()));
+    }
+    let path = folder(state).join(format!("{key}-{}", away.session));
+    daemon::state_dir(Some(folder(state)), "mountd").map_err(io::Error::other)?;
+    daemon::write_private(&path, &file)?;
+    Ok(path)
+}
+
+/// Delivers what earlier mounts of this key have left, before anything else is read or written.
+///
+/// # Errors
+///
+/// The host is not reachable, or does not take all of it in time: the rest stays sealed. What is
+/// damaged or refused is told in the log, and left where it is.
+pub(crate) async fn deliver(
+    state: &Path,
+    key: &KeyContents,
+    config: &ClientConfig,
+) -> Result<(), Failure> {
+    for path in of_key(state, &key.id) {
+        let (head, away) = match open(&path, &key.secret) {
+            Ok(opened) if opened.0.host == key.host => opened,
+            Ok(_) => continue,
+            Err(error) => {
+                tracing::error!(path = %path.display(), %error, "what is sealed here cannot be read");
+                continue;
+            }
+        };
+        let resume = Some(Box::new(away));
+        let share = Some(head.share.clone());
+        let session = ClientSession::establish(ClientConfig { share, resume, ..config.clone() });
+        let session = match session.await {
+            Ok(session) => session,
+            Err(failure) if failure.code == Code::ShareUnknown => {
+                tracing::error!(path = %path.display(), "{failure}");
+                continue;
+            }
+            Err(failure) => return Err(failure),
+        };
+        let delivered = tokio::time::timeout(config.timeout, session.delivered()).await;
+        if delivered == Ok(Ok(())) && session.refused() == 0 {
+            session.close().await;
+            fs::remove_file(&path).map_err(|error| undelivered(&path, &error.to_string()))?;
+            tracing::info!(share = head.share, "what was sealed is delivered");
+            continue;
+        }
+        let away = session.put_away();
+        let sealed = seal(state, &key.id, &key.secret, key.host, &head.share, &away);
+        sealed.map_err(|error| undelivered(&path, &error.to_string()))?;
+        match delivered {
+            Ok(Ok(())) => {
+                let refused = path.with_extension("refused");
+                tracing::error!(path = %refused.display(), "the host refused some of what was sealed");
+                fs::rename(&path, &refused)
+                    .map_err(|error| undelivered(&path, &error.to_string()))?;
+            }
+            Ok(Err(errno)) => return Err(undelivered(&path, &errno.to_string())),
+            Err(_) => return Err(undelivered(&path, &Errno::ETIMEDOUT.to_string())),
+        }
+    }
+    Ok(())
+}
+
+fn undelivered(path: &Path, why: &str) -> Failure {
+    Failure::new(
+        Code::HostOffline,
+        format!("what was written before is not delivered yet: {why}"),
+        format!("try again when the host is there; until then it is kept in {}", path.display()),
+    )
+}
+
+fn folder(state: &Path) -> PathBuf {
+    state.join("sealed")
+}
+
+fn of_key(state: &Path, key: &KeyId) -> Vec<PathBuf> {
+    let start = format!("{key}-");
+    let entries = fs::read_dir(folder(state)).into_iter().flatten().flatten();
+    let mut found: Vec<PathBuf> = entries
+        .filter(|entry| {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            name.starts_with(&start) && !name.contains('.')
+        })
+        .map(|entry| entry.path())
+        .collect();
+    found.sort();
+    found
+}
+
+fn open(path: &Path, secret: &SecretKey) -> io::Result<(Head, PutAway)> {
+    if fs::metadata(path)?.len() > FILE_BYTES_MAX {
+        return Err(io::Error::other("too long"));
+    }
+    let file = fs::read(path)?;
+    let damaged = || io::Error::other("damaged, or sealed by another version");
+    let rest = file.strip_prefix(MAGIC).ok_or_else(damaged)?;
+    let (salt, mut rest) = rest.split_first_chunk::<32>().ok_or_else(damaged)?;
+    let mut sealing = Sealing::new(secret, salt);
+    let (head, mut ended) = sealing.open(&mut rest).map_err(io::Error::other)?;
+    let head: Head = codec::decode(&head).map_err(io::Error::other)?;
+    if head.entries > ENTRIES_MAX {
+        return Err(damaged());
+    }
+    let mut entries = Vec::new();
+    while !ended {
+        let (chunk, is_last) = sealing.open(&mut rest).map_err(io::Error::other)?;
+        ended = is_last;
+        let (length, behind) = chunk.split_first_chunk::<4>().ok_or_else(damaged)?;
+        let length = u32::from_le_bytes(*length) as usize;
+        let (header, body) = behind.split_at_checked(length).ok_or_else(damaged)?;
+        let entry: KeptEntry = codec::decode(header).map_err(io::Error::other)?;
+        entries.push((entry, Bytes::copy_from_slice(body)));
+    }
+    if entries.len() as u64 != head.entries {
+        return Err(damaged());
+    }
+    let away = PutAway { session: head.session, kept: head.kept.clone(), entries };
+    Ok((head, away))
+}
