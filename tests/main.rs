@@ -10,6 +10,8 @@
 
 /// `--help`, wrong usage, exit codes: what needs no daemon.
 mod cli;
+/// fsx on the mount.
+mod fsx;
 /// Three programs with three state directories on loopback, and a kernel mount.
 mod loopback;
 /// Host, client and server behind NATs, in network namespaces.

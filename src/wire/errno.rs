@@ -56,6 +56,8 @@ impl Errno {
     pub const EOPNOTSUPP: Self = Self(95);
     /// Connection timed out: the host did not answer within the grace.
     pub const ETIMEDOUT: Self = Self(110);
+    /// Disk quota exceeded.
+    pub const EDQUOT: Self = Self(122);
     /// The node is gone.
     pub const ESTALE: Self = Self(116);
     /// Transport endpoint is not connected: the session is over.
