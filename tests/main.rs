@@ -10,6 +10,8 @@
 
 /// `--help`, wrong usage, exit codes: what needs no daemon.
 mod cli;
+/// fsx on the mount.
+mod fsx;
 /// The key gates the mount: pulled, nothing can be read; back, it is mounted again.
 mod gate;
 /// Three programs with three state directories on loopback, and a kernel mount.

@@ -55,6 +55,16 @@ setup_packages() {
   fi
 }
 
+# Programs that tests run, below the target directory: setup_tool CRATE VERSION
+setup_tool() {
+  local root=${CARGO_TARGET_DIR:-target}/tools
+  [ -x "$root/bin/$1" ] && return 0
+  say "+ cargo install $1 --version $2 --root $root"
+  if ! cargo install --quiet --locked "$1" --version "$2" --root "$root" --target-dir "$root/build"; then
+    say "$1 could not be installed: the tests that use it are skipped"
+  fi
+}
+
 install_packages() {
   local line="apt-get install -y --no-install-recommends $*"
   if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then

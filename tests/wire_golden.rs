@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 use p2pfs::id::{Epoch, HandleId, HostRun, NodeId, Seq, SessionId};
 use p2pfs::identity::{BlindedMac, MacAddress, PairKey, PeerId};
 use p2pfs::wire::call::{
-    Access, Attr, Call, DirEntry, DirPage, Entry, Reply, StatFs, Time, XattrName,
+    Access, Attr, Call, DirEntry, DirPage, Entry, ReadVersion, Reply, Seek, StatFs, Time, XattrName,
 };
 use p2pfs::wire::codec::{DecodeError, decode, encode};
 use p2pfs::wire::errno::Errno;
@@ -82,6 +82,12 @@ fn calls_about_open_files_have_their_bytes() {
     golden("call_read_dir", &read_dir);
     let read = Call::Read { handle, offset: 1 << 40, len: 1 << 20 };
     golden("call_read", &read);
+    let seek = Call::Seek { handle, offset: 1 << 40, what: Seek::Data };
+    golden("call_seek_data", &seek);
+    let seek = Call::Seek { handle, offset: 3, what: Seek::Hole };
+    golden("call_seek_hole", &seek);
+    let read = Call::ReadVersion { handle, offset: 1 << 40, len: 1 << 20 };
+    golden("call_read_version", &read);
     let sync = Call::Sync { handle, data_only: true, upto };
     golden("call_sync", &sync);
     golden("call_sync_all", &Call::SyncAll { upto });
@@ -113,6 +119,8 @@ fn replies_have_their_bytes() {
         ("dir", Reply::Dir(page)),
         ("data", Reply::Data),
         ("stat_fs", Reply::StatFs(stat_fs)),
+        ("offset", Reply::Offset(1 << 40)),
+        ("version", Reply::Version(ReadVersion { version: ATTR.data_version(), recent: true })),
     ];
     for (name, reply) in replies {
         golden(&format!("reply_{name}"), &reply);

@@ -177,6 +177,11 @@ impl Export for View {
             Call::GetXattr { node, name } => {
                 return Ok((Reply::Data, self.read_xattr(node, &name)?));
             }
+            Call::Seek { handle, offset, what } => Reply::Offset(self.seek(handle, offset, what)?),
+            Call::ReadVersion { handle, offset, len } => {
+                let (version, data) = self.read_version(handle, offset, len)?;
+                return Ok((Reply::Version(version), data));
+            }
         };
         Ok((reply, Bytes::new()))
     }

@@ -2,5 +2,6 @@
 
 pub mod block;
 pub(crate) mod readahead;
+mod segments;
 
 pub use block::{BlockCache, CacheStats};

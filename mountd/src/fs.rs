@@ -39,6 +39,7 @@ use handle::{Handle, HandleTable};
 pub(crate) use inode::Inode;
 use inode::{Effect, InodeTable};
 use space::Space;
+pub use write::{Until, WriteMode};
 pub(crate) use xattr::local_answer as local_xattr;
 
 /// How long a node that the kernel let go stays known: directories are often walked twice.
@@ -87,6 +88,8 @@ pub struct Opened {
     pub handle: HandleId,
     /// The kernel's pages of the file are still right.
     pub keep_pages: bool,
+    /// The kernel keeps no pages for this handle: where its data goes is not known beforehand.
+    pub direct: bool,
 }
 
 /// How a file is opened.
@@ -252,8 +255,8 @@ impl Fs {
         if check.drop_attributes {
             self.kernel.drop_attributes(ino);
         }
-        self.insert_handle(handle, inode, mode.append);
-        Ok(Opened { handle, keep_pages: check.keep_pages })
+        self.insert_handle(handle, inode);
+        Ok(Opened { handle, keep_pages: check.keep_pages, direct: mode.append })
     }
 
     /// Makes a file if it is not there, and opens it; counts a reference of the kernel.
@@ -282,14 +285,14 @@ impl Fs {
         let mut found = self.found(entry, parent, asked);
         let inode = self.inodes.get(entry.node.ino)?;
         let check = inode.check_open(inode.told());
-        self.insert_handle(handle, inode, how.append);
+        self.insert_handle(handle, inode);
         if how.truncate && found.attr.size > 0 {
             // somebody else made it since the kernel looked
             let change = AttrChange { size: Some(0), ..AttrChange::default() };
             found = self.setattr(entry.node.ino, Some(handle), change).await?;
         }
         let keep_pages = check.keep_pages;
-        Ok((found, Opened { handle, keep_pages }))
+        Ok((found, Opened { handle, keep_pages, direct: how.append }))
     }
 
     /// Closes a handle; the host is told in its own time.
@@ -375,11 +378,10 @@ impl Fs {
 
     // ------------------------------------------------------------------ shared by the parts
 
-    fn insert_handle(&self, id: HandleId, inode: Arc<Inode>, append: bool) {
+    fn insert_handle(&self, id: HandleId, inode: Arc<Inode>) {
         self.handles.insert(Handle {
             id,
             inode,
-            append,
             ahead: Mutex::default(),
             listing: tokio::sync::Mutex::default(),
         });

@@ -177,6 +177,8 @@ fn ttl(found: &Found) -> Duration {
 }
 
 fn opened(opened: Opened) -> (FileHandle, FopenFlags) {
-    let flags = if opened.keep_pages { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
+    let mut flags = FopenFlags::empty();
+    flags.set(FopenFlags::FOPEN_KEEP_CACHE, opened.keep_pages);
+    flags.set(FopenFlags::FOPEN_DIRECT_IO, opened.direct);
     (FileHandle(opened.handle.0), flags)
 }

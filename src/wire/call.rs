@@ -98,6 +98,24 @@ pub enum Call {
         /// The attribute's name with its namespace, or empty.
         name: XattrName,
     },
+    /// Where the next data or the next hole begins. -> [`Reply::Offset`]
+    Seek {
+        /// The open file.
+        handle: HandleId,
+        /// From this byte on.
+        offset: u64,
+        /// What is looked for.
+        what: Seek,
+    },
+    /// As [`Call::Read`]. -> [`Reply::Version`], with the data as body.
+    ReadVersion {
+        /// The open file.
+        handle: HandleId,
+        /// From this byte.
+        offset: u64,
+        /// At most this many bytes; at most 1 MiB.
+        len: u32,
+    },
 }
 
 /// What a host answers. **Append only: the order is the format.**
@@ -117,6 +135,29 @@ pub enum Reply {
     Data,
     /// Space and limits.
     StatFs(StatFs),
+    /// A place in a file, bytes from its start.
+    Offset(u64),
+    /// The frame's body is the data; the version is from after it was read.
+    Version(ReadVersion),
+}
+
+/// What is looked for in a file. **Append only: the order is the format.**
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum Seek {
+    /// `SEEK_DATA`
+    Data,
+    /// `SEEK_HOLE`
+    Hole,
+}
+
+/// Which version of a file a read has found.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct ReadVersion {
+    /// The version of the file when it had been read.
+    pub version: DataVersion,
+    /// It is so new that a change may have been under way while the file was read: what was read
+    /// may be older, or in parts.
+    pub recent: bool,
 }
 
 /// The directions of an open file.
@@ -195,11 +236,14 @@ impl Attr {
 }
 
 /// A version of a file's data, as far as times and size can tell.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 pub struct DataVersion {
-    mtime: Time,
-    ctime: Time,
-    size: u64,
+    /// Last change of the data.
+    pub mtime: Time,
+    /// Last change of the node.
+    pub ctime: Time,
+    /// Bytes.
+    pub size: u64,
 }
 
 /// A point in time as `struct timespec` has it; before 1970 `seconds` is negative.

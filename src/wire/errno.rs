@@ -58,6 +58,8 @@ impl Errno {
     pub const ETIMEDOUT: Self = Self(110);
     /// Required key not available: the key is pulled.
     pub const ENOKEY: Self = Self(126);
+    /// Disk quota exceeded.
+    pub const EDQUOT: Self = Self(122);
     /// The node is gone.
     pub const ESTALE: Self = Self(116);
     /// Transport endpoint is not connected: the session is over.

@@ -42,6 +42,14 @@ fn build() -> PathBuf {
     profile_dir.to_owned()
 }
 
+/// A program that `tests/setup.sh` installs below the target directory.
+pub(crate) fn installed(name: &str) -> Option<PathBuf> {
+    // TARGET/PROFILE/deps/integration-HASH
+    let test = env::current_exe().ok()?;
+    let program = test.ancestors().nth(3)?.join("tools/bin").join(name);
+    program.exists().then_some(program)
+}
+
 /// Whether the tests run as root.
 pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()

@@ -6,17 +6,21 @@ use std::sync::Arc;
 use bytes::Bytes;
 use p2pfs::id::{HandleId, NodeId};
 use p2pfs::limits::BODY_BYTES_MAX;
-use p2pfs::wire::call::{Access, Attr, Entry, StatFs};
+use p2pfs::wire::call::{Access, Attr, Entry, ReadVersion, Seek, StatFs};
 use p2pfs::wire::errno::Errno;
 use p2pfs::wire::name::{Name, Target};
 use rustix::buffer::spare_capacity;
-use rustix::fs::OFlags;
+use rustix::fs::{OFlags, SeekFrom};
 use rustix::io;
+use rustix::time::{ClockId, clock_gettime};
 
 use super::{OpenFile, View, access_flags, beneath, errno, meta};
 
 /// "No such device or address": what opening a socket says.
 const ENXIO: i32 = 6;
+/// How long a change of a file may take from the setting of its time to the last byte, and how far
+/// the clock may be off, seconds.
+const RECENT: i64 = 2;
 
 impl View {
     pub(super) fn lookup(&self, parent: NodeId, name: &Name) -> Result<Entry, Errno> {
@@ -83,6 +87,40 @@ impl View {
         // A short file must not keep a long buffer alive while it is on its way
         data.shrink_to_fit();
         Ok(data.into())
+    }
+
+    /// As [`Self::read`]; the version is looked at afterwards, so that data which was changed
+    /// before the reading ended has a recent one.
+    pub(super) fn read_version(
+        &self,
+        handle: HandleId,
+        offset: u64,
+        len: u32,
+    ) -> Result<(ReadVersion, Bytes), Errno> {
+        let begun = clock_gettime(ClockId::RealtimeCoarse).tv_sec;
+        let data = self.read(handle, offset, len)?;
+        let open = self.handle(handle)?;
+        let version = meta::attr(open.file.as_fd()).map_err(errno)?.data_version();
+        let changed = version.ctime.seconds;
+        let ended = clock_gettime(ClockId::RealtimeCoarse).tv_sec;
+        let recent = changed >= begun - RECENT && changed <= ended + RECENT;
+        Ok((ReadVersion { version, recent }, data))
+    }
+
+    /// Where data or a hole begins: `ENXIO` behind the last one.
+    pub(super) fn seek(&self, handle: HandleId, offset: u64, what: Seek) -> Result<u64, Errno> {
+        // Beyond what the system call takes is beyond any file
+        if i64::try_from(offset).is_err() {
+            return Err(Errno::from_number(ENXIO));
+        }
+        let open = self.handle(handle)?;
+        // Its position moves
+        let _one_at_a_time = super::lock(&open.position);
+        let from = match what {
+            Seek::Data => SeekFrom::Data(offset),
+            Seek::Hole => SeekFrom::Hole(offset),
+        };
+        rustix::fs::seek(&open.file, from).map_err(errno)
     }
 
     pub(super) fn space(&self) -> Result<StatFs, Errno> {

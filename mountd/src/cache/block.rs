@@ -1,20 +1,20 @@
-//! Blocks of files, least recently used out first, within a budget of bytes.
+//! Blocks of files, within a budget of bytes.
 //!
 //! A block is kept only if nothing about its file's data changed since it was asked for: every
 //! fetch remembers the epoch of its node, and a change first raises the epoch, then drops the
 //! blocks.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use lru::LruCache;
 use p2pfs::id::NodeId;
 use p2pfs::limits::BODY_BYTES_MAX;
 use p2pfs::wire::errno::Errno;
 use tokio::sync::watch;
 
+use super::segments::Segments;
 use crate::fs::Inode;
 use crate::lock::lock;
 
@@ -24,7 +24,7 @@ pub(crate) const BLOCK: u64 = 8 << 10;
 const FETCH_BLOCKS_MAX: u64 = BODY_BYTES_MAX as u64 / BLOCK;
 
 /// A block of a node, by its index.
-type Key = (NodeId, u64);
+pub(super) type Key = (NodeId, u64);
 
 /// The blocks of one mount.
 pub struct BlockCache {
@@ -33,10 +33,7 @@ pub struct BlockCache {
 }
 
 struct State {
-    blocks: LruCache<Key, Bytes>,
-    /// The same keys in order, to find a node's blocks.
-    order: BTreeSet<Key>,
-    bytes: u64,
+    blocks: Segments,
     hits: u64,
     misses: u64,
     under_way: BTreeMap<Key, Arc<Fetch>>,
@@ -59,8 +56,18 @@ pub struct CacheStats {
 #[derive(Debug)]
 pub(crate) struct Fetch {
     blocks: Range<u64>,
-    epoch: u64,
-    result: watch::Sender<Option<Result<Bytes, Errno>>>,
+    pub(crate) epoch: u64,
+    /// A reader waits for it: it is not read ahead.
+    wanted: bool,
+    result: watch::Sender<Option<Result<Fetched, Errno>>>,
+}
+
+/// What a fetch brought.
+#[derive(Clone, Debug)]
+pub(crate) struct Fetched {
+    pub(crate) data: Bytes,
+    /// It may be of another version than what any other call brings, so it is joined with nothing.
+    pub(crate) loose: bool,
 }
 
 /// Where a part of an answer comes from.
@@ -101,22 +108,23 @@ impl Piece {
     }
 
     /// The data; waits for it.
-    pub(crate) async fn data(self) -> Result<Bytes, Errno> {
+    pub(crate) async fn data(self) -> Result<Fetched, Errno> {
         let (fetch, wanted) = match self {
-            Self::Ready(_, data) => return Ok(data),
+            Self::Ready(_, data) => return Ok(Fetched { data, loose: false }),
             Self::UnderWay(fetch, wanted) => (fetch, wanted),
         };
         let mut result = fetch.result.subscribe();
         let done = result.wait_for(Option::is_some).await;
-        let data = match done.as_deref() {
-            Ok(Some(Ok(data))) => data.clone(),
+        let Fetched { data, loose } = match done.as_deref() {
+            Ok(Some(Ok(fetched))) => fetched.clone(),
             Ok(Some(Err(error))) => return Err(*error),
             Ok(None) | Err(_) => return Err(Errno::EIO),
         };
         let from = (wanted.start - fetch.blocks.start) * BLOCK;
         let to = (wanted.end - fetch.blocks.start) * BLOCK;
         let len = data.len() as u64;
-        Ok(data.slice(from.min(len) as usize..to.min(len) as usize))
+        let data = data.slice(from.min(len) as usize..to.min(len) as usize);
+        Ok(Fetched { data, loose })
     }
 }
 
@@ -126,9 +134,7 @@ impl BlockCache {
         Self {
             budget,
             state: Mutex::new(State {
-                blocks: LruCache::unbounded(),
-                order: BTreeSet::new(),
-                bytes: 0,
+                blocks: Segments::new(budget),
                 hits: 0,
                 misses: 0,
                 under_way: BTreeMap::new(),
@@ -140,7 +146,7 @@ impl BlockCache {
     pub fn stats(&self) -> CacheStats {
         let state = lock(&self.state);
         CacheStats {
-            bytes: state.bytes,
+            bytes: state.blocks.bytes(),
             budget: self.budget,
             hits: state.hits,
             misses: state.misses,
@@ -183,6 +189,7 @@ impl BlockCache {
                     let fetch = Arc::new(Fetch {
                         blocks: index..until,
                         epoch,
+                        wanted: count,
                         result: watch::Sender::new(None),
                     });
                     for index in index..until {
@@ -204,7 +211,7 @@ impl BlockCache {
     }
 
     /// Ends a fetch: wakes its readers, keeps the blocks if they are still right.
-    pub(crate) fn finish(&self, inode: &Inode, fetch: &Arc<Fetch>, result: Result<Bytes, Errno>) {
+    pub(crate) fn finish(&self, inode: &Inode, fetch: &Arc<Fetch>, result: Result<Fetched, Errno>) {
         let mut state = lock(&self.state);
         for index in fetch.blocks.clone() {
             let key = (inode.node, index);
@@ -212,14 +219,15 @@ impl BlockCache {
                 state.under_way.remove(&key);
             }
         }
-        if let Ok(data) = &result
+        if let Ok(Fetched { data, loose: false }) = &result
             && inode.epoch() == fetch.epoch
         {
             for (index, block) in (fetch.blocks.start..).zip(data.chunks(BLOCK as usize)) {
                 // a copy: a slice would keep the whole answer in memory
-                state.insert((inode.node, index), Bytes::copy_from_slice(block));
+                let block = Bytes::copy_from_slice(block);
+                state.blocks.insert((inode.node, index), block, fetch.wanted);
             }
-            state.evict(self.budget);
+            state.blocks.evict();
         }
         drop(state);
         fetch.result.send_replace(Some(result));
@@ -227,22 +235,22 @@ impl BlockCache {
 
     /// Drops a node's blocks.
     pub(crate) fn drop_node(&self, node: NodeId) {
-        lock(&self.state).drop_blocks(node, 0, u64::MAX);
+        lock(&self.state).blocks.drop_blocks(node, 0, u64::MAX);
     }
 
     /// Drops the blocks that hold some of these bytes.
     pub(crate) fn drop_range(&self, node: NodeId, bytes: Range<u64>) {
         let (start, end) = (bytes.start / BLOCK, bytes.end.div_ceil(BLOCK));
-        lock(&self.state).drop_blocks(node, start, end);
+        lock(&self.state).blocks.drop_blocks(node, start, end);
     }
 }
 
 impl State {
     fn find(&mut self, key: &Key, count: bool) -> Option<Bytes> {
         if !count {
-            return self.blocks.peek(key).cloned();
+            return self.blocks.peek(key);
         }
-        let data = self.blocks.get(key).cloned()?;
+        let data = self.blocks.get(key)?;
         self.hits += 1;
         Some(data)
     }
@@ -256,37 +264,6 @@ impl State {
             self.blocks.contains(&key) || joined.is_some_and(|fetch| fetch.epoch == epoch)
         };
         (index + 1..most).find(there).unwrap_or(most)
-    }
-
-    fn insert(&mut self, key: Key, block: Bytes) {
-        self.bytes += block.len() as u64;
-        self.order.insert(key);
-        if let Some(old) = self.blocks.put(key, block) {
-            self.bytes -= old.len() as u64;
-        }
-    }
-
-    fn evict(&mut self, budget: u64) {
-        while self.bytes > budget {
-            let Some((key, block)) = self.blocks.pop_lru() else {
-                return;
-            };
-            self.order.remove(&key);
-            self.bytes -= block.len() as u64;
-        }
-    }
-
-    fn drop_blocks(&mut self, node: NodeId, start: u64, end: u64) {
-        if start >= end {
-            return;
-        }
-        let keys: Vec<Key> = self.order.range((node, start)..(node, end)).copied().collect();
-        for key in keys {
-            self.order.remove(&key);
-            if let Some(block) = self.blocks.pop(&key) {
-                self.bytes -= block.len() as u64;
-            }
-        }
     }
 }
 

@@ -18,8 +18,6 @@ use crate::lock::lock;
 pub(crate) struct Handle {
     pub(crate) id: HandleId,
     pub(crate) inode: Arc<Inode>,
-    /// `O_APPEND`: the kernel's offset is a hint.
-    pub(crate) append: bool,
     pub(crate) ahead: Mutex<ReadAhead>,
     pub(crate) listing: tokio::sync::Mutex<Listing>,
 }

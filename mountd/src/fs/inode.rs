@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use p2pfs::id::{NodeId, Seq};
 use p2pfs::net::remote::Submitted;
-use p2pfs::wire::call::{Attr, DataVersion};
+use p2pfs::wire::call::{Attr, DataVersion, ReadVersion};
 use p2pfs::wire::errno::Errno;
 use tokio::sync::Notify;
 
@@ -55,6 +55,10 @@ struct State {
     cached: Option<DataVersion>,
     /// The version that the kernel's pages belong to.
     paged: Option<DataVersion>,
+    /// Pages may hold data from before their version.
+    loose: bool,
+    /// So may what is read now.
+    reads_loose: bool,
     /// The version that the kernel was last told of.
     told: Option<DataVersion>,
 }
@@ -73,6 +77,15 @@ pub(crate) struct Seen {
     /// Our own changes are still moving: the kernel must not keep these attributes.
     pub(crate) moving: bool,
     /// Somebody else changed the data: cached blocks are void.
+    pub(crate) changed: bool,
+}
+
+/// What came of a read's version.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Checked {
+    /// The data may be older than its version: it is not kept, and joined with nothing.
+    pub(crate) loose: bool,
+    /// Somebody else changed the data: what was cached before is void.
     pub(crate) changed: bool,
 }
 
@@ -234,11 +247,37 @@ impl Inode {
         seen
     }
 
+    /// Looks at the version that a read has found, of which no change of ours came between.
+    pub(crate) fn check_read(&self, found: &ReadVersion) -> Checked {
+        let mut state = lock(&self.state);
+        if !state.pending.is_empty() {
+            return Checked { loose: true, changed: false };
+        }
+        // after a change of ours nobody else's is under way
+        let ours = state.newest.is_some_and(|newest| newest.attr.data_version() == found.version);
+        let loose = found.recent && !ours;
+        let changed = state.cached.is_some_and(|cached| cached != found.version);
+        state.cached = Some(found.version);
+        state.size = found.version.size;
+        state.loose |= loose;
+        state.reads_loose = loose;
+        if changed {
+            state.paged = None;
+        }
+        Checked { loose, changed }
+    }
+
+    /// Whether the last read has found data that may be older than its version.
+    pub(crate) fn reads_loose(&self) -> bool {
+        lock(&self.state).reads_loose
+    }
+
     /// The close-to-open check, after [`Self::observe`] of the open's attributes; `before` is what
     /// the kernel had been told until then.
     pub(crate) fn check_open(&self, before: Option<DataVersion>) -> OpenCheck {
         let mut state = lock(&self.state);
-        let keep_pages = state.paged.is_some() && state.paged == state.cached;
+        let keep_pages = state.paged.is_some() && state.paged == state.cached && !state.loose;
+        state.loose = false;
         state.paged = state.cached;
         OpenCheck { keep_pages, drop_attributes: before != state.told }
     }
@@ -276,6 +315,8 @@ impl State {
             size: 0,
             cached: None,
             paged: None,
+            loose: false,
+            reads_loose: false,
             told: None,
         }
     }

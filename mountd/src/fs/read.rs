@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use p2pfs::id::HandleId;
-use p2pfs::wire::call::{Call, Reply};
+use p2pfs::wire::call::{Call, Reply, Seek};
 use p2pfs::wire::errno::Errno;
 
 use super::Fs;
 use super::handle::Handle;
-use crate::cache::block::{BLOCK, Fetch, Piece};
+use super::inode::Inode;
+use crate::cache::block::{BLOCK, Fetch, Fetched, Piece};
 use crate::lock::lock;
 
 /// How often a read starts over because the data changed under it, before it is answered past the
@@ -32,6 +33,8 @@ impl Fs {
         }
         let ahead_max = self.cache.ahead_max();
         let ahead = lock(&open.ahead).advance(offset, u64::from(len), ahead_max);
+        // what cannot be kept is not fetched before it is wanted
+        let ahead = ahead.filter(|_| !open.inode.reads_loose());
         for _ in 0..ATTEMPTS {
             let epoch = open.inode.epoch();
             let blocks = offset / BLOCK..(offset + u64::from(len)).div_ceil(BLOCK);
@@ -44,7 +47,8 @@ impl Fs {
                 self.start(&open, fetches);
             }
             match assemble(pieces, offset, len).await {
-                Ok(data) if open.inode.epoch() == epoch => return Ok(data),
+                Ok(Some(data)) if open.inode.epoch() == epoch => return Ok(data),
+                Ok(None) => break,
                 // another handle's fetch may fail because that handle was closed
                 Err(error) if !matches!(error, Errno::EBADF | Errno::ESTALE) => return Err(error),
                 _ => {}
@@ -55,40 +59,86 @@ impl Fs {
 
     fn start(self: &Arc<Self>, open: &Arc<Handle>, fetches: Vec<Arc<Fetch>>) {
         for fetch in fetches {
-            let call = self.remote.call(Call::Read {
-                handle: open.id,
-                offset: fetch.offset(),
-                len: fetch.len(),
-            });
-            let cache = Arc::clone(&self.cache);
+            let (offset, len) = (fetch.offset(), fetch.len());
+            let call = self.remote.call(Call::ReadVersion { handle: open.id, offset, len });
+            let fs = Arc::clone(self);
             let inode = Arc::clone(&open.inode);
             tokio::spawn(async move {
-                let result = match call.await {
-                    Ok((Reply::Data, data)) if data.len() <= fetch.len() as usize => Ok(data),
-                    Ok(_) => Err(Errno::EPROTO),
-                    Err(error) => Err(error),
-                };
-                cache.finish(&inode, &fetch, result);
+                let answer = call.await;
+                let result = fs.fetched(&inode, fetch.epoch, len, answer);
+                fs.cache.finish(&inode, &fetch, result);
             });
+        }
+    }
+
+    /// Looks at what a read brought that was asked in `epoch`: if somebody else has changed the
+    /// file, whatever is cached of it goes.
+    fn fetched(
+        &self,
+        inode: &Inode,
+        epoch: u64,
+        len: u32,
+        answer: Result<(Reply, Bytes), Errno>,
+    ) -> Result<Fetched, Errno> {
+        let (found, data) = match answer? {
+            (Reply::Version(found), data) if data.len() <= len as usize => (found, data),
+            _ => return Err(Errno::EPROTO),
+        };
+        if inode.epoch() != epoch {
+            // our own change came between, or another answer was newer
+            return Ok(Fetched { data, loose: true });
+        }
+        let checked = inode.check_read(&found);
+        if checked.changed {
+            self.drop_blocks(inode);
+            self.kernel.drop_attributes(inode.node.ino);
+            self.kernel.drop_pages(inode.node.ino);
+        }
+        Ok(Fetched { data, loose: checked.loose })
+    }
+
+    /// `O_DIRECT`: what the host has now.
+    pub async fn read_direct(
+        self: &Arc<Self>,
+        handle: HandleId,
+        offset: u64,
+        len: u32,
+    ) -> Result<Bytes, Errno> {
+        let open = self.handles.get(handle)?;
+        self.applied(&open.inode, open.inode.last()).await?;
+        read_past_cache(self, &open, offset, len).await
+    }
+
+    /// `SEEK_DATA` and `SEEK_HOLE`, as the host's file system knows them.
+    pub async fn seek(&self, handle: HandleId, offset: u64, what: Seek) -> Result<u64, Errno> {
+        let open = self.handles.get(handle)?;
+        self.applied(&open.inode, open.inode.last()).await?;
+        match self.remote.call(Call::Seek { handle, offset, what }).await?.0 {
+            Reply::Offset(found) => Ok(found),
+            _ => Err(Errno::EPROTO),
         }
     }
 }
 
+/// One call: whatever happens on the host meanwhile, nothing cached is mixed into it.
 async fn read_past_cache(fs: &Fs, open: &Handle, offset: u64, len: u32) -> Result<Bytes, Errno> {
-    let call = Call::Read { handle: open.id, offset, len };
-    match fs.remote.call(call).await? {
-        (Reply::Data, data) if data.len() <= len as usize => Ok(data),
-        _ => Err(Errno::EPROTO),
-    }
+    let epoch = open.inode.epoch();
+    let answer = fs.remote.call(Call::ReadVersion { handle: open.id, offset, len }).await;
+    fs.fetched(&open.inode, epoch, len, answer).map(|fetched| fetched.data)
 }
 
 /// Joins pieces, which lie one behind the other, to the answer; it ends at the first short one.
-async fn assemble(pieces: Vec<Piece>, offset: u64, len: u32) -> Result<Bytes, Errno> {
+/// `None`: they may be of several versions.
+async fn assemble(pieces: Vec<Piece>, offset: u64, len: u32) -> Result<Option<Bytes>, Errno> {
     let end = offset + u64::from(len);
+    let single = pieces.len() == 1;
     let mut parts: Vec<Bytes> = Vec::with_capacity(pieces.len());
     for piece in pieces {
         let (start, stop) = (piece.start(), piece.end());
-        let data = piece.data().await?;
+        let Fetched { data, loose } = piece.data().await?;
+        if loose && !single {
+            return Ok(None);
+        }
         let from = offset.saturating_sub(start).min(data.len() as u64) as usize;
         let to = (end.min(stop) - start).min(data.len() as u64) as usize;
         parts.push(data.slice(from..to.max(from)));
@@ -97,11 +147,11 @@ async fn assemble(pieces: Vec<Piece>, offset: u64, len: u32) -> Result<Bytes, Er
         }
     }
     if let [only] = parts.as_slice() {
-        return Ok(only.clone());
+        return Ok(Some(only.clone()));
     }
     let mut joined = BytesMut::with_capacity(len as usize);
     for part in parts {
         joined.extend_from_slice(&part);
     }
-    Ok(joined.freeze())
+    Ok(Some(joined.freeze()))
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use p2pfs::net::remote::BoxFuture;
-use p2pfs::wire::call::{DirPage, Time};
+use p2pfs::wire::call::{DirPage, ReadVersion, Time};
 use tokio::sync::{Semaphore, oneshot};
 
 use super::*;
@@ -26,6 +26,8 @@ struct HostState {
     time: i64,
     last: u64,
     hold: bool,
+    /// Versions are so new that a change may be under way.
+    recent: bool,
     held: Vec<Held>,
     refuse: Option<Errno>,
     counts: HashMap<&'static str, usize>,
@@ -108,6 +110,11 @@ impl HostState {
                     self.data.resize(size as usize, 0);
                 }
             }
+            Mutation::Append { .. } => {
+                let offset = self.data.len() as u64;
+                self.data.extend_from_slice(body);
+                return Ok(Outcome::Appended { offset, attr: self.attr() });
+            }
             _ => return Err(Errno::ENOSYS),
         }
         Ok(Outcome::Attr(self.attr()))
@@ -119,7 +126,10 @@ impl HostState {
             Call::Lookup { .. } => ("lookup", Reply::Entry(entry)),
             Call::GetAttr { .. } => ("getattr", Reply::Attr(entry.attr)),
             Call::Open { .. } => ("open", Reply::Attr(entry.attr)),
-            Call::Read { .. } => ("read", Reply::Data),
+            Call::ReadVersion { .. } => {
+                let version = entry.attr.data_version();
+                ("read", Reply::Version(ReadVersion { version, recent: self.recent }))
+            }
             Call::ReadDir { .. } => {
                 ("readdir", Reply::Dir(DirPage { entries: Vec::new(), end: true }))
             }
@@ -131,7 +141,7 @@ impl HostState {
         };
         *self.counts.entry(name).or_default() += 1;
         let body = match call {
-            Call::Read { offset, len, .. } => {
+            Call::ReadVersion { offset, len, .. } => {
                 let start = self.data.len().min(*offset as usize);
                 let end = self.data.len().min(start + *len as usize);
                 Bytes::copy_from_slice(&self.data[start..end])
@@ -146,7 +156,7 @@ impl Remote for Host {
     fn call(&self, call: Call) -> BoxFuture<Result<(Reply, Bytes), Errno>> {
         let answer = lock(&self.state).answer(&call);
         let reads = self.reads.clone();
-        if matches!(call, Call::Read { .. }) {
+        if matches!(call, Call::ReadVersion { .. }) {
             return Box::pin(async move {
                 reads.acquire().await.map_err(|_| Errno::EIO)?.forget();
                 answer
@@ -214,7 +224,10 @@ async fn a_write_is_accepted_before_it_is_applied_and_shown_at_once() {
     let fs = looked_up(&host, 1 << 20).await;
     let handle = fs.open(FILE.ino, READ).await.unwrap().handle;
     host.hold();
-    assert_eq!(fs.write(handle, 90, Bytes::from_static(b"0123456789"), false).await, Ok(10));
+    assert_eq!(
+        fs.write(handle, 90, Bytes::from_static(b"0123456789"), WriteMode::default()).await,
+        Ok(10)
+    );
     let found = fs.lookup(1, Name::new("file").unwrap()).await.unwrap();
     assert_eq!((found.attr.size, found.settled), (100, false));
 
@@ -237,7 +250,7 @@ async fn an_error_of_an_accepted_write_is_told_once() {
     let handle = fs.open(FILE.ino, READ).await.unwrap().handle;
     let enospc = Errno::from_number(28);
     lock(&host.state).refuse = Some(enospc);
-    assert_eq!(fs.write(handle, 0, Bytes::from_static(b"x"), false).await, Ok(1));
+    assert_eq!(fs.write(handle, 0, Bytes::from_static(b"x"), WriteMode::default()).await, Ok(1));
     assert_eq!(fs.flush(handle).await, Err(enospc));
     assert_eq!(fs.flush(handle).await, Ok(()));
     // what the kernel holds is not what the host has
@@ -251,7 +264,7 @@ async fn the_end_of_the_session_is_an_error_of_what_was_accepted() {
     let fs = looked_up(&host, 1 << 20).await;
     let handle = fs.open(FILE.ino, READ).await.unwrap().handle;
     host.hold();
-    fs.write(handle, 0, Bytes::from_static(b"x"), false).await.unwrap();
+    fs.write(handle, 0, Bytes::from_static(b"x"), WriteMode::default()).await.unwrap();
     lock(&host.state).held.clear();
     assert_eq!(fs.flush(handle).await, Err(Errno::ENOTCONN));
 }
@@ -284,7 +297,9 @@ async fn our_own_writes_keep_the_kernels_pages() {
     let fs = looked_up(&host, 1 << 20).await;
     let handle = fs.open(FILE.ino, READ).await.unwrap().handle;
     for offset in 0..10 {
-        fs.write(handle, offset * 500, Bytes::from_static(b"data"), false).await.unwrap();
+        fs.write(handle, offset * 500, Bytes::from_static(b"data"), WriteMode::default())
+            .await
+            .unwrap();
     }
     fs.flush(handle).await.unwrap();
     let change = AttrChange { mode: Some(0o600), ..AttrChange::default() };
@@ -302,7 +317,7 @@ async fn a_read_sees_the_writes_before_it_and_never_what_was_cached_before_them(
     read_all(&fs, handle).await;
     for round in 0..50_u64 {
         let data = Bytes::from(vec![round as u8; 1000]);
-        fs.write(handle, round * 3001, data.clone(), false).await.unwrap();
+        fs.write(handle, round * 3001, data.clone(), WriteMode::default()).await.unwrap();
         assert_eq!(fs.read(handle, round * 3001, 1000).await.unwrap(), data);
     }
     let expected = lock(&host.state).data.clone();
@@ -324,7 +339,7 @@ async fn readers_join_one_fetch_and_a_write_in_between_voids_it() {
     }
     tokio::task::yield_now().await;
     assert_eq!(host.count("read"), 1);
-    fs.write(handle, 0, Bytes::from_static(b"new"), false).await.unwrap();
+    fs.write(handle, 0, Bytes::from_static(b"new"), WriteMode::default()).await.unwrap();
     fs.flush(handle).await.unwrap();
     host.reads.add_permits(100);
     for reader in readers {
@@ -339,25 +354,59 @@ async fn a_hole_behind_the_old_end_is_not_read_from_the_cache() {
     let fs = looked_up(&host, 16 << 20).await;
     let handle = fs.open(FILE.ino, READ).await.unwrap().handle;
     assert_eq!(read_all(&fs, handle).await.len(), 100);
-    fs.write(handle, 10 * BLOCK, Bytes::from_static(b"end"), false).await.unwrap();
+    fs.write(handle, 10 * BLOCK, Bytes::from_static(b"end"), WriteMode::default()).await.unwrap();
     let start = fs.read(handle, 0, BLOCK as u32).await.unwrap();
     assert_eq!(start.len(), BLOCK as usize);
 }
 
 #[tokio::test]
-async fn an_append_goes_behind_the_writes_that_are_under_way() {
+async fn an_append_goes_where_the_host_says_the_end_is() {
     let host = Host::new(100);
     let fs = looked_up(&host, 1 << 20).await;
-    let append = OpenMode { append: true, ..READ };
-    let handle = fs.open(FILE.ino, append).await.unwrap().handle;
-    host.hold();
+    let how = OpenMode { append: true, ..READ };
+    let opened = fs.open(FILE.ino, how).await.unwrap();
+    assert!(opened.direct);
+    let append = WriteMode { append: true, ..WriteMode::default() };
     for _ in 0..3 {
+        lock(&host.state).data.extend_from_slice(b"other");
         // the kernel's offset is out of date
-        fs.write(handle, 100, Bytes::from_static(b"line"), false).await.unwrap();
+        fs.write(opened.handle, 100, Bytes::from_static(b"line"), append).await.unwrap();
     }
-    host.release();
-    fs.flush(handle).await.unwrap();
-    assert_eq!(lock(&host.state).data[100..], *b"linelineline");
+    assert_eq!(lock(&host.state).data[100..], *b"otherlineotherlineotherline");
+    assert_eq!(fs.getattr(FILE.ino, None).await.unwrap().attr.size, 127);
+}
+
+#[tokio::test]
+async fn one_read_never_joins_cached_blocks_with_newer_ones() {
+    let host = Host::new(0);
+    host.change(&[1; 4 * BLOCK as usize]);
+    let fs = looked_up(&host, 16 << 20).await;
+    let handle = fs.open(FILE.ino, READ).await.unwrap().handle;
+    for recent in [false, true] {
+        lock(&host.state).recent = false;
+        fs.read(handle, 2 * BLOCK, BLOCK as u32).await.unwrap();
+        let next = lock(&host.state).data[0] + 1;
+        host.change(&[next; 4 * BLOCK as usize]);
+        lock(&host.state).recent = recent;
+        let read = fs.read(handle, 0, 4 * BLOCK as u32).await.unwrap();
+        assert!(read.iter().all(|byte| *byte == next), "mixed");
+    }
+    // what may have been read in the middle of a change is not kept, and the kernel's pages neither
+    assert!(!fs.open(FILE.ino, READ).await.unwrap().keep_pages);
+    assert_eq!(fs.cache().stats().bytes, 0);
+}
+
+#[tokio::test]
+async fn near_the_end_of_the_space_the_host_answers_each_write() {
+    let host = Host::new(10);
+    let fs = looked_up(&host, 1 << 20).await;
+    let handle = fs.open(FILE.ino, READ).await.unwrap().handle;
+    lock(&host.state).refuse = Some(Errno::ENOSPC);
+    let data = || Bytes::from_static(b"x");
+    fs.write(handle, 0, data(), WriteMode::default()).await.unwrap();
+    assert_eq!(fs.flush(handle).await, Err(Errno::ENOSPC));
+    assert_eq!(fs.write(handle, 0, data(), WriteMode::default()).await, Err(Errno::ENOSPC));
+    assert_eq!(fs.flush(handle).await, Ok(()));
 }
 
 #[tokio::test]
@@ -410,7 +459,7 @@ async fn a_truncation_reaches_the_cache_and_the_size() {
     let fs = looked_up(&host, 16 << 20).await;
     let handle = fs.open(FILE.ino, READ).await.unwrap().handle;
     read_all(&fs, handle).await;
-    fs.write(handle, 0, Bytes::from_static(b"first"), false).await.unwrap();
+    fs.write(handle, 0, Bytes::from_static(b"first"), WriteMode::default()).await.unwrap();
     let change = AttrChange { size: Some(3), ..AttrChange::default() };
     let found = fs.setattr(FILE.ino, Some(handle), change).await.unwrap();
     assert_eq!((found.attr.size, found.settled), (3, true));

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use p2pfs::id::{HandleId, Seq};
+use p2pfs::id::HandleId;
 use p2pfs::net::remote::Submitted;
 use p2pfs::wire::call::Call;
 use p2pfs::wire::errno::Errno;
@@ -19,8 +19,36 @@ const KEEP_SIZE: u32 = 1;
 /// Every mode of fallocate(2) that moves data: afterwards the length is what the host says.
 const COLLAPSE_OR_INSERT: u32 = 0x08 | 0x20;
 
+/// A write that ends so far behind the end of the file waits for the host's answer: file systems
+/// differ in how long a file may be, bytes.
+const FAR: u64 = 1 << 30;
+
+/// How a write is asked for.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct WriteMode {
+    /// `O_APPEND`: the offset is a hint.
+    pub append: bool,
+    /// What holds when it returns.
+    pub until: Until,
+}
+
+/// What holds when a write returns.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Until {
+    /// The data is accepted, and will be carried out.
+    #[default]
+    Accepted,
+    /// `O_DIRECT`: the host has it.
+    Applied,
+    /// `O_DSYNC`: the data is on the host's disk.
+    DataStable,
+    /// `O_SYNC`: so is all else of the file.
+    Stable,
+}
+
 impl Fs {
-    /// Accepts data; `synchronous` (`O_SYNC`, `O_DSYNC`) waits until it is on the host's disk.
+    /// Accepts data, and waits for the host where that is asked for, where only the host knows the
+    /// end of the file, and where the host may well refuse it.
     ///
     /// An error of data that was accepted before comes back here, once.
     pub async fn write(
@@ -28,21 +56,32 @@ impl Fs {
         handle: HandleId,
         offset: u64,
         data: Bytes,
-        synchronous: bool,
+        how: WriteMode,
     ) -> Result<u32, Errno> {
         let open = self.handles.get(handle)?;
         open.inode.take_error()?;
         let len = u32::try_from(data.len()).map_err(|_| Errno::EINVAL)?;
+        let end = offset.saturating_add(u64::from(len));
+        let doubtful = end > open.inode.size().saturating_add(FAR) || self.is_tight(len);
         self.remote.room(data.len()).await?;
-        let (submitted, touched) = self.ship_write(&open, offset, data);
-        let inode = Arc::clone(&open.inode);
-        let fs = Arc::clone(self);
-        let settled = async move { fs.settle_write(&inode, submitted, touched).await };
-        if synchronous {
-            settled.await;
-            self.sync(handle, true).await?;
+        if how.append {
+            self.append(&open, offset, data).await.inspect_err(|error| self.doubt(*error))?;
         } else {
-            tokio::spawn(settled);
+            let (submitted, touched) = self.ship_write(&open, offset, data);
+            if doubtful || how.until != Until::Accepted {
+                self.settle_write(&open.inode, submitted, touched, true).await?;
+            } else {
+                let (fs, inode) = (Arc::clone(self), Arc::clone(&open.inode));
+                tokio::spawn(async move {
+                    // whoever comes next is told of an error
+                    let _ = fs.settle_write(&inode, submitted, touched, false).await;
+                });
+            }
+        }
+        match how.until {
+            Until::Accepted | Until::Applied => {}
+            Until::DataStable => self.sync(handle, true).await?,
+            Until::Stable => self.sync(handle, false).await?,
         }
         Ok(len)
     }
@@ -51,51 +90,77 @@ impl Fs {
     fn ship_write(&self, open: &Handle, offset: u64, data: Bytes) -> (Submitted, Range<u64>) {
         let inode = &open.inode;
         let (node, handle) = (inode.node.into(), Some(open.id));
-        let len = data.len() as u64;
+        let end = offset.saturating_add(data.len() as u64);
         let before = inode.size();
-        let (offset, submitted) = if open.append {
-            let (end, submitted) = inode.submit_append(len, |offset| {
-                self.submit(Mutation::Write { node, handle, offset }, data)
-            });
-            if end != offset {
-                // the kernel put the data elsewhere in its pages
-                inode.void_pages();
-                self.kernel.drop_pages(inode.node.ino);
-            }
-            (end, submitted)
-        } else {
-            let effect = Effect::Extend(offset.saturating_add(len));
-            let submitted = inode
-                .submit(effect, || self.submit(Mutation::Write { node, handle, offset }, data));
-            (offset, submitted)
-        };
+        let submitted = inode.submit(Effect::Extend(end), || {
+            self.submit(Mutation::Write { node, handle, offset }, data)
+        });
         // a gap behind the old end becomes part of the file too
-        let touched = offset.min(before)..offset.saturating_add(len);
+        let touched = offset.min(before)..end;
         inode.next_epoch();
         self.cache.drop_range(inode.node, touched.clone());
         (submitted, touched)
     }
 
-    async fn settle_write(&self, inode: &Inode, submitted: Submitted, touched: Range<u64>) {
+    /// Where the end is, only the host knows: other clients and its own processes append too.
+    async fn append(&self, open: &Handle, hint: u64, data: Bytes) -> Result<(), Errno> {
+        let inode = &open.inode;
+        let (node, handle) = (inode.node.into(), Some(open.id));
+        let len = data.len() as u64;
+        let (expected, submitted) = inode
+            .submit_append(len, |size| self.submit(Mutation::Append { node, handle, size }, data));
+        inode.next_epoch();
+        self.cache.drop_range(inode.node, expected..u64::MAX);
+        let seq = submitted.seq;
+        let outcome = submitted.wait().await;
+        inode.next_epoch();
+        self.cache.drop_range(inode.node, expected..u64::MAX);
+        let (offset, result) = match outcome {
+            Ok(Outcome::Appended { offset, attr }) => (offset, Ok(attr)),
+            Ok(_) => (hint, Err(Errno::EPROTO)),
+            Err(error) => (hint, Err(error)),
+        };
+        inode.settle(seq, result.map(Some), self.next_tick());
+        if offset != hint {
+            // the kernel believes the end, and perhaps the data, to be elsewhere
+            inode.void_pages();
+            self.kernel.drop_attributes(inode.node.ino);
+            self.kernel.drop_pages(inode.node.ino);
+        }
+        result.map(drop)
+    }
+
+    /// `awaited`: an error is told by the caller, not by the next call.
+    async fn settle_write(
+        &self,
+        inode: &Inode,
+        submitted: Submitted,
+        touched: Range<u64>,
+        awaited: bool,
+    ) -> Result<(), Errno> {
         let seq = submitted.seq;
         let outcome = submitted.wait().await;
         // what was fetched while the write was under way may be from before it
         inode.next_epoch();
         self.cache.drop_range(inode.node, touched);
-        match outcome {
-            Ok(Outcome::Attr(attr)) => inode.settle(seq, Ok(Some(attr)), self.next_tick()),
-            Ok(_) => self.write_failed(inode, seq, Errno::EPROTO),
-            Err(error) => self.write_failed(inode, seq, error),
+        let error = match outcome {
+            Ok(Outcome::Attr(attr)) => {
+                inode.settle(seq, Ok(Some(attr)), self.next_tick());
+                return Ok(());
+            }
+            Ok(_) => Errno::EPROTO,
+            Err(error) => error,
+        };
+        self.doubt(error);
+        if !awaited {
+            tracing::warn!(%error, "the host refused data that was accepted");
+            inode.keep_error(error);
         }
-    }
-
-    fn write_failed(&self, inode: &Inode, seq: Seq, error: Errno) {
-        tracing::warn!(%error, "the host refused data that was accepted");
-        inode.keep_error(error);
         inode.void_pages();
         inode.settle(seq, Err(error), self.next_tick());
         self.kernel.drop_attributes(inode.node.ino);
         self.kernel.drop_pages(inode.node.ino);
+        Err(error)
     }
 
     /// `close`: waits until the file's data is applied, and tells its first error.
@@ -133,5 +198,31 @@ impl Fs {
         let node = open.inode.node.into();
         let mutation = Mutation::Fallocate { node, handle: Some(handle), offset, len, mode };
         self.change(&open.inode, effect, mutation, Bytes::new()).await.map(drop)
+    }
+
+    /// `copy_file_range`: on the host, no data crosses the wire. Tells how much was copied, bytes;
+    /// less than `len` at the end of the source, and where the host stops before.
+    pub async fn copy_range(
+        self: &Arc<Self>,
+        (from, source_offset): (HandleId, u64),
+        (to, offset): (HandleId, u64),
+        len: u64,
+    ) -> Result<u64, Errno> {
+        let (source, target) = (self.handles.get(from)?, self.handles.get(to)?);
+        target.inode.take_error()?;
+        let mutation = Mutation::CopyRange {
+            source: source.inode.node.into(),
+            source_handle: Some(from),
+            source_offset,
+            node: target.inode.node.into(),
+            handle: Some(to),
+            offset,
+            len,
+        };
+        let copied = self.change(&target.inode, Effect::Extend(0), mutation, Bytes::new()).await;
+        match copied? {
+            Outcome::Copied { len, .. } => Ok(len),
+            _ => Err(Errno::EPROTO),
+        }
     }
 }

@@ -5,12 +5,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{FileAttr, FileType, INodeNo, TimeOrNow};
-use p2pfs::wire::call::{Access, Time};
+use p2pfs::wire::call::{Access, Seek, Time};
 use p2pfs::wire::errno::Errno;
 use p2pfs::wire::log::SetTime;
 use p2pfs::wire::name::Name;
 
-use crate::fs::{Found, OpenMode};
+use crate::fs::{Found, OpenMode, Until, WriteMode};
 
 /// `uid=`, `gid=`, `umask=`: how owners and modes are shown, whatever they are on the host.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -53,6 +53,30 @@ pub(super) fn access(flags: i32) -> OpenMode {
         append: flags & libc::O_APPEND != 0,
         exclusive: flags & libc::O_EXCL != 0,
         truncate: flags & libc::O_TRUNC != 0,
+    }
+}
+
+/// `cached`: pages that the kernel wrote back, for whoever changed them through a mapping.
+pub(super) fn write_mode(flags: i32, cached: bool) -> WriteMode {
+    let set = |flag| flags & flag == flag;
+    let until = if set(libc::O_SYNC) {
+        Until::Stable
+    } else if set(libc::O_DSYNC) {
+        Until::DataStable
+    } else if set(libc::O_DIRECT) {
+        Until::Applied
+    } else {
+        Until::Accepted
+    };
+    WriteMode { append: set(libc::O_APPEND) && !cached, until }
+}
+
+/// `SEEK_DATA` or `SEEK_HOLE`; everything else the kernel does by itself.
+pub(super) fn seek(whence: i32) -> Result<Seek, Errno> {
+    match whence {
+        libc::SEEK_DATA => Ok(Seek::Data),
+        libc::SEEK_HOLE => Ok(Seek::Hole),
+        _ => Err(Errno::EINVAL),
     }
 }
 

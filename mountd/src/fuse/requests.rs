@@ -9,19 +9,22 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use fuser::{
-    AccessFlags, BsdFileFlags, Errno, FileHandle, Filesystem, Generation, INodeNo, InitFlags,
-    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite,
-    ReplyXattr, Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, Generation,
+    INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use p2pfs::id::HandleId;
 use p2pfs::limits::BODY_BYTES_MAX;
 use p2pfs::wire::log::{AttrChange, Mutation, RenameMode};
 use p2pfs::wire::name::Target;
 
-use super::convert::{access, error, file_attr, name, set_time};
+use super::convert::{access, error, file_attr, name, seek, set_time, write_mode};
 use super::{Adaptor, BACKGROUND_MAX, listing, opened, ttl};
 use crate::fs::Fs;
+
+/// What one request to copy may do at most, bytes.
+const COPY_BYTES_MAX: u64 = 1 << 30;
 
 impl Filesystem for Adaptor {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
@@ -33,6 +36,8 @@ impl Filesystem for Adaptor {
             InitFlags::FUSE_DO_READDIRPLUS | InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_BIG_WRITES,
             InitFlags::FUSE_CACHE_SYMLINKS,
+            InitFlags::FUSE_ASYNC_DIO,
+            InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
         ] {
             if let Err(missing) = config.add_capabilities(wanted) {
                 tracing::debug!(?missing, "the kernel's FUSE lacks something that is optional");
@@ -230,12 +235,20 @@ impl Filesystem for Adaptor {
         handle: FileHandle,
         offset: u64,
         size: u32,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let handle = HandleId(handle.0);
+        let direct = flags.0 & libc::O_DIRECT != 0;
         self.answer(
-            move |fs| async move { fs.read(HandleId(handle.0), offset, size).await },
+            move |fs| async move {
+                if direct {
+                    fs.read_direct(handle, offset, size).await
+                } else {
+                    fs.read(handle, offset, size).await
+                }
+            },
             move |result| match result {
                 Ok(data) => reply.data(&data),
                 Err(errno) => reply.error(errno),
@@ -256,15 +269,15 @@ impl Filesystem for Adaptor {
         reply: ReplyWrite,
     ) {
         let data = Bytes::copy_from_slice(data);
-        let synchronous = flags.0 & libc::O_DSYNC != 0;
-        let write = move |fs: Arc<Fs>| async move {
-            fs.write(HandleId(handle.0), offset, data, synchronous).await
-        };
+        let cached = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let how = write_mode(flags.0, cached);
+        let write =
+            move |fs: Arc<Fs>| async move { fs.write(HandleId(handle.0), offset, data, how).await };
         let answer = move |result| match result {
             Ok(written) => reply.written(written),
             Err(errno) => reply.error(errno),
         };
-        if write_flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
+        if cached {
             // the kernel's pages, changed through a mapping: also when the key is gone
             let pass = self.valve.enter_anyway();
             return self.answer_within(pass, write(Arc::clone(&self.fs)), answer);
@@ -479,6 +492,52 @@ impl Filesystem for Adaptor {
         self.answer_empty(
             |fs| async move { fs.fallocate(handle, offset, length, mode).await },
             reply,
+        );
+    }
+
+    fn lseek(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        let what = seek(whence);
+        // before the beginning is as good as beyond the end
+        let offset = u64::try_from(offset).unwrap_or(u64::MAX);
+        self.answer(
+            move |fs| async move { fs.seek(HandleId(handle.0), offset, what?).await },
+            move |result| match result {
+                Ok(found) => reply.offset(found.cast_signed()),
+                Err(errno) => reply.error(errno),
+            },
+        );
+    }
+
+    fn copy_file_range(
+        &self,
+        _request: &Request,
+        _source_ino: INodeNo,
+        source: FileHandle,
+        source_offset: u64,
+        _ino: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        let (from, to) = ((HandleId(source.0), source_offset), (HandleId(handle.0), offset));
+        // the answer has 32 bits
+        let len = len.min(COPY_BYTES_MAX);
+        self.answer(
+            move |fs| async move { fs.copy_range(from, to, len).await },
+            move |result| match result {
+                Ok(copied) => reply.written(copied.min(COPY_BYTES_MAX) as u32),
+                Err(errno) => reply.error(errno),
+            },
         );
     }
 }

@@ -78,7 +78,9 @@ pub fn reads(call: &Call, open: Option<NodeId>, seen: Option<NodeId>) -> Vec<(No
         | Call::ReadDir { node, .. }
         | Call::Open { node, .. }
         | Call::GetXattr { node, .. } => used.read((*node).into()),
-        Call::Read { .. } => used.0.extend(open.map(|node| (node, Use::Read))),
+        Call::Read { .. } | Call::Seek { .. } | Call::ReadVersion { .. } => {
+            used.0.extend(open.map(|node| (node, Use::Read)));
+        }
         Call::StatFs
         | Call::Sync { .. }
         | Call::SyncAll { .. }
