@@ -19,11 +19,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use fuser::{
     Errno, FileHandle, FopenFlags, Generation, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyXattr,
-    Session, SessionACL,
+    Request, Session, SessionACL,
 };
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
+use crate::caller::Asking;
 use crate::fs::{Found, Fs, Opened};
 pub use convert::Presentation;
 use convert::{error, file_attr};
@@ -48,18 +49,21 @@ pub fn abort_on_panic() {
 
 /// Answers the kernel's requests on `device` until it is unmounted; then the receiver resolves.
 ///
+/// `acls`: the kernel checks permissions, by ACLs too.
+///
 /// Waits for the kernel's first request: not for a thread that must not block.
 pub fn serve(
     fs: Arc<Fs>,
     link: &KernelLink,
     device: OwnedFd,
     presentation: Presentation,
+    acls: bool,
     runtime: Handle,
 ) -> io::Result<oneshot::Receiver<io::Result<()>>> {
     let mut config = fuser::Config::default();
     config.n_threads = Some(THREADS);
     config.acl = SessionACL::All;
-    let adaptor = Adaptor { fs, runtime, presentation };
+    let adaptor = Adaptor { fs, runtime, presentation, acls, asking: None };
     // who may use the mount is the kernel's decision (`allow_other`), so all requests are answered
     let session = Session::from_fd(adaptor, device, SessionACL::All, config)?;
     link.connect(session.notifier());
@@ -71,13 +75,25 @@ pub fn serve(
     Ok(end)
 }
 
+#[derive(Clone)]
 struct Adaptor {
     fs: Arc<Fs>,
     runtime: Handle,
     presentation: Presentation,
+    /// The kernel checks permissions, and so must know the ACLs.
+    acls: bool,
+    /// Whose request is being answered.
+    asking: Option<Asking>,
 }
 
 impl Adaptor {
+    /// Answers for the process that asks. For everything that the host decides by its rights, or
+    /// that belongs to it afterwards.
+    fn by(&self, request: &Request) -> Self {
+        let asking = Asking { uid: request.uid(), gid: request.gid(), pid: request.pid() };
+        Self { asking: Some(asking), ..self.clone() }
+    }
+
     fn answer<F, T>(
         &self,
         work: impl FnOnce(Arc<Fs>) -> F,
@@ -87,7 +103,14 @@ impl Adaptor {
         T: Send,
     {
         let work = work(Arc::clone(&self.fs));
-        self.runtime.spawn(async move { reply(work.await.map_err(error)) });
+        let asking = self.asking;
+        self.runtime.spawn(async move {
+            let result = match asking {
+                Some(asking) => asking.scope(work).await,
+                None => work.await,
+            };
+            reply(result.map_err(error));
+        });
     }
 
     /// Answers with an entry.

@@ -79,6 +79,7 @@ pub fn reads(call: &Call, open: Option<NodeId>, seen: Option<NodeId>) -> Vec<(No
         | Call::Open { node, .. }
         | Call::GetXattr { node, .. } => used.read((*node).into()),
         Call::Read { .. } => used.0.extend(open.map(|node| (node, Use::Read))),
+        Call::As { asked, .. } => return reads(&asked.clone().into(), open, seen),
         Call::StatFs
         | Call::Sync { .. }
         | Call::SyncAll { .. }
