@@ -134,7 +134,7 @@ impl Policy for Owner {
         }
         assert_eq!(request.device.serial, "KEY-0001");
         let export = Arc::clone(&self.memory) as Arc<dyn Export>;
-        Ok(Authorised { share: "files".to_owned(), read_only: false, export })
+        Ok(Authorised { share: "files".to_owned(), read_only: false, identity: false, export })
     }
 }
 

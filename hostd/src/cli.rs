@@ -9,7 +9,7 @@ use p2pfs::address::ServerAddress;
 use p2pfs::failure::{Code, Failure};
 use p2pfs::net::daemon;
 
-use crate::keys::Access;
+use crate::keys::{Access, Map};
 use crate::owner::Request;
 use crate::{keys, pair, serve, status};
 
@@ -75,6 +75,9 @@ pub struct PairArgs {
     /// The shares it may use [default: all]
     #[arg(long, value_name = "A,B", value_delimiter = ',')]
     pub shares: Vec<String>,
+    /// As whom its changes are made: as the share's owner, or (as root only) as who asks
+    #[arg(long, value_name = "squash|identity", default_value = "squash")]
+    pub map: Map,
     /// Allow clients to keep the identity without the stick
     #[arg(long)]
     pub portable: bool,

@@ -6,6 +6,7 @@
 //!
 //! Lock order: a view's `known`, then the share's node table. Neither is held over a system call.
 
+pub(crate) mod acting;
 mod beneath;
 mod change;
 mod data;
@@ -35,10 +36,14 @@ use p2pfs::wire::log::{Change, Outcome, Refused};
 use p2pfs::wire::name::Name;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io;
+use rustix::process::geteuid;
 use serde::{Deserialize, Serialize};
 
+use acting::Acting;
 use node::Nodes;
 
+use crate::accounts;
+use crate::keys::Map;
 use crate::record::{Record, Records};
 
 /// Ours, in the root of a share: clients neither see nor touch it.
@@ -48,6 +53,8 @@ const OURS: &[u8] = b".p2pfs";
 #[derive(Debug)]
 pub struct Share {
     nodes: Nodes,
+    /// As whom `map=squash` acts.
+    squash: Acting,
 }
 
 /// How a share knows its disk again.
@@ -77,6 +84,7 @@ pub struct Disk {
 #[derive(Debug)]
 pub struct View {
     share: Arc<Share>,
+    acting: Acting,
     handles: Mutex<HashMap<HandleId, Arc<OpenFile>>>,
     /// The nodes that the session was told.
     known: Mutex<HashSet<NodeId>>,
@@ -115,8 +123,14 @@ impl Share {
             Ok(_) | Err(io::Errno::NOENT) => {}
             Err(error) => return Err(error),
         }
+        let owner = rustix::fs::fstat(&root)?;
+        // What is made here belongs to the one whose directory it is
+        let squash = match geteuid().is_root() && owner.st_uid != 0 && acting::possible() {
+            true => Acting::Owner(accounts::account(owner.st_uid, owner.st_gid)),
+            false => Acting::Itself,
+        };
         let nodes = Nodes::new(root, handles)?;
-        Ok(Arc::new(Self { nodes }))
+        Ok(Arc::new(Self { nodes, squash }))
     }
 
     /// How the share will know its disk again.
@@ -133,17 +147,26 @@ impl Share {
 
     /// A new session's view, which nobody remembers.
     pub fn view(self: &Arc<Self>) -> Arc<View> {
-        self.view_with(None)
+        self.view_with(None, Map::Squash)
     }
 
     /// The view of a session that is remembered when this host is killed.
-    pub fn view_for(self: &Arc<Self>, session: SessionId, records: &Arc<Records>) -> Arc<View> {
-        self.view_with(Some(records.of(session, self.nodes.disk())))
+    pub fn view_for(
+        self: &Arc<Self>,
+        session: SessionId,
+        records: &Arc<Records>,
+        map: Map,
+    ) -> Arc<View> {
+        self.view_with(Some(records.of(session, self.nodes.disk())), map)
     }
 
-    fn view_with(self: &Arc<Self>, record: Option<Record>) -> Arc<View> {
+    fn view_with(self: &Arc<Self>, record: Option<Record>, map: Map) -> Arc<View> {
         Arc::new(View {
             share: Arc::clone(self),
+            acting: match map {
+                Map::Squash => self.squash.clone(),
+                Map::Identity => Acting::Caller,
+            },
             handles: Mutex::default(),
             known: Mutex::default(),
             record,
@@ -153,7 +176,19 @@ impl Share {
 
 impl Export for View {
     fn call(&self, call: Call) -> Result<(Reply, Bytes), Errno> {
+        let (caller, call) = match call {
+            Call::As { caller, asked } => (Some(caller), asked.into()),
+            call => (None, call),
+        };
+        let _acts = match call {
+            Call::Lookup { .. } | Call::Open { .. } | Call::GetXattr { .. } => {
+                Some(self.acting.begin(caller.as_ref())?)
+            }
+            // Their rights were looked at when the file was opened, or they need none
+            _ => None,
+        };
         let reply = match call {
+            Call::As { .. } => return Err(Errno::EINVAL),
             Call::Lookup { parent, name } => Reply::Entry(self.lookup(parent, &name)?),
             Call::GetAttr { node, handle } => Reply::Attr(self.attr(node, handle)?),
             Call::ReadLink { node } => Reply::Target(self.read_link(node)?),

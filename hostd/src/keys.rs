@@ -52,6 +52,9 @@ pub struct Record {
     /// The shares that it may use; empty: all.
     #[serde(default)]
     pub shares: Vec<String>,
+    /// As whom its changes are made.
+    #[serde(default)]
+    pub map: Map,
     /// Whether clients may keep the identity without the stick.
     #[serde(default)]
     pub portable: bool,
@@ -86,6 +89,17 @@ pub enum Access {
     /// It may change files where the share allows it.
     #[serde(rename = "rw")]
     ReadWrite,
+}
+
+/// As whom a key's calls and changes are carried out.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Map {
+    /// As the share's owner, whoever asks on the client.
+    #[default]
+    Squash,
+    /// As who asks on the client, by user, group and groups; this host must be root for it.
+    Identity,
 }
 
 impl Keys {
@@ -263,6 +277,7 @@ impl Record {
             "state": self.state,
             "access": self.access,
             "shares": self.shares,
+            "map": self.map,
             "portable": self.portable,
             "last_seen": self.last_seen,
             "last_from": self.last_from,
@@ -304,6 +319,18 @@ impl FromStr for Access {
             "ro" => Ok(Self::ReadOnly),
             "rw" => Ok(Self::ReadWrite),
             _ => Err("it is ro or rw".into()),
+        }
+    }
+}
+
+impl FromStr for Map {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "squash" => Ok(Self::Squash),
+            "identity" => Ok(Self::Identity),
+            _ => Err("it is squash or identity".into()),
         }
     }
 }
@@ -440,6 +467,7 @@ pub(crate) mod tests {
             state: State::Unauthorised,
             access: Access::ReadWrite,
             shares: Vec::new(),
+            map: Map::Squash,
             portable: false,
             last_seen: None,
             last_from: None,

@@ -7,6 +7,7 @@
 //!     -> status  what goes on           /
 //! ```
 
+mod accounts;
 pub mod cli;
 pub mod config;
 pub mod export;

@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use crate::config::Config;
-use crate::keys::{Access, Keys, Record, State};
+use crate::keys::{Access, Keys, Map, Record, State};
 use crate::machine;
 
 /// How long another command may hold the files.
@@ -92,6 +92,8 @@ pub struct NewKey {
     pub access: Access,
     /// The shares that it may use; empty: all.
     pub shares: Vec<String>,
+    /// As whom its changes are made.
+    pub map: Map,
     /// Whether clients may keep the identity.
     pub portable: bool,
     /// The key's servers; the host takes them over if it has none.
@@ -319,6 +321,7 @@ impl Owner {
             state,
             access: key.access,
             shares: key.shares.clone(),
+            map: key.map,
             portable: key.portable,
             last_seen: before.as_ref().and_then(|before| before.last_seen),
             last_from: before.and_then(|before| before.last_from),
@@ -435,6 +438,7 @@ mod tests {
             authorise: false,
             access: Access::ReadWrite,
             shares: vec!["photos".into()],
+            map: Map::Squash,
             portable: false,
             servers: Vec::new(),
         }

@@ -11,6 +11,8 @@ use p2pfs::usb;
 use p2pfs::wire::session::DeviceId;
 
 use crate::cli::PairArgs;
+use crate::export::acting;
+use crate::keys::Map;
 use crate::machine;
 use crate::owner::{self, HostFacts, NewKey, Request};
 
@@ -21,6 +23,13 @@ use crate::owner::{self, HostFacts, NewKey, Request};
 /// The key cannot be read or written, belongs to another host or was copied, or the host's files
 /// cannot be written.
 pub fn run(dir: &Path, args: PairArgs) -> Result<(), Failure> {
+    if args.map == Map::Identity && !acting::possible() {
+        return Err(Failure::new(
+            Code::Usage,
+            "map=identity needs p2pfs-hostd as root: only root may act as other users",
+            "run this and p2pfs-hostd serve as root, or leave --map identity away",
+        ));
+    }
     let folder = folder(&args.key)?;
     let device = usb::ensure_device(&folder)?;
     warn_of(&device);
@@ -133,6 +142,7 @@ fn new_key(args: PairArgs, folder: &Path, device: &DeviceId, contents: &KeyConte
         authorise: args.authorise,
         access: args.access,
         shares: args.shares,
+        map: args.map,
         portable: args.portable,
         servers: contents.servers.clone(),
     }
@@ -212,6 +222,7 @@ mod tests {
             authorise,
             access: Access::ReadWrite,
             shares: Vec::new(),
+            map: Map::Squash,
             portable: false,
             servers: vec![server.parse().unwrap()],
             name: None,

@@ -14,8 +14,8 @@ use p2pfs::wire::session::{Denial, Identify};
 use serde_json::{Value, json};
 
 use crate::config::{Config, ShareConfig};
-use crate::export::Share;
-use crate::keys::{Access, Record, State};
+use crate::export::{Share, acting};
+use crate::keys::{Access, Map, Record, State};
 use crate::owner::Owner;
 use crate::record::Records;
 
@@ -149,6 +149,14 @@ impl Policy for House {
             tracing::warn!(key = %key.id(), "a key came with another device than was paired");
             return Err(Denial::DeviceMismatch);
         }
+        if key.map == Map::Identity && !acting::possible() {
+            eprintln!(
+                "warning: key {} has map=identity, for which p2pfs-hostd must run as root",
+                key.id()
+            );
+            eprintln!("hint: run p2pfs-hostd serve as root, or pair the key again without --map");
+            return Err(Denial::ShareDenied);
+        }
         let share = self.choose(&key, request.share.as_deref())?;
         let unknown = || Denial::ShareUnknown(self.shares.names(&key));
         let (opened, read_only) =
@@ -161,7 +169,8 @@ impl Policy for House {
         Ok(Authorised {
             share,
             read_only: read_only || key.access == Access::ReadOnly,
-            export: opened.view_for(request.session, &self.records),
+            identity: key.map == Map::Identity,
+            export: opened.view_for(request.session, &self.records, key.map),
         })
     }
 }

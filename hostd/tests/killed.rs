@@ -30,6 +30,7 @@ use p2pfs::proto::redo::applier::{self, Applier};
 use p2pfs::proto::redo::record::Header;
 use p2pfs::wire::log::{LogAck, Outcome, Refused};
 use p2pfs_hostd::export::Share;
+use p2pfs_hostd::keys::Map;
 use p2pfs_hostd::record::Records;
 use tempfile::TempDir;
 
@@ -183,7 +184,7 @@ impl World {
 fn serve(work: &Path) {
     rustix::process::umask(rustix::fs::Mode::empty());
     let records = Records::open(&work.join("state")).unwrap();
-    let view = Share::open(&work.join("share")).unwrap().view_for(SESSION, &records);
+    let view = Share::open(&work.join("share")).unwrap().view_for(SESSION, &records, Map::Squash);
     let mut applier = match view.recover() {
         Some(recovered) => Applier::recover(recovered),
         None => {

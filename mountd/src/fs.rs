@@ -16,7 +16,7 @@ mod tests;
 mod write;
 mod xattr;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ use bytes::Bytes;
 use p2pfs::id::{HandleId, NodeId, Seq};
 use p2pfs::limits::FORGET_NODES_MAX;
 use p2pfs::net::remote::{Remote, Submitted};
-use p2pfs::wire::call::{Access, Attr, Call, Entry, Reply};
+use p2pfs::wire::call::{Access, Asked, Attr, Call, Entry, Reply};
 use p2pfs::wire::errno::Errno;
 use p2pfs::wire::log::{
     AttrChange, Change, Mutation, NodeRef, Occupant, Opening, Outcome, RenameMode,
@@ -32,6 +32,7 @@ use p2pfs::wire::log::{
 use p2pfs::wire::name::{Name, Target};
 
 use crate::cache::BlockCache;
+use crate::caller;
 use crate::lock::lock;
 
 pub use dir::{COOKIE_DOT, COOKIE_DOT_DOT, Portion};
@@ -40,7 +41,6 @@ pub(crate) use inode::Inode;
 use inode::{Effect, InodeTable};
 use space::Space;
 pub use write::{Until, WriteMode};
-pub(crate) use xattr::local_answer as local_xattr;
 
 /// How long a node that the kernel let go stays known: directories are often walked twice.
 const FORGET_AFTER: Duration = Duration::from_secs(1);
@@ -68,6 +68,11 @@ pub struct Fs {
     last: AtomicU64,
     idle: Mutex<Vec<u64>>,
     space: Space,
+    /// Whether the host is told who asks (`map=identity`).
+    tells_caller: AtomicBool,
+    /// Whether the kernel asks for `security.capability` before each write: not if it leaves to the
+    /// host what a write takes away.
+    asks_capability: AtomicBool,
 }
 
 /// A node as the kernel is told of it.
@@ -118,7 +123,19 @@ impl Fs {
             last: AtomicU64::new(0),
             idle: Mutex::default(),
             space: Space::default(),
+            tells_caller: AtomicBool::new(false),
+            asks_capability: AtomicBool::new(true),
         })
+    }
+
+    /// From now on the host is told who asks: it acts as that user.
+    pub fn tell_callers(&self) {
+        self.tells_caller.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the host is told who asks.
+    pub fn tells_callers(&self) -> bool {
+        self.tells_caller.load(Ordering::Relaxed)
     }
 
     /// The block cache, for its counters.
@@ -130,8 +147,8 @@ impl Fs {
     pub async fn lookup(&self, parent: u64, name: Name) -> Result<Found, Errno> {
         let directory = self.inodes.get(parent)?;
         let asked = self.tick();
-        let call = Call::Lookup { parent: directory.node, name };
-        match self.remote.call(call).await?.0 {
+        let call = Asked::Lookup { parent: directory.node, name };
+        match self.remote.call(self.by_caller(call)).await?.0 {
             Reply::Entry(entry) => Ok(self.found(entry, parent, asked)),
             _ => Err(Errno::EPROTO),
         }
@@ -246,8 +263,8 @@ impl Fs {
         let handle = self.handles.number()?;
         let told = inode.told();
         let asked = self.tick();
-        let call = Call::Open { node: inode.node, handle, access: mode.access };
-        let Reply::Attr(attr) = self.remote.call(call).await?.0 else {
+        let call = Asked::Open { node: inode.node, handle, access: mode.access };
+        let Reply::Attr(attr) = self.remote.call(self.by_caller(call)).await?.0 else {
             return Err(Errno::EPROTO);
         };
         self.seen(&inode, attr, asked);
@@ -404,9 +421,19 @@ impl Fs {
     }
 
     fn submit(&self, mutation: Mutation, body: Bytes) -> Submitted {
-        let submitted = self.remote.submit(Change::new(mutation), body);
+        let caller = self.tells_callers().then(caller::current);
+        let change = Change { caller, ..Change::new(mutation) };
+        let submitted = self.remote.submit(change, body);
         self.last.fetch_max(submitted.seq.0, Ordering::SeqCst);
         submitted
+    }
+
+    /// A call as the host is to answer it.
+    fn by_caller(&self, asked: Asked) -> Call {
+        match self.tells_callers() {
+            true => Call::As { caller: caller::current(), asked },
+            false => asked.into(),
+        }
     }
 
     /// Changes names in directories, and waits until it is applied.

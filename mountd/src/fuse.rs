@@ -19,11 +19,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use fuser::{
     Errno, FileHandle, FopenFlags, Generation, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyXattr,
-    Session, SessionACL,
+    Request, Session, SessionACL,
 };
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
+use crate::caller::Asking;
 use crate::fs::{Found, Fs, Opened};
 use crate::gate::valve::{Pass, Shut, Valve};
 pub use convert::Presentation;
@@ -51,6 +52,8 @@ pub fn abort_on_panic() {
 
 /// Answers the kernel's requests on `device` until it is unmounted; then the receiver resolves.
 ///
+/// `acls`: the kernel checks permissions, by ACLs too.
+///
 /// Waits for the kernel's first request: not for a thread that must not block.
 pub fn serve(
     fs: Arc<Fs>,
@@ -58,12 +61,13 @@ pub fn serve(
     device: OwnedFd,
     presentation: Presentation,
     valve: Arc<Valve>,
+    acls: bool,
     runtime: Handle,
 ) -> io::Result<oneshot::Receiver<io::Result<()>>> {
     let mut config = fuser::Config::default();
     config.n_threads = Some(THREADS);
     config.acl = SessionACL::All;
-    let adaptor = Adaptor { fs, runtime, presentation, valve };
+    let adaptor = Adaptor { fs, runtime, presentation, valve, acls, asking: None };
     // who may use the mount is the kernel's decision (`allow_other`), so all requests are answered
     let session = Session::from_fd(adaptor, device, SessionACL::All, config)?;
     link.connect(session.notifier());
@@ -75,23 +79,36 @@ pub fn serve(
     Ok(end)
 }
 
+#[derive(Clone)]
 struct Adaptor {
     fs: Arc<Fs>,
     runtime: Handle,
     presentation: Presentation,
     valve: Arc<Valve>,
+    /// The kernel checks permissions, and so must know the ACLs.
+    acls: bool,
+    /// Whose request is being answered.
+    asking: Option<Asking>,
 }
 
 impl Adaptor {
+    /// Answers for the process that asks. For everything that the host decides by its rights, or
+    /// that belongs to it afterwards.
+    fn by(&self, request: &Request) -> Self {
+        let asking = Asking { uid: request.uid(), gid: request.gid(), pid: request.pid() };
+        Self { asking: Some(asking), ..self.clone() }
+    }
+
     fn answer<F, T>(
         &self,
         work: impl FnOnce(Arc<Fs>) -> F,
         reply: impl FnOnce(Result<T, Errno>) + Send + 'static,
     ) where
         F: Future<Output = Result<T, p2pfs::wire::errno::Errno>> + Send + 'static,
-        T: Send,
+        T: Send + 'static,
     {
         let work = work(Arc::clone(&self.fs));
+        let work = Self::asked_by(self.asking, work);
         match self.valve.try_enter() {
             Some(Ok(pass)) => self.answer_within(pass, work, reply),
             Some(Err(Shut)) => reply(Err(error(PULLED))),
@@ -107,6 +124,13 @@ impl Adaptor {
         }
     }
 
+    async fn asked_by<T>(asking: Option<Asking>, work: impl Future<Output = T>) -> T {
+        match asking {
+            Some(asking) => asking.scope(work).await,
+            None => work.await,
+        }
+    }
+
     /// Answers what has come through the valve.
     fn answer_within<F, T>(
         &self,
@@ -115,7 +139,7 @@ impl Adaptor {
         reply: impl FnOnce(Result<T, Errno>) + Send + 'static,
     ) where
         F: Future<Output = Result<T, p2pfs::wire::errno::Errno>> + Send + 'static,
-        T: Send,
+        T: Send + 'static,
     {
         self.runtime.spawn(async move {
             let _pass = pass;

@@ -8,6 +8,7 @@
 //! ```
 
 pub mod cache;
+pub mod caller;
 mod cli;
 mod control;
 mod daemonise;

@@ -226,6 +226,10 @@ impl Mount {
         let link = KernelLink::new().map_err(no_threads)?;
         let remote: Arc<dyn Remote> = session.clone();
         let fs = Fs::new(remote, link.clone(), options.cache);
+        let identity = session.is_identity();
+        if identity {
+            fs.tell_callers();
+        }
         fs.check().await.map_err(|error| unusable(&request.spec, error))?;
         let shared = Arc::new(Shared {
             mountpoint: request.mountpoint.clone(),
@@ -249,13 +253,15 @@ impl Mount {
         let (kernel, mounted) = mount(&request.spec.given, &request.mountpoint, &settings)?;
         let guard = DetachOnDrop(Some(mounted));
         let presentation = options.presentation;
+        // Not where owners on the host mean nothing here, and only the mounting user gets in
+        let acls = options.allow_other || identity;
         let valve = Arc::new(Valve::default());
         let state = request.state.clone();
         let key = Key { watch, owned, device, state, valve: valve.clone(), link: link.clone() };
         let (task_fs, runtime) = (fs.clone(), Handle::current());
         // the handshake waits for the kernel
         let serving = tokio::task::spawn_blocking(move || {
-            serve(task_fs, &link, kernel, presentation, valve, runtime)
+            serve(task_fs, &link, kernel, presentation, valve, acls, runtime)
         });
         let end = serving.await.map_err(std::io::Error::other).flatten().map_err(|error| {
             let hint = "look at the kernel's log: dmesg | tail";

@@ -48,7 +48,8 @@ impl World {
         let settings = MountSettings::default();
         let (device, mounted) = mount(source, mountpoint.path(), &settings).unwrap();
         let handle = runtime.handle().clone();
-        serve(fs.clone(), &link, device, Presentation::default(), Arc::default(), handle).unwrap();
+        serve(fs.clone(), &link, device, Presentation::default(), Arc::default(), false, handle)
+            .unwrap();
         runtime.spawn(fs.clone().forget_for_ever());
         Some(Self { host, mountpoint, mounted, fs, runtime })
     }

@@ -33,6 +33,8 @@ pub struct Authorised {
     pub share: String,
     /// Whether changes are refused (the session refuses them with EROFS).
     pub read_only: bool,
+    /// Whether `export` acts as whoever asks, and so must be told.
+    pub identity: bool,
     /// The session's own view of the share: its open files, its nodes.
     pub export: Arc<dyn Export>,
 }

@@ -118,6 +118,11 @@ impl ClientSession {
         self.core.grant()
     }
 
+    /// Whether the host acts as whoever asks (`map=identity`), and so wants to know.
+    pub fn is_identity(&self) -> bool {
+        self.core.is_identity()
+    }
+
     /// The newest log entry.
     pub fn last_entry(&self) -> Seq {
         self.core.last_entry()

@@ -113,7 +113,7 @@ impl Session {
             return;
         }
         match verdict {
-            Verdict::Approved(grant) => {
+            Verdict::Approved(grant) | Verdict::ApprovedIdentity(grant) => {
                 self.transition(State::Up(connection), "approved");
                 self.outputs.push_back(Output::Up(connection, grant));
             }

@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::id::{HandleId, NodeId, Seq};
+use crate::wire::log::Caller;
 use crate::wire::name::{Name, Target};
 
 /// What a client asks. **Append only: the order is the format.**
@@ -116,6 +117,53 @@ pub enum Call {
         /// At most this many bytes; at most 1 MiB.
         len: u32,
     },
+    /// A call whose answer depends on who asks, where the session says so
+    /// ([`crate::wire::session::Verdict::ApprovedIdentity`]).
+    As {
+        /// Who asks.
+        caller: Caller,
+        /// What.
+        asked: Asked,
+    },
+}
+
+/// A call that the host answers by the rights of who asks: each is the [`Call`] of its name.
+/// **Append only: the order is the format.**
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum Asked {
+    /// [`Call::Lookup`]
+    Lookup {
+        /// The directory.
+        parent: NodeId,
+        /// The name in it.
+        name: Name,
+    },
+    /// [`Call::Open`]
+    Open {
+        /// What to open.
+        node: NodeId,
+        /// What the handle will be called.
+        handle: HandleId,
+        /// Which directions.
+        access: Access,
+    },
+    /// [`Call::GetXattr`]
+    GetXattr {
+        /// The node.
+        node: NodeId,
+        /// The attribute's name with its namespace, or empty.
+        name: XattrName,
+    },
+}
+
+impl From<Asked> for Call {
+    fn from(asked: Asked) -> Self {
+        match asked {
+            Asked::Lookup { parent, name } => Self::Lookup { parent, name },
+            Asked::Open { node, handle, access } => Self::Open { node, handle, access },
+            Asked::GetXattr { node, name } => Self::GetXattr { node, name },
+        }
+    }
 }
 
 /// What a host answers. **Append only: the order is the format.**

@@ -46,7 +46,7 @@ impl Change {
     }
 }
 
-/// Who made a change, by the numbers of the client's machine.
+/// Who made a change or asks, by the numbers of the client's machine.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Caller {
     /// User.
@@ -131,7 +131,7 @@ pub enum Mutation {
         parent: NodeRef,
         /// The new name.
         name: Name,
-        /// Permission bits, umask applied.
+        /// Permission bits, and the umask that the host applies ([`NewMode`]).
         mode: u32,
         /// Fails with EEXIST if the name is there; otherwise opens what is there.
         exclusive: bool,
@@ -146,7 +146,7 @@ pub enum Mutation {
         parent: NodeRef,
         /// The new name.
         name: Name,
-        /// Permission bits, umask applied.
+        /// Permission bits, and the umask that the host applies ([`NewMode`]).
         mode: u32,
         /// The node that the host made in advance for this.
         premade: Option<NodeId>,
@@ -157,7 +157,7 @@ pub enum Mutation {
         parent: NodeRef,
         /// The new name.
         name: Name,
-        /// Type and permission bits, umask applied.
+        /// Type and permission bits, and the umask that the host applies ([`NewMode`]).
         mode: u32,
         /// For devices.
         rdev: u64,
@@ -290,6 +290,31 @@ pub enum Mutation {
         /// At most so many bytes.
         len: u64,
     },
+}
+
+/// The mode of something new: type and permission bits in the lower 16 bits; above them the umask
+/// of who makes it. The host applies the umask unless the directory has a default ACL, as POSIX.1e
+/// has it. 0 above: it is applied already, or there is none.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct NewMode(pub u32);
+
+impl NewMode {
+    const UMASK_SHIFT: u32 = 16;
+
+    /// `mode` as open(2) and mkdir(2) have it, and the umask.
+    pub fn new(mode: u32, umask: u32) -> Self {
+        Self(mode & 0xffff | (umask & 0o777) << Self::UMASK_SHIFT)
+    }
+
+    /// Permission bits with setuid, setgid and sticky; the umask is not applied.
+    pub fn permissions(self) -> u32 {
+        self.0 & 0o7777
+    }
+
+    /// The umask, 0 to 0o777.
+    pub fn umask(self) -> u32 {
+        self.0 >> Self::UMASK_SHIFT & 0o777
+    }
 }
 
 /// What becomes of an entry that already has the new name.

@@ -43,6 +43,9 @@ pub enum Verdict {
     Approved(Grant),
     /// Step 123: denied; the client may ask again (507).
     Denied(Denial),
+    /// Approved, and the host acts as whoever asks on the client: each change names its caller, and
+    /// so does each call that depends on it ([`crate::wire::call::Call::As`]).
+    ApprovedIdentity(Grant),
 }
 
 /// What an approved session may use.

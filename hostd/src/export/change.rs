@@ -18,7 +18,7 @@ use rustix::fs::{
 use rustix::io;
 
 use super::redo::{Found, Occupant};
-use super::{OpenFile, View, access_flags, beneath, errno, meta};
+use super::{OpenFile, View, access_flags, acting, beneath, errno, meta};
 
 /// Permission bits with setuid, setgid and sticky.
 const PERMISSIONS: u32 = 0o7777;
@@ -48,11 +48,13 @@ impl View {
             }
             Mutation::Mkdir { parent, name, mode, .. } => self
                 .make(Place { parent: node_id(*parent)?, name, at }, |dir, name| {
-                    rustix::fs::mkdirat(dir, name, permissions(*mode))
+                    acting::masked(*mode, |mode| rustix::fs::mkdirat(dir, name, mode))
                 }),
             Mutation::Mknod { parent, name, mode, rdev } => {
                 self.make(Place { parent: node_id(*parent)?, name, at }, |dir, name| {
-                    rustix::fs::mknodat(dir, name, file_type(*mode), permissions(*mode), *rdev)
+                    let kind = file_type(*mode);
+                    let make = |mode| rustix::fs::mknodat(dir, name, kind, mode, *rdev);
+                    acting::masked(*mode, make)
                 })
             }
             Mutation::Symlink { parent, name, target } => self
@@ -107,7 +109,8 @@ impl View {
             return Err(Errno::EMFILE);
         }
         // The creator's descriptor may do what the mode forbids to everybody else
-        let file = beneath::create(dir.as_fd(), name, flags, permissions(mode)).map_err(errno)?;
+        let make = |mode| beneath::create(dir.as_fd(), name, flags, mode);
+        let file = acting::masked(mode, make).map_err(errno)?;
         // Not the open file itself: nodes are held longer than files are open
         let path = beneath::reopen(file.as_fd(), OFlags::PATH).map_err(errno)?;
         if found.name.is_none() {
@@ -153,7 +156,7 @@ impl View {
         found: &Found,
     ) -> Result<Outcome, Errno> {
         let dir = self.dir(parent, name)?;
-        let occupant = found.name.as_ref().ok_or(Errno::ENOENT)?;
+        let occupant = found.name.as_ref().ok_or_else(|| absent(&dir, name))?;
         let name = beneath::c_name(name).map_err(errno)?;
         rustix::fs::unlinkat(&dir, &*name, flags).map_err(errno)?;
         // A directory has one name
@@ -176,7 +179,7 @@ impl View {
             RenameMode::NoReplace => RenameFlags::NOREPLACE,
             RenameMode::Exchange => RenameFlags::EXCHANGE,
         };
-        let Occupant { node, fd, .. } = found.name.as_ref().ok_or(Errno::ENOENT)?;
+        let Occupant { node, fd, .. } = found.name.as_ref().ok_or_else(|| absent(&from, name))?;
         if mode == RenameMode::Replace && found.new_name.is_some() {
             self.settle(fd)?;
         }
@@ -199,7 +202,7 @@ impl View {
         if !meta::attr(fd.as_fd()).map_err(errno)?.is_file() {
             return Ok(());
         }
-        match beneath::reopen(fd.as_fd(), OFlags::RDONLY) {
+        match acting::as_itself(|| beneath::reopen(fd.as_fd(), OFlags::RDONLY)) {
             Ok(file) => rustix::fs::fdatasync(file).map_err(|error| self.disk_failed(error)),
             // Nobody may read it, this host neither
             Err(_) => Ok(()),
@@ -217,7 +220,7 @@ impl View {
         let fd = self.holder(node, handle)?;
         let path = beneath::proc_path(fd.as_fd());
         if let Some(size) = change.size {
-            self.truncate(node, handle, &fd, size)?;
+            acting::writing(|| self.truncate(node, handle, &fd, size))?;
             stamp(fd.as_fd(), at);
         }
         if change.uid.is_some() || change.gid.is_some() {
@@ -277,8 +280,15 @@ pub(super) fn stamp(fd: BorrowedFd<'_>, at: Option<Time>) {
             last_modification,
         };
         let path = beneath::proc_path(fd);
-        let _ = rustix::fs::utimensat(CWD, &*path, &times, AtFlags::empty());
+        // Who may write may leave a time, but not set one
+        let stamped = || rustix::fs::utimensat(CWD, &*path, &times, AtFlags::empty());
+        let _ = acting::as_itself(stamped);
     }
+}
+
+/// Why a name is not there: nobody has it, or the caller may not look.
+fn absent(dir: &OwnedFd, name: &Name) -> Errno {
+    beneath::hold(dir.as_fd(), name).map_or_else(errno, |_| Errno::ENOENT)
 }
 
 fn permissions(mode: u32) -> Mode {

@@ -13,7 +13,7 @@ use rustix::fs::FallocateFlags;
 use rustix::io::{self, ReadWriteFlags};
 
 use super::change::{node_id, stamp};
-use super::{OpenFile, View, access_flags, beneath, errno, meta};
+use super::{OpenFile, View, access_flags, acting, beneath, errno, meta};
 
 /// What one entry copies at most, bytes: an entry must end within the grace, and `copy_file_range`
 /// may copy less than it was asked.
@@ -43,17 +43,17 @@ impl View {
         match mutation {
             Mutation::Write { node, handle, offset } => {
                 let file = write(node, handle)?;
-                write_at(file.as_fd(), body, *offset)?;
+                acting::writing(|| write_at(file.as_fd(), body, *offset))?;
                 changed(&file, at).map(Outcome::Attr)
             }
             Mutation::Append { node, handle, .. } => {
                 let file = write(node, handle)?;
-                let offset = file.append(body)?;
+                let offset = acting::writing(|| file.append(body))?;
                 Ok(Outcome::Appended { offset, attr: changed(&file, at)? })
             }
             Mutation::Fallocate { node, handle, offset, len, mode } => {
                 let file = write(node, handle)?;
-                allocate(file.as_fd(), *offset, *len, *mode)?;
+                acting::writing(|| allocate(file.as_fd(), *offset, *len, *mode))?;
                 changed(&file, at).map(Outcome::Attr)
             }
             Mutation::CopyRange {
@@ -67,7 +67,8 @@ impl View {
             } => {
                 let from = self.data(node_id(*source)?, *source_handle, Access::Read)?;
                 let to = write(node, handle)?;
-                let len = copy((from.as_fd(), *source_offset), (to.as_fd(), *offset), *len)?;
+                let (from, to_at) = ((from.as_fd(), *source_offset), (to.as_fd(), *offset));
+                let len = acting::writing(|| copy(from, to_at, *len))?;
                 Ok(Outcome::Copied { len, attr: changed(&to, at)? })
             }
             _ => Err(Errno::EIO),

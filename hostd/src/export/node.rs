@@ -19,7 +19,7 @@ use rustix::io;
 use rustix::process::{Resource, getrlimit};
 
 use super::beneath::{self, FileHandle};
-use super::{Disk, errno, meta};
+use super::{Disk, acting, errno, meta};
 
 /// Descriptors kept for nodes that were used last, and which part of this process's limit they may
 /// be: open files need theirs, and so do other shares.
@@ -117,7 +117,8 @@ impl Nodes {
 
     /// A descriptor that holds the node.
     pub(super) fn find(&self, id: NodeId) -> Result<Arc<OwnedFd>, Errno> {
-        self.find_within(id, DEPTH_MAX)
+        // Whoever names it was told of it; what may be done with it is another question
+        acting::as_itself(|| self.find_within(id, DEPTH_MAX))
     }
 
     fn find_within(&self, id: NodeId, depth: usize) -> Result<Arc<OwnedFd>, Errno> {

@@ -159,6 +159,7 @@ impl Tree<Bytes> for Carrying<'_> {
     }
 
     fn perform(&self, _: Seq, change: &Change, body: &Bytes, _: &Seen) -> Result<Outcome, Errno> {
+        let _acts = self.view.acting.begin(change.caller.as_ref())?;
         self.view.change(change, body, &self.found.borrow())
     }
 

@@ -12,6 +12,8 @@ pub(super) fn line(key: &Value) -> String {
         .map(|names| names.iter().filter_map(Value::as_str).collect())
         .unwrap_or_default();
     let shares = if shares.is_empty() { "all shares".into() } else { shares.join(",") };
+    // What is usual goes without saying
+    let map = if text("map") == "identity" { "  map=identity" } else { "" };
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let now = now.map_or(0, |since| since.as_secs());
     let seen = key["last_seen"].as_u64().map_or_else(
@@ -19,7 +21,7 @@ pub(super) fn line(key: &Value) -> String {
         |at| format!("seen {} from {}", ago(now.saturating_sub(at)), text("last_from")),
     );
     format!(
-        "{}  {:12}  {}  {shares}  {:?}  {seen}",
+        "{}  {:12}  {}  {shares}{map}  {:?}  {seen}",
         text("id"),
         text("state"),
         text("access"),

@@ -1,46 +1,51 @@
 //! Extended attributes.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use p2pfs::limits::XATTR_BYTES_MAX;
-use p2pfs::wire::call::{Call, Reply, XattrName};
+use p2pfs::wire::call::{Asked, Reply, XattrName};
 use p2pfs::wire::errno::Errno;
 use p2pfs::wire::log::Mutation;
 
 use super::Fs;
 use super::inode::Effect;
 
-const ENODATA: i32 = 61;
 const E2BIG: i32 = 7;
-/// The kernel asks for it before every write; a mount is `nosuid`, so it has no effect here.
+/// A kernel that takes setuid away by itself asks for it before every write.
 const CAPABILITY: &[u8] = b"security.capability";
 /// Labels of the host's policy mean nothing to ours. "Not supported" also ends the questions: `ls`
 /// would ask for each file.
 const LABEL: &[u8] = b"security.selinux";
 const ACL_PREFIX: &[u8] = b"system.posix_acl_";
 
-/// Whether an attribute stays between the kernel and mountd.
-fn is_local(name: &[u8]) -> bool {
-    name == CAPABILITY || name == LABEL || name.starts_with(ACL_PREFIX)
-}
-
-/// What is said of such an attribute without asking the host.
-pub(crate) fn local_answer(name: &[u8]) -> Option<Errno> {
-    if name == CAPABILITY {
-        Some(Errno::from_number(ENODATA))
-    } else {
-        is_local(name).then_some(Errno::EOPNOTSUPP)
-    }
-}
-
 impl Fs {
+    /// From now on the kernel leaves to the host what a write takes away (setuid, capabilities).
+    pub fn host_takes_privileges_away(&self) {
+        self.asks_capability.store(false, Ordering::Relaxed);
+    }
+
+    /// What is said of an attribute without asking the host: some stay between the kernel and us.
+    pub fn local_xattr(&self, name: &[u8]) -> Option<Errno> {
+        match name {
+            LABEL => Some(Errno::EOPNOTSUPP),
+            CAPABILITY if self.asks_capability.load(Ordering::Relaxed) => Some(Errno::ENODATA),
+            _ => None,
+        }
+    }
+
     /// An attribute's value.
     pub async fn getxattr(&self, ino: u64, name: Vec<u8>) -> Result<Bytes, Errno> {
-        if let Some(error) = local_answer(&name) {
+        if let Some(error) = self.local_xattr(&name) {
             return Err(error);
         }
-        self.xattr_call(ino, name).await
+        let is_acl = name.starts_with(ACL_PREFIX);
+        self.xattr_call(ino, name).await.map_err(|error| match error {
+            // To the kernel, "not supported" would be a permission that it cannot check
+            Errno::EOPNOTSUPP if is_acl => Errno::ENODATA,
+            other => other,
+        })
     }
 
     /// The attributes' names, each followed by a NUL.
@@ -48,7 +53,7 @@ impl Fs {
         let names = self.xattr_call(ino, Vec::new()).await?;
         let kept = names
             .split_inclusive(|byte| *byte == 0)
-            .filter(|name| !is_local(name.strip_suffix(&[0]).unwrap_or(name)));
+            .filter(|name| self.local_xattr(name.strip_suffix(&[0]).unwrap_or(name)).is_none());
         Ok(kept.flatten().copied().collect())
     }
 
@@ -60,7 +65,7 @@ impl Fs {
         value: Bytes,
         flags: u8,
     ) -> Result<(), Errno> {
-        if is_local(&name) {
+        if self.local_xattr(&name).is_some() {
             return Err(Errno::EOPNOTSUPP);
         }
         if value.len() > XATTR_BYTES_MAX {
@@ -74,7 +79,7 @@ impl Fs {
 
     /// Takes an attribute away.
     pub async fn removexattr(self: &Arc<Self>, ino: u64, name: Vec<u8>) -> Result<(), Errno> {
-        if let Some(error) = local_answer(&name) {
+        if let Some(error) = self.local_xattr(&name) {
             return Err(error);
         }
         let inode = self.inodes.get(ino)?;
@@ -86,7 +91,7 @@ impl Fs {
     async fn xattr_call(&self, ino: u64, name: Vec<u8>) -> Result<Bytes, Errno> {
         let node = self.inodes.get(ino)?.node;
         let name = XattrName(name);
-        match self.remote.call(Call::GetXattr { node, name }).await? {
+        match self.remote.call(self.by_caller(Asked::GetXattr { node, name })).await? {
             (Reply::Data, value) => Ok(value),
             _ => Err(Errno::EPROTO),
         }

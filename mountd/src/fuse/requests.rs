@@ -16,7 +16,7 @@ use fuser::{
 };
 use p2pfs::id::HandleId;
 use p2pfs::limits::BODY_BYTES_MAX;
-use p2pfs::wire::log::{AttrChange, Mutation, RenameMode};
+use p2pfs::wire::log::{AttrChange, Mutation, NewMode, RenameMode};
 use p2pfs::wire::name::Target;
 
 use super::convert::{access, error, file_attr, name, seek, set_time, write_mode};
@@ -38,10 +38,20 @@ impl Filesystem for Adaptor {
             InitFlags::FUSE_CACHE_SYMLINKS,
             InitFlags::FUSE_ASYNC_DIO,
             InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
+            // the host applies the umask, or a default ACL instead of it
+            InitFlags::FUSE_DONT_MASK,
         ] {
             if let Err(missing) = config.add_capabilities(wanted) {
                 tracing::debug!(?missing, "the kernel's FUSE lacks something that is optional");
             }
+        }
+        // what a write takes away is the host's business: it has the file
+        if config.add_capabilities(InitFlags::FUSE_HANDLE_KILLPRIV_V2).is_ok() {
+            self.fs.host_takes_privileges_away();
+        }
+        // makes the kernel check permissions, so only where it does that anyway
+        if self.acls && config.add_capabilities(InitFlags::FUSE_POSIX_ACL).is_err() {
+            tracing::warn!("the kernel does not heed POSIX ACLs of FUSE file systems");
         }
         let refused = |nearest| io::Error::other(format!("the kernel allows {nearest}"));
         config.set_max_write(BODY_BYTES_MAX as u32).map_err(refused)?;
@@ -50,9 +60,9 @@ impl Filesystem for Adaptor {
         Ok(())
     }
 
-    fn lookup(&self, _request: &Request, parent: INodeNo, entry: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, request: &Request, parent: INodeNo, entry: &OsStr, reply: ReplyEntry) {
         let entry = name(entry);
-        self.answer_entry(|fs| async move { fs.lookup(parent.0, entry?).await }, reply);
+        self.by(request).answer_entry(|fs| async move { fs.lookup(parent.0, entry?).await }, reply);
     }
 
     fn forget(&self, _request: &Request, ino: INodeNo, count: u64) {
@@ -72,7 +82,7 @@ impl Filesystem for Adaptor {
 
     fn setattr(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -97,7 +107,8 @@ impl Filesystem for Adaptor {
             mtime: mtime.map(set_time),
         };
         let handle = handle.map(|handle| HandleId(handle.0));
-        self.answer_attr(|fs| async move { fs.setattr(ino.0, handle, change).await }, reply);
+        self.by(request)
+            .answer_attr(|fs| async move { fs.setattr(ino.0, handle, change).await }, reply);
     }
 
     fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
@@ -112,7 +123,7 @@ impl Filesystem for Adaptor {
 
     fn mknod(
         &self,
-        _request: &Request,
+        request: &Request,
         parent: INodeNo,
         entry: &OsStr,
         mode: u32,
@@ -123,16 +134,16 @@ impl Filesystem for Adaptor {
         let entry = name(entry);
         let make = |fs: Arc<Fs>| async move {
             let name = entry?;
-            let (mode, rdev) = (mode & !umask, u64::from(rdev));
+            let (mode, rdev) = (NewMode::new(mode, umask).0, u64::from(rdev));
             let mutation = |parent| Mutation::Mknod { parent, name, mode, rdev };
             fs.make(parent.0, mutation).await
         };
-        self.answer_entry(make, reply);
+        self.by(request).answer_entry(make, reply);
     }
 
     fn mkdir(
         &self,
-        _request: &Request,
+        request: &Request,
         parent: INodeNo,
         entry: &OsStr,
         mode: u32,
@@ -142,25 +153,25 @@ impl Filesystem for Adaptor {
         let entry = name(entry);
         let make = |fs: Arc<Fs>| async move {
             let name = entry?;
-            let mode = mode & 0o7777 & !umask;
+            let mode = NewMode::new(mode & 0o7777, umask).0;
             fs.make(parent.0, |parent| Mutation::Mkdir { parent, name, mode, premade: None }).await
         };
-        self.answer_entry(make, reply);
+        self.by(request).answer_entry(make, reply);
     }
 
-    fn unlink(&self, _request: &Request, parent: INodeNo, entry: &OsStr, reply: ReplyEmpty) {
+    fn unlink(&self, request: &Request, parent: INodeNo, entry: &OsStr, reply: ReplyEmpty) {
         let entry = name(entry);
-        self.answer_empty(|fs| async move { fs.unlink(parent.0, entry?).await }, reply);
+        self.by(request).answer_empty(|fs| async move { fs.unlink(parent.0, entry?).await }, reply);
     }
 
-    fn rmdir(&self, _request: &Request, parent: INodeNo, entry: &OsStr, reply: ReplyEmpty) {
+    fn rmdir(&self, request: &Request, parent: INodeNo, entry: &OsStr, reply: ReplyEmpty) {
         let entry = name(entry);
-        self.answer_empty(|fs| async move { fs.rmdir(parent.0, entry?).await }, reply);
+        self.by(request).answer_empty(|fs| async move { fs.rmdir(parent.0, entry?).await }, reply);
     }
 
     fn symlink(
         &self,
-        _request: &Request,
+        request: &Request,
         parent: INodeNo,
         entry: &OsStr,
         target: &Path,
@@ -173,12 +184,12 @@ impl Filesystem for Adaptor {
             let mutation = |parent| Mutation::Symlink { parent, name, target };
             fs.make(parent.0, mutation).await
         };
-        self.answer_entry(make, reply);
+        self.by(request).answer_entry(make, reply);
     }
 
     fn rename(
         &self,
-        _request: &Request,
+        request: &Request,
         parent: INodeNo,
         entry: &OsStr,
         new_parent: INodeNo,
@@ -199,24 +210,25 @@ impl Filesystem for Adaptor {
         let rename = |fs: Arc<Fs>| async move {
             fs.rename((parent.0, from?), (new_parent.0, to?), mode).await
         };
-        self.answer_empty(rename, reply);
+        self.by(request).answer_empty(rename, reply);
     }
 
     fn link(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         new_parent: INodeNo,
         new_entry: &OsStr,
         reply: ReplyEntry,
     ) {
         let entry = name(new_entry);
-        self.answer_entry(|fs| async move { fs.link(ino.0, new_parent.0, entry?).await }, reply);
+        self.by(request)
+            .answer_entry(|fs| async move { fs.link(ino.0, new_parent.0, entry?).await }, reply);
     }
 
-    fn open(&self, _request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let mode = access(flags.0);
-        self.answer(
+        self.by(request).answer(
             move |fs| async move { fs.open(ino.0, mode).await },
             move |result| match result {
                 Ok(handle) => {
@@ -258,7 +270,7 @@ impl Filesystem for Adaptor {
 
     fn write(
         &self,
-        _request: &Request,
+        request: &Request,
         _ino: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -277,12 +289,13 @@ impl Filesystem for Adaptor {
             Ok(written) => reply.written(written),
             Err(errno) => reply.error(errno),
         };
+        let by = self.by(request);
         if cached {
             // the kernel's pages, changed through a mapping: also when the key is gone
-            let pass = self.valve.enter_anyway();
-            return self.answer_within(pass, write(Arc::clone(&self.fs)), answer);
+            let work = Self::asked_by(by.asking, write(Arc::clone(&self.fs)));
+            return self.answer_within(self.valve.enter_anyway(), work, answer);
         }
-        self.answer(write, answer);
+        by.answer(write, answer);
     }
 
     fn flush(
@@ -400,7 +413,7 @@ impl Filesystem for Adaptor {
 
     fn setxattr(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         attribute: &OsStr,
         value: &[u8],
@@ -413,7 +426,7 @@ impl Filesystem for Adaptor {
         let Ok(flags) = u8::try_from(flags) else {
             return reply.error(Errno::EINVAL);
         };
-        self.answer_empty(
+        self.by(request).answer_empty(
             |fs| async move { fs.setxattr(ino.0, attribute, value, flags).await },
             reply,
         );
@@ -421,27 +434,32 @@ impl Filesystem for Adaptor {
 
     fn getxattr(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         attribute: &OsStr,
         size: u32,
         reply: ReplyXattr,
     ) {
-        // asked before every write: answered here and now
-        if let Some(errno) = crate::fs::local_xattr(attribute.as_bytes()) {
+        // may be asked before every write: answered here and now
+        if let Some(errno) = self.fs.local_xattr(attribute.as_bytes()) {
             return reply.error(error(errno));
         }
         let attribute = attribute.as_bytes().to_vec();
-        self.answer_xattr(|fs| async move { fs.getxattr(ino.0, attribute).await }, size, reply);
+        self.by(request).answer_xattr(
+            |fs| async move { fs.getxattr(ino.0, attribute).await },
+            size,
+            reply,
+        );
     }
 
-    fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        self.answer_xattr(|fs| async move { fs.listxattr(ino.0).await }, size, reply);
+    fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.by(request).answer_xattr(|fs| async move { fs.listxattr(ino.0).await }, size, reply);
     }
 
-    fn removexattr(&self, _request: &Request, ino: INodeNo, attribute: &OsStr, reply: ReplyEmpty) {
+    fn removexattr(&self, request: &Request, ino: INodeNo, attribute: &OsStr, reply: ReplyEmpty) {
         let attribute = attribute.as_bytes().to_vec();
-        self.answer_empty(|fs| async move { fs.removexattr(ino.0, attribute).await }, reply);
+        self.by(request)
+            .answer_empty(|fs| async move { fs.removexattr(ino.0, attribute).await }, reply);
     }
 
     fn access(&self, _request: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
@@ -451,7 +469,7 @@ impl Filesystem for Adaptor {
 
     fn create(
         &self,
-        _request: &Request,
+        request: &Request,
         parent: INodeNo,
         entry: &OsStr,
         mode: u32,
@@ -461,9 +479,9 @@ impl Filesystem for Adaptor {
     ) {
         let entry = name(entry);
         let how = access(flags);
-        let mode = mode & 0o7777 & !umask;
+        let mode = NewMode::new(mode & 0o7777, umask).0;
         let presentation = self.presentation;
-        self.answer(
+        self.by(request).answer(
             move |fs| async move { fs.create(parent.0, entry?, mode, how).await },
             move |result| match result {
                 Ok((found, handle)) => {
@@ -479,7 +497,7 @@ impl Filesystem for Adaptor {
 
     fn fallocate(
         &self,
-        _request: &Request,
+        request: &Request,
         _ino: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -489,7 +507,7 @@ impl Filesystem for Adaptor {
     ) {
         let handle = HandleId(handle.0);
         let mode = mode.cast_unsigned();
-        self.answer_empty(
+        self.by(request).answer_empty(
             |fs| async move { fs.fallocate(handle, offset, length, mode).await },
             reply,
         );

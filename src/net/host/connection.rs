@@ -76,14 +76,20 @@ async fn admit(
     }
     let decided = decide(shared, connection, introduced, &request);
     let verdict = match &decided {
-        Ok((session, cursor)) => Verdict::Approved(Grant {
-            share: session.share().to_owned(),
-            read_only: session.is_read_only(),
-            run: shared.run,
-            cursor: cursor.clone(),
-            host_name: shared.name.clone(),
-            host_mac: shared.mac.0,
-        }),
+        Ok((session, cursor)) => {
+            let grant = Grant {
+                share: session.share().to_owned(),
+                read_only: session.is_read_only(),
+                run: shared.run,
+                cursor: cursor.clone(),
+                host_name: shared.name.clone(),
+                host_mac: shared.mac.0,
+            };
+            match session.is_identity() {
+                true => Verdict::ApprovedIdentity(grant),
+                false => Verdict::Approved(grant),
+            }
+        }
         Err(denial) => {
             tracing::info!(?denial, peer = ?introduced.peer, "session denied");
             Verdict::Denied(denial.clone())
@@ -109,6 +115,7 @@ fn decide(
         && known.peer == peer
         && known.share() == authorised.share
         && known.is_read_only() == authorised.read_only
+        && known.is_identity() == authorised.identity
     {
         let cursor = known.resume(connection.clone(), request.unanswered);
         return Ok((Arc::clone(known), cursor));

@@ -115,6 +115,10 @@ impl HostSession {
         self.authorised.read_only
     }
 
+    pub(super) fn is_identity(&self) -> bool {
+        self.authorised.identity
+    }
+
     pub(super) fn is_connected(&self) -> bool {
         self.lock().quiet_since.is_none()
     }
@@ -136,6 +140,7 @@ impl HostSession {
             "client": self.client_name,
             "share": self.share(),
             "read_only": self.is_read_only(),
+            "map": if self.is_identity() { "identity" } else { "squash" },
             "state": if state.quiet_since.is_none() { "connected" } else { "reconnecting" },
             "connections": state.connections,
             "age_s": self.began.elapsed().as_secs(),

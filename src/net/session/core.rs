@@ -65,6 +65,8 @@ pub(crate) struct View {
     pub(crate) state: &'static str,
     pub(crate) connection: ConnectionId,
     pub(crate) grant: Grant,
+    /// Whether the host acts as who asks.
+    pub(crate) identity: bool,
     pub(crate) path: Option<PathInfo>,
     pub(crate) host: String,
     pub(crate) own: Routing,
@@ -93,6 +95,7 @@ impl Core {
             state: "reconnecting",
             connection: ConnectionId(0),
             grant,
+            identity: false,
             path: None,
             host,
             own: Routing::default(),
@@ -327,6 +330,10 @@ impl Core {
         self.lock().view.grant.clone()
     }
 
+    pub(crate) fn is_identity(&self) -> bool {
+        self.lock().view.identity
+    }
+
     pub(crate) fn last_entry(&self) -> Seq {
         self.lock().log.last()
     }
@@ -349,6 +356,7 @@ impl Core {
                 "name": view.grant.host_name,
                 "mac": crate::identity::MacAddress(view.grant.host_mac).to_string(),
             },
+            "map": if view.identity { "identity" } else { "squash" },
             "path": view.path.map(PathInfo::to_json),
             "auth": { "process": 120, "to": view.path.map(PathInfo::auth_to) },
             "routing": { "own": view.own, "peer": view.peer },

@@ -236,6 +236,8 @@ impl Supervisor {
                     let denial = denial.clone();
                     self.phase.send_modify(|phase| phase.denied = Some(denial));
                 }
+                let identity = matches!(verdict, Verdict::ApprovedIdentity(_));
+                self.core.update(|view| view.identity = identity);
                 self.machine.handle_verdict(id, verdict, Instant::now());
             }
             Progress::Linked(id, link, grant) => {

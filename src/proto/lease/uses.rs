@@ -81,6 +81,7 @@ pub fn reads(call: &Call, open: Option<NodeId>, seen: Option<NodeId>) -> Vec<(No
         Call::Read { .. } | Call::Seek { .. } | Call::ReadVersion { .. } => {
             used.0.extend(open.map(|node| (node, Use::Read)));
         }
+        Call::As { asked, .. } => return reads(&asked.clone().into(), open, seen),
         Call::StatFs
         | Call::Sync { .. }
         | Call::SyncAll { .. }
