@@ -8,6 +8,7 @@ mod sim {
     pub(crate) mod check;
     pub(crate) mod client;
     pub(crate) mod clock;
+    pub(crate) mod copies;
     pub(crate) mod coverage;
     pub(crate) mod dice;
     pub(crate) mod disk;
@@ -15,6 +16,7 @@ mod sim {
     pub(crate) mod model;
     pub(crate) mod net;
     pub(crate) mod posix;
+    pub(crate) mod process;
     pub(crate) mod runs;
     pub(crate) mod scenarios;
     pub(crate) mod script;

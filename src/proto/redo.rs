@@ -21,10 +21,11 @@
 //! * **Partial order.** Per node; per (directory, name); parents before children; what publishes a
 //!   node after all its earlier data.
 //! * **Poison.** If an accepted entry fails, what comes after it is set aside with it, on the
-//!   client; nothing else stops.
+//!   client; nothing else stops. Its data is kept in [conflict copies](copies).
 //! * **Strike.** What was answered with an error does not happen later.
 
 pub mod applier;
+pub mod copies;
 pub mod execute;
 pub mod log;
 pub mod opens;

@@ -20,6 +20,11 @@ pub(crate) fn name(text: &str) -> Name {
     Name::new(text.as_bytes()).expect("a name")
 }
 
+/// Whether a name is not one of ours.
+pub(crate) fn is_own(name: &&Name) -> bool {
+    !name.as_bytes().starts_with(b".p2pfs")
+}
+
 impl World {
     /// An application may go on.
     pub(crate) fn wake(&mut self, client: usize, app: usize) {
@@ -54,13 +59,15 @@ impl World {
         let dirs: Vec<NodeId> = view
             .nodes
             .iter()
-            .filter(|(_, node)| node.kind == Kind::Dir && node.nlink > 0)
+            .filter(|&(&id, node)| {
+                node.kind == Kind::Dir && node.nlink > 0 && Some(id) != view.conflicts()
+            })
             .map(|(&id, _)| id)
             .collect();
         if self.dice.percent(50) { NodeId::ROOT } else { *self.dice.pick(&dirs).expect("a root") }
     }
 
-    fn pick_name(&mut self) -> Name {
+    pub(crate) fn pick_name(&mut self) -> Name {
         name(self.dice.pick(&NAMES).expect("there are names"))
     }
 
@@ -68,7 +75,7 @@ impl World {
     fn pick_entry(&mut self, client: usize) -> (NodeId, Name) {
         let parent = self.pick_dir(client);
         let names: Vec<Name> =
-            self.clients[client].view.nodes[&parent].names.keys().cloned().collect();
+            self.clients[client].view.nodes[&parent].names.keys().filter(is_own).cloned().collect();
         let some = self.dice.pick(&names).cloned();
         let name = match some {
             Some(name) if self.dice.percent(90) => name,
@@ -151,7 +158,7 @@ impl World {
         self.submit(client, app, mutation, Vec::new(), vec![parent, node], true);
     }
 
-    fn unique(&mut self, words: u64) -> Vec<u64> {
+    pub(crate) fn unique(&mut self, words: u64) -> Vec<u64> {
         self.written += 1;
         vec![self.written; words as usize]
     }
@@ -306,7 +313,7 @@ impl World {
         self.submit_awaited(client, app, mutation, body, nodes);
     }
 
-    fn submit_awaited(
+    pub(crate) fn submit_awaited(
         &mut self,
         client: usize,
         app: usize,
@@ -325,7 +332,7 @@ impl World {
         side.hold(&nodes);
         let change = LogChange::new(mutation.clone());
         let seq = side.log.append(change, body.clone(), body.len() * 8, Promise::Awaited);
-        let waits = Change { app: Some(app), mutation, body, busy: nodes };
+        let waits = Change { app: Some(app), mutation, body, busy: nodes, at: self.now };
         side.waiting.insert(seq.0, waits);
         self.note(|| format!("client {client} awaits {seq}"));
         self.pump_client(client);
@@ -369,7 +376,8 @@ impl World {
                 side.handles.insert(made, open.handle);
             }
         }
-        let change = Change { app: None, mutation, body: body.to_vec(), busy: Vec::new() };
+        let (body, busy) = (body.to_vec(), Vec::new());
+        let change = Change { app: None, mutation, body, busy, at: self.now };
         self.note(|| format!("client {client} accepts {seq} {:?}", change.mutation));
         let _ = nodes;
         self.count_accepted(client, seq, &change, made);

@@ -35,6 +35,7 @@ impl World {
             _ => None,
         };
         self.executed.insert((client, seq.0));
+        self.check_expected(client, seq, &outcome);
         self.contest_for(client, mutation);
         let side = &self.clients[client];
         if side.accepted.contains_key(&seq.0)
@@ -68,7 +69,7 @@ impl World {
         }
     }
 
-    fn pending_of_others(&self, client: usize, own: NodeId) -> Vec<Mutation> {
+    pub(crate) fn pending_of_others(&self, client: usize, own: NodeId) -> Vec<Mutation> {
         let mut pending = Vec::new();
         for (other, side) in self.clients.iter().enumerate().filter(|(other, _)| *other != client) {
             let told = side.told.iter().map(|(seq, mutation)| (*seq, mutation));
@@ -179,7 +180,7 @@ impl World {
         }
     }
 
-    fn has_effect(&self, client: usize, seq: Seq) -> bool {
+    pub(crate) fn has_effect(&self, client: usize, seq: Seq) -> bool {
         self.host.disk.borrow().now.marks.contains(&(client, seq.0))
     }
 
@@ -257,6 +258,7 @@ impl World {
 
     /// What was struck and is lost stays lost.
     pub(crate) fn drop_struck(&mut self) {
+        self.drop_processes();
         self.executed.retain(|(client, seq)| *seq <= self.clients[*client].log.stable().0);
         for client in 0..self.clients.len() {
             let struck: Vec<u64> = self.clients[client].told_failed.iter().copied().collect();
@@ -281,7 +283,7 @@ impl World {
             || super::model::names(mutation).iter().any(|(parent, name)| {
                 self.model.contested_names.contains(&(self.model.own(*parent), name.clone()))
             });
-        let passed = self.excuses.passed;
+        let passed = self.excuses.passed || self.is_unaware(client, mutation);
         assert!(disputed || passed, "client {client}: {text}: {mutation:?}");
         self.model.contest(mutation);
     }
@@ -331,6 +333,9 @@ impl World {
 
     /// A client answers from its cache.
     pub(crate) fn check_cached(&mut self, client: usize, node: NodeId) {
+        if self.is_unaware_of(client, self.model.own(node)) {
+            return;
+        }
         let content = &self.clients[client].view.nodes[&node];
         if let Some(difference) = self.difference(content, self.model.own(node)) {
             panic!("client {client} reads {node:?} in its cache: {difference}");
@@ -412,9 +417,11 @@ impl World {
             assert!(side.waiting.is_empty(), "client {number} still waits: {:?}", side.waiting);
             assert_eq!(side.log.unstable(), (0, 0), "client {number}'s log is not empty");
             let kept: Vec<u64> = side.log.aside().map(|aside| aside.seq.0).collect();
-            let ought: Vec<u64> = side.asides.keys().copied().collect();
+            let settled = |seq: &&u64| !side.settled.contains(seq);
+            let ought: Vec<u64> = side.asides.keys().filter(settled).copied().collect();
             assert_eq!(kept, ought, "client {number} has not kept what was set aside");
         }
+        self.check_kept();
         let disk = self.host.disk.borrow();
         let mut left = vec![NodeId::ROOT];
         while let Some(node) = left.pop() {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use p2pfs::id::{ConnectionId, HandleId, NodeId, RequestId, Seq};
 use p2pfs::proto::lease::holder::{self, Holder};
+use p2pfs::proto::redo::copies::Copies;
 use p2pfs::proto::redo::log::{self, Log};
 use p2pfs::wire::errno::Errno;
 use p2pfs::wire::lease::{Lease, LeaseKind, LeaseRequest, Notice};
@@ -24,6 +25,8 @@ pub(crate) struct Change {
     pub(crate) body: Body,
     /// What must not be used before it is answered.
     pub(crate) busy: Vec<NodeId>,
+    /// When it was asked for.
+    pub(crate) at: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -62,6 +65,11 @@ pub(crate) struct Client {
     /// Their applications were told an error.
     pub(crate) told_failed: BTreeSet<u64>,
     pub(crate) asides: BTreeMap<u64, Refused>,
+    /// Of these, what is kept in a copy, or has nothing to keep.
+    pub(crate) settled: BTreeSet<u64>,
+    pub(crate) copies: Copies<Body>,
+    /// Its machine sleeps until then.
+    pub(crate) asleep: u64,
     pub(crate) busy: BTreeMap<NodeId, u32>,
     /// What it believes.
     pub(crate) view: Posix,
@@ -94,6 +102,9 @@ impl Client {
             told: BTreeMap::new(),
             told_failed: BTreeSet::new(),
             asides: BTreeMap::new(),
+            settled: BTreeSet::new(),
+            copies: Copies::new(),
+            asleep: 0,
             busy: BTreeMap::new(),
             view: Posix::default(),
             known: BTreeSet::new(),
@@ -246,6 +257,7 @@ impl World {
             Down::Cursor(cursor) => self.connected(client, connection, &cursor),
             frame if !side.connected => side.early.push(frame),
             Down::Ack(ack) => {
+                self.count_ack(client, &ack);
                 self.note(|| format!("client {client}: {ack:?}"));
                 let taken = self.clients[client].log.handle_ack(ack);
                 assert!(taken.is_ok(), "an acknowledgement was refused: {taken:?}");
@@ -262,6 +274,7 @@ impl World {
             }
             Down::Notice(notice) => {
                 self.note(|| format!("client {client}: {notice:?}"));
+                self.count_notice(client, &notice);
                 let taken = self.clients[client].holder.handle_notice(notice, now);
                 assert!(taken.is_ok(), "a notice was refused: {taken:?}");
             }
@@ -277,6 +290,7 @@ impl World {
         side.losses += 1;
         let taken = side.log.handle_connected(ConnectionId(connection), cursor);
         assert!(taken.is_ok(), "the cursor {cursor:?} was refused: {taken:?}");
+        side.copies.retry(now);
         if self.config.leases {
             side.holder.handle_connected(now);
         }
@@ -353,6 +367,8 @@ impl World {
         loop {
             if let Some(output) = self.clients[client].log.poll_output() {
                 self.do_for_log(client, output);
+            } else if let Some(output) = self.clients[client].copies.poll_output() {
+                self.do_for_copies(client, output);
             } else if self.config.leases
                 && let Some(output) = self.clients[client].holder.poll_output()
             {
@@ -385,6 +401,7 @@ impl World {
                     side.forget_made(&change.mutation);
                 }
                 self.set_aside(client, seq, refused);
+                self.gather(client, seq);
             }
             log::Output::StruckApplied { seq, outcome } => {
                 self.note(|| format!("client {client}: struck {seq} was applied, {outcome:?}"));
@@ -407,6 +424,14 @@ impl World {
         if self.config.leases {
             side.holder.handle_applied(seq, None, now);
         }
+        if side.copies.handle_applied(seq, &result, now)
+            && let Ok(Outcome::Entry(entry)) = &result
+        {
+            // what a copy holds is looked at when all is over
+            let own = self.model.own(entry.node);
+            self.model.contested.insert(own);
+        }
+        let side = &mut self.clients[client];
         if let Some(change) = side.accepted.get(&seq.0).cloned() {
             side.let_go(&change.busy);
             return;
@@ -456,6 +481,7 @@ impl World {
             }
             holder::Output::Drop { node } | holder::Output::Lost { node, .. } => {
                 side.known.remove(&node);
+                side.copies.handle_foreign_change(node);
                 side.pool.0.retain(|&had| had != node);
                 side.pool.1.retain(|&had| had != node);
             }
@@ -509,6 +535,9 @@ impl World {
         made: Option<NodeId>,
     ) {
         let who = Who::Client(client, seq.0);
+        if self.is_unaware(client, &change.mutation) {
+            self.model.contest(&change.mutation);
+        }
         let counted = self.model.count(who, &change.mutation, &change.body, made);
         self.clients[client].accepted.insert(seq.0, change.clone());
         if let Err(errno) = counted {
@@ -574,6 +603,13 @@ impl Client {
             _ => NodeId { ino: u64::MAX, generation: 0 },
         };
         let touched = super::model::nodes(mutation);
+        if let Mutation::CopyRange { source, node, .. } = mutation
+            && !self.known.contains(&super::posix::id(source))
+        {
+            // nobody has told what was copied
+            self.doubt(&[super::posix::id(node)]);
+            return;
+        }
         let Ok((ops, node)) = self.view.plan(mutation, body, made) else {
             self.doubt(&touched);
             return;

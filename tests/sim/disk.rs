@@ -16,6 +16,8 @@ pub(crate) struct Disk {
     pub(crate) now: Posix,
     /// As of the last sync.
     pub(crate) durable: Posix,
+    /// What had survived before the last crash or failure.
+    pub(crate) before: Posix,
     journal: Vec<Op>,
     next: u64,
     /// Nothing new fits.
@@ -162,6 +164,7 @@ impl Disk {
     /// What becomes of the tree if steps behind `steps` are lost, and some of the data.
     fn replay(&mut self, steps: usize, dice: &mut Dice) {
         let lossy = dice.below(3) * 50;
+        self.before = self.durable.clone();
         let marked = |at: usize| matches!(self.journal.get(at), Some(Op::Mark { .. }));
         let steps = if marked(steps) { steps + 1 } else { steps };
         let mut kept = Vec::new();

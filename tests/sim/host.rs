@@ -211,6 +211,8 @@ impl World {
                 self.adopt(connection, client, held, unanswered);
             }
             (Up::Entry { entry, body }, Some(session)) => {
+                let state = session.applier.state_of(entry.seq);
+                self.counts.count("applier", state, super::coverage::sent(&entry));
                 let bytes = body.len() * 8;
                 let taken = session.applier.handle_entry(entry.clone(), body, bytes, now);
                 assert!(taken.is_ok(), "the host refused {entry:?}: {taken:?}");
@@ -232,6 +234,7 @@ impl World {
                 if session.connection != Some(connection) {
                     return;
                 }
+                self.count_request(&request);
                 self.handle_lease_request(client, request);
             }
             (_, None) => {}
@@ -521,12 +524,9 @@ impl World {
         let standing = change.lease.filter(|_| self.config.leases && *how == How::First).map_or(
             Standing::Good,
             |lease| {
-                let session = session_id(client);
-                let nodes = super::model::nodes(&change.mutation);
-                let overtaken = nodes.into_iter().any(|node| {
-                    process.grantor.standing(session, lease, node) == Standing::Overtaken
-                });
-                if overtaken { Standing::Overtaken } else { Standing::Good }
+                // an entry names one lease: that of the directory, or of the file that it changes
+                let node = super::model::nodes(&change.mutation)[0];
+                process.grantor.standing(session_id(client), lease, node)
             },
         );
         let ledger = Ledger::default();
@@ -554,6 +554,9 @@ impl World {
         }
         let killed = self.host.fuse.get() == 0;
         for (mutation, outcome) in ledger.done.take() {
+            if *how == How::First && change.lease.is_some() {
+                self.check_overtaken(client, seq);
+            }
             self.count_effect(client, seq, &mutation, body, outcome);
         }
         if killed {

@@ -86,6 +86,13 @@ pub(crate) enum Lane {
     Notices,
 }
 
+impl Lane {
+    /// Whether the host sends there.
+    pub(crate) fn is_down(self) -> bool {
+        matches!(self, Self::Acks | Self::Replies | Self::Notices)
+    }
+}
+
 #[expect(clippy::large_enum_variant, reason = "a simulation moves few of them")]
 #[derive(Clone, Debug)]
 pub(crate) enum Frame {

@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use p2pfs::id::NodeId;
+use p2pfs::proto::redo::copies::CONFLICTS;
 use p2pfs::wire::call::{Attr, Entry, Time};
 use p2pfs::wire::errno::Errno;
 use p2pfs::wire::log::{Mutation, NodeRef, Outcome, RenameMode, SetTime};
@@ -166,6 +167,11 @@ impl Posix {
         if found.kind == Kind::File { Ok(found) } else { Err(Errno::EISDIR) }
     }
 
+    /// The directory of the conflict copies.
+    pub(crate) fn conflicts(&self) -> Option<NodeId> {
+        self.lookup(NodeId::ROOT, &super::apps::name(CONFLICTS))
+    }
+
     pub(crate) fn lookup(&self, parent: NodeId, name: &Name) -> Option<NodeId> {
         self.nodes.get(&parent)?.names.get(name).copied()
     }
@@ -188,7 +194,8 @@ impl Posix {
 
     fn unlink(&mut self, node: NodeId) {
         if let Some(node) = self.change(node) {
-            node.nlink -= 1;
+            // a client may not know all names of what it has seen
+            node.nlink = node.nlink.saturating_sub(1);
         }
     }
 
@@ -455,7 +462,11 @@ impl Posix {
                 Outcome::Attr(attr)
             }
             Mutation::Append { .. } => Outcome::Appended { offset: before.size, attr },
-            Mutation::CopyRange { len, .. } => Outcome::Copied { len: *len, attr },
+            Mutation::CopyRange { source, source_offset, len, .. } => {
+                let size = self.nodes.get(&id(source)).map_or(0, |node| node.data.len() as u64);
+                let len = (*len).min((size * WORD).saturating_sub(*source_offset));
+                Outcome::Copied { len, attr }
+            }
             Mutation::Nothing | Mutation::SetXattr { .. } | Mutation::RemoveXattr { .. } => {
                 Outcome::Done
             }

@@ -61,3 +61,8 @@ fn clients_agree_under_leases() {
 fn clients_agree_again_after_faults() {
     run_seeds("clients_agree_again_after_faults", 40_000, Config::leased());
 }
+
+#[test]
+fn clients_and_processes_keep_what_both_have_changed() {
+    run_seeds("clients_and_processes_keep_what_both_have_changed", 20_000, Config::watched());
+}

@@ -2,6 +2,7 @@
 
 mod lease;
 mod redo;
+mod shared;
 
 use p2pfs::wire::call::XattrName;
 use p2pfs::wire::log::{Mutation, RenameMode};

@@ -67,7 +67,8 @@ impl Script {
         let side = &mut self.world.clients[0];
         let change = LogChange::new(mutation.clone());
         let seq = side.log.append(change, body.to_vec(), body.len() * 8, Promise::Awaited);
-        let waits = Change { app: None, mutation, body: body.to_vec(), busy: Vec::new() };
+        let (body, busy) = (body.to_vec(), Vec::new());
+        let waits = Change { app: None, mutation, body, busy, at: self.world.now };
         side.waiting.insert(seq.0, waits);
         self.world.pump_client(0);
         seq
@@ -139,7 +140,7 @@ impl Script {
     }
 
     pub(crate) fn asides(&self) -> Vec<u64> {
-        self.world.clients[0].log.aside().map(|aside| aside.seq.0).collect()
+        self.world.clients[0].asides.keys().copied().collect()
     }
 }
 

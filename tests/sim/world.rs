@@ -37,13 +37,15 @@ pub(crate) struct Config {
     pub(crate) ops: u64,
     /// How many things go wrong.
     pub(crate) faults: u64,
+    /// How often a process on the host changes something.
+    pub(crate) processes: u64,
     /// How long an application thinks, microseconds.
     pub(crate) think: u64,
 }
 
 impl Config {
     pub(crate) fn alone() -> Self {
-        Self { clients: 1, apps: 2, leases: false, ops: 60, faults: 4, think: 40_000 }
+        Self { clients: 1, apps: 2, leases: false, ops: 60, faults: 4, processes: 0, think: 40_000 }
     }
 
     /// Clients that share, and nothing goes wrong.
@@ -53,12 +55,17 @@ impl Config {
 
     /// Clients that share, while connections, processes and machines fail.
     pub(crate) fn leased() -> Self {
-        Self { clients: 2, apps: 2, leases: true, ops: 60, faults: 2, think: 40_000 }
+        Self { clients: 2, apps: 2, leases: true, ops: 60, faults: 2, processes: 0, think: 40_000 }
+    }
+
+    /// The same, and processes on the host change things, machines sleep, and events are lost.
+    pub(crate) fn watched() -> Self {
+        Self { processes: 8, ..Self::leased() }
     }
 
     /// Nobody else changes anything.
     pub(crate) fn is_alone(&self) -> bool {
-        self.clients == 1
+        self.clients == 1 && self.processes == 0
     }
 }
 
@@ -76,17 +83,55 @@ pub(crate) struct Excuses {
 
 #[derive(Clone, Debug)]
 pub(crate) enum Event {
-    App { client: usize, app: usize },
-    Frame { connection: u64, lane: Lane },
-    ClientNotices { client: usize, connection: u64 },
-    HostNotices { client: usize, connection: u64 },
-    Connect { client: usize },
-    GiveUp { client: usize, losses: u64 },
+    App {
+        client: usize,
+        app: usize,
+    },
+    Frame {
+        connection: u64,
+        lane: Lane,
+    },
+    ClientNotices {
+        client: usize,
+        connection: u64,
+    },
+    HostNotices {
+        client: usize,
+        connection: u64,
+    },
+    Connect {
+        client: usize,
+    },
+    GiveUp {
+        client: usize,
+        losses: u64,
+    },
     StartHost,
-    Execute { run: u64, job: u64 },
-    Executed { run: u64, client: usize, seq: Seq, result: Result<Outcome, Refused> },
-    Synced { run: u64, client: usize, upto: Seq },
+    Execute {
+        run: u64,
+        job: u64,
+    },
+    Executed {
+        run: u64,
+        client: usize,
+        seq: Seq,
+        result: Result<Outcome, Refused>,
+    },
+    Synced {
+        run: u64,
+        client: usize,
+        upto: Seq,
+    },
     Fault(Fault),
+    /// The host's process hears what another one has changed, unless too much has happened.
+    Noticed {
+        run: u64,
+        nodes: Vec<NodeId>,
+        lost: bool,
+    },
+    Wakes {
+        client: usize,
+    },
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -102,6 +147,10 @@ pub(crate) enum Fault {
     SyncFails,
     Full,
     NotFull,
+    /// A process on the host changes something.
+    Process,
+    /// A client's machine sleeps so long; its clock stands still.
+    Suspend(u64),
 }
 
 #[derive(Debug)]
@@ -119,6 +168,7 @@ pub(crate) struct World {
     /// Nodes of the model that were confirmed to be on the disk, and how often they had changed.
     pub(crate) fsynced: BTreeMap<NodeId, u64>,
     pub(crate) excuses: Excuses,
+    pub(crate) processes: super::process::Processes,
     /// What the host has carried out, and has not lost since.
     pub(crate) executed: std::collections::BTreeSet<(usize, u64)>,
     /// When something last went wrong.
@@ -151,6 +201,7 @@ impl World {
             model: Model::default(),
             fsynced: BTreeMap::new(),
             excuses: Excuses::default(),
+            processes: super::process::Processes::default(),
             executed: std::collections::BTreeSet::new(),
             trouble: None,
             counts: Coverage::default(),
@@ -192,6 +243,16 @@ impl World {
             }
             self.schedule(at, Event::Fault(fault));
         }
+        if self.config.processes > 0 {
+            for _ in 0..self.dice.below(self.config.processes + 1) {
+                let at = self.dice.below(span);
+                self.schedule(at, Event::Fault(Fault::Process));
+            }
+            if self.dice.percent(30) {
+                let (at, long) = (self.dice.below(span), self.dice.delay(100 * SECOND));
+                self.schedule(at, Event::Fault(Fault::Suspend(long)));
+            }
+        }
     }
 
     /// A whole run.
@@ -212,8 +273,11 @@ impl World {
         let mut disk = self.host.disk.borrow_mut();
         (disk.full, disk.failing) = (false, false);
         drop(disk);
-        for client in &mut self.clients {
-            client.outage = 0;
+        for client in 0..self.clients.len() {
+            let side = &mut self.clients[client];
+            side.outage = 0;
+            let now = side.clock.at(self.now.max(side.asleep));
+            side.copies.retry(now);
         }
         let (until, steps) = (self.now + REST, self.steps + 50_000);
         while !self.rests() {
@@ -232,6 +296,7 @@ impl World {
         self.host.process.is_some()
             && self.clients.iter().all(|client| {
                 client.connected
+                    && client.copies.is_empty()
                     && client.waiting.is_empty()
                     && client.calls.is_empty()
                     && client.log.unstable().0 == 0
@@ -283,11 +348,15 @@ impl World {
                 offer(process.grantor.poll_timeout().map(|at| clock.when(at)), None);
             }
         }
-        if self.config.leases {
-            for (number, client) in self.clients.iter().enumerate() {
+        for (number, client) in self.clients.iter().enumerate() {
+            if client.asleep > self.now {
+                continue;
+            }
+            if self.config.leases {
                 let at = client.holder.poll_timeout();
                 offer(at.map(|at| client.clock.when(at)), Some(number));
             }
+            offer(client.copies.poll_timeout().map(|at| client.clock.when(at)), Some(number));
         }
         soonest
     }
@@ -296,7 +365,10 @@ impl World {
         if let Some(client) = who {
             let side = &mut self.clients[client];
             let now = side.clock.at(self.now);
-            side.holder.handle_timeout(now);
+            if self.config.leases {
+                side.holder.handle_timeout(now);
+            }
+            side.copies.handle_timeout(now);
             return self.pump_client(client);
         }
         let now = self.host_now();
@@ -313,6 +385,11 @@ impl World {
 
     fn handle(&mut self, event: Event) {
         let here = |run: u64, world: &Self| world.host.process.is_some() && world.host.run == run;
+        if let Some(wakes) = self.sleeper(&event) {
+            // behind the waking
+            let delay = wakes - self.now + 1;
+            return self.schedule(delay, event);
+        }
         match event {
             Event::App { client, app } => self.act(client, app),
             Event::Frame { connection, lane } => self.frame(connection, lane),
@@ -329,13 +406,17 @@ impl World {
             }
             Event::Synced { run, client, upto } if here(run, self) => self.synced(client, upto),
             Event::Fault(fault) => self.fault(fault),
+            Event::Noticed { run, nodes, lost } if here(run, self) => self.noticed(&nodes, lost),
+            Event::Wakes { client } => self.wakes(client),
             _ => {}
         }
     }
 
     fn fault(&mut self, fault: Fault) {
         self.note(|| format!("{fault:?}"));
-        self.trouble = Some(self.now);
+        if !matches!(fault, Fault::Process) {
+            self.trouble = Some(self.now);
+        }
         let client = self.dice.below(self.clients.len() as u64) as usize;
         match fault {
             Fault::Cut | Fault::Outage(_) => {
@@ -355,6 +436,8 @@ impl World {
                 self.host.disk.borrow_mut().full = true;
             }
             Fault::NotFull => self.host.disk.borrow_mut().full = false,
+            Fault::Process => self.process_acts(),
+            Fault::Suspend(long) => self.suspend(client, long),
         }
     }
 

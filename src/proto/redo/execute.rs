@@ -176,7 +176,7 @@ pub fn execute<B>(
 }
 
 /// The attributes of what is no longer there.
-const GONE: Attr = Attr {
+pub(super) const GONE: Attr = Attr {
     size: 0,
     blocks: 0,
     atime: Time { seconds: 0, nanos: 0 },

@@ -31,7 +31,7 @@ use crate::limits::{
     LOG_ENTRIES_UNSTABLE_MAX,
 };
 use crate::proto::PeerMisbehaved;
-use crate::proto::redo::order::Order;
+use crate::proto::redo::order::{Order, Touches};
 use crate::wire::errno::Errno;
 use crate::wire::log::{
     Change, Cursor, LogAck, LogEntry, Mutation, NodeRef, Outcome, Promise, Refused, Sent,
@@ -139,6 +139,10 @@ pub struct Aside<B> {
     pub change: Change,
     /// Its data.
     pub body: B,
+    /// How much data, bytes.
+    pub bytes: usize,
+    /// What an application was told that it had made.
+    pub made: Option<NodeId>,
 }
 
 impl<B: Clone + Default> Default for Log<B> {
@@ -192,6 +196,22 @@ impl<B: Clone + Default> Log<B> {
             self.ship();
             return seq;
         }
+        self.append_open(work, touches, promise)
+    }
+
+    /// As [`Self::append`], for a change that belongs to a copy of what was set aside: awaited, and
+    /// not held back by what is aside. It may read a file that is closed to others.
+    pub fn append_copy(&mut self, mut change: Change, body: B, bytes: usize) -> Seq {
+        if self.link == Link::Ended {
+            return self.append(change, body, bytes, Promise::Awaited);
+        }
+        self.order.translate(&mut change.mutation);
+        let touches = self.order.touches(&change.mutation);
+        let work = Work { change, body, bytes, told: None };
+        self.append_open(work, touches, Promise::Awaited)
+    }
+
+    fn append_open(&mut self, work: Work<B>, touches: Touches, promise: Promise) -> Seq {
         if self.link == Link::Silent && promise == Promise::Awaited {
             let struck = Life::Struck { answered: false, shipped: false };
             let seq = self.push(Vec::new(), promise, struck);

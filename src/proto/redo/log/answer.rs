@@ -97,9 +97,13 @@ impl<B: Clone + Default> Log<B> {
         let Some(work) = self.empty(seq, Life::Aside) else { return };
         let Work { mut change, body, bytes, told } = *work;
         self.order.identify(&mut change.mutation);
-        let bytes = bytes + ASIDE_BYTES;
-        self.aside_bytes += bytes;
-        self.asides.insert(seq, (Aside { seq, refused, change, body }, bytes));
+        let made = match told {
+            Some(Outcome::Entry(entry)) => Some(entry.node),
+            _ => None,
+        };
+        self.aside_bytes += bytes + ASIDE_BYTES;
+        let aside = Aside { seq, refused, change, body, bytes, made };
+        self.asides.insert(seq, (aside, bytes + ASIDE_BYTES));
         self.outputs.push_back(Output::Aside { seq, refused });
         if told.is_none() {
             self.tell(seq, Err(refused.errno));
