@@ -20,6 +20,8 @@ mod loopback;
 mod netns;
 /// What a host remembers: keys and shares over restarts, revocation, `-o wait`.
 mod owner;
+/// The mount against a plain directory, by random operations.
+mod posix_model;
 /// Each way to be refused: its code, its hint, and nothing left behind.
 mod refused;
 /// Client and host in this process: sessions over real sockets.

@@ -19,9 +19,12 @@ const KEEP_SIZE: u32 = 1;
 /// Every mode of fallocate(2) that moves data: afterwards the length is what the host says.
 const COLLAPSE_OR_INSERT: u32 = 0x08 | 0x20;
 
-/// A write that ends so far behind the end of the file waits for the host's answer: file systems
-/// differ in how long a file may be, bytes.
+/// How far behind the end of the file a write may end without anybody's leave, bytes.
 const FAR: u64 = 1 << 30;
+/// File systems allow at least so long files, bytes.
+const LENGTH_MIN: u64 = 1 << 31;
+/// How far the longest file's end may be from a power of two, bytes.
+const NEAR: u64 = 64 << 10;
 
 /// How a write is asked for.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -62,7 +65,7 @@ impl Fs {
         open.inode.take_error()?;
         let len = u32::try_from(data.len()).map_err(|_| Errno::EINVAL)?;
         let end = offset.saturating_add(u64::from(len));
-        let doubtful = end > open.inode.size().saturating_add(FAR) || self.is_tight(len);
+        let doubtful = may_be_too_long(offset, end, open.inode.size()) || self.is_tight(len);
         self.remote.room(data.len()).await?;
         if how.append {
             self.append(&open, offset, data).await.inspect_err(|error| self.doubt(*error))?;
@@ -225,4 +228,11 @@ impl Fs {
             _ => Err(Errno::EPROTO),
         }
     }
+}
+
+/// Whether a file of `size` bytes may become too long: how long files may be differs between file
+/// systems, and mostly it is a power of two, or a little less.
+fn may_be_too_long(offset: u64, end: u64, size: u64) -> bool {
+    let crosses = end.saturating_add(NEAR).ilog2() > offset.max(1).ilog2();
+    end > size.saturating_add(FAR) || end >= LENGTH_MIN && crosses
 }
