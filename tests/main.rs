@@ -8,6 +8,8 @@
     reason = "a test whose set-up fails has nothing better to do than to panic"
 )]
 
+/// Owners, ACLs, extended attributes, special files, errors.
+mod attributes;
 /// `--help`, wrong usage, exit codes: what needs no daemon.
 mod cli;
 /// Three programs with three state directories on loopback, and a kernel mount.
@@ -16,6 +18,8 @@ mod loopback;
 mod netns;
 /// What a host remembers: keys and shares over restarts, revocation, `-o wait`.
 mod owner;
+/// A suite of others: POSIX, on the mount as on ext4.
+mod pjdfstest;
 /// Each way to be refused: its code, its hint, and nothing left behind.
 mod refused;
 /// Client and host in this process: sessions over real sockets.

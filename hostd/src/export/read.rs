@@ -13,7 +13,7 @@ use rustix::buffer::spare_capacity;
 use rustix::fs::OFlags;
 use rustix::io;
 
-use super::{OpenFile, View, access_flags, beneath, errno, meta};
+use super::{OpenFile, View, access_flags, beneath, errno, meta, xattr};
 
 /// "No such device or address": what opening a socket says.
 const ENXIO: i32 = 6;
@@ -27,7 +27,11 @@ impl View {
 
     pub(super) fn attr(&self, node: NodeId, handle: Option<HandleId>) -> Result<Attr, Errno> {
         let fd = self.holder(node, handle)?;
-        meta::attr(fd.as_fd()).map_err(errno)
+        let mut attr = meta::attr(fd.as_fd()).map_err(errno)?;
+        if xattr::is_without(fd.as_fd()) {
+            attr.mode |= Attr::NO_XATTRS;
+        }
+        Ok(attr)
     }
 
     pub(super) fn read_link(&self, node: NodeId) -> Result<Target, Errno> {

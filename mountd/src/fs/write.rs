@@ -35,6 +35,7 @@ impl Fs {
         let len = u32::try_from(data.len()).map_err(|_| Errno::EINVAL)?;
         self.remote.room(data.len()).await?;
         let (submitted, touched) = self.ship_write(&open, offset, data);
+        self.privileges_go(&open.inode);
         let inode = Arc::clone(&open.inode);
         let fs = Arc::clone(self);
         let settled = async move { fs.settle_write(&inode, submitted, touched).await };
@@ -74,6 +75,14 @@ impl Fs {
         inode.next_epoch();
         self.cache.drop_range(inode.node, touched.clone());
         (submitted, touched)
+    }
+
+    /// What changes data takes setuid and setgid away, and the kernel leaves that to the host: it
+    /// must ask for the mode.
+    fn privileges_go(&self, inode: &Inode) {
+        if inode.is_privileged() {
+            self.kernel.drop_attributes(inode.node.ino);
+        }
     }
 
     async fn settle_write(&self, inode: &Inode, submitted: Submitted, touched: Range<u64>) {
@@ -132,6 +141,8 @@ impl Fs {
         };
         let node = open.inode.node.into();
         let mutation = Mutation::Fallocate { node, handle: Some(handle), offset, len, mode };
-        self.change(&open.inode, effect, mutation, Bytes::new()).await.map(drop)
+        let changed = self.change(&open.inode, effect, mutation, Bytes::new()).await;
+        self.privileges_go(&open.inode);
+        changed.map(drop)
     }
 }
