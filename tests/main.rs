@@ -8,6 +8,8 @@
     reason = "a test whose set-up fails has nothing better to do than to panic"
 )]
 
+/// Owners, ACLs, extended attributes, special files, errors.
+mod attributes;
 /// `--help`, wrong usage, exit codes: what needs no daemon.
 mod cli;
 /// fsx on the mount.
@@ -20,6 +22,8 @@ mod loopback;
 mod netns;
 /// What a host remembers: keys and shares over restarts, revocation, `-o wait`.
 mod owner;
+/// A suite of others: POSIX, on the mount as on ext4.
+mod pjdfstest;
 /// The mount against a plain directory, by random operations.
 mod posix_model;
 /// Each way to be refused: its code, its hint, and nothing left behind.

@@ -15,6 +15,12 @@ package_of() {
     libusb) echo libusb-1.0-0-dev ;;
     pkg-config) echo pkg-config ;;
     rsync) echo rsync ;;
+    setfacl) echo acl ;;
+    setfattr) echo attr ;;
+    setcap) echo libcap2-bin ;;
+    setpriv) echo util-linux ;;
+    libacl) echo libacl1-dev ;;
+    chattr | mkfs.ext4) echo e2fsprogs ;;
     ip) echo iproute2 ;;
     nft) echo nftables ;;
     nsenter) echo util-linux ;;
@@ -29,6 +35,7 @@ package_of() {
 present() {
   case $1 in
     libusb) pkg-config --exists libusb-1.0 2>/dev/null ;;
+    libacl) [ -e /usr/include/sys/acl.h ] ;;
     *) PATH=$PATH:/usr/sbin:/sbin command -v "$1" >/dev/null 2>&1 ;;
   esac
 }
@@ -55,14 +62,12 @@ setup_packages() {
   fi
 }
 
-# Programs that tests run, below the target directory: setup_tool CRATE VERSION
+# A program of others that tests run, below the target directory: setup_tool CRATE VERSION
 setup_tool() {
   local root=${CARGO_TARGET_DIR:-target}/tools
   [ -x "$root/bin/$1" ] && return 0
   say "+ cargo install $1 --version $2 --root $root"
-  if ! cargo install --quiet --locked "$1" --version "$2" --root "$root" --target-dir "$root/build"; then
-    say "$1 could not be installed: the tests that use it are skipped"
-  fi
+  cargo install --quiet --locked "$1" --version "$2" --root "$root" --target-dir "$root/build"
 }
 
 install_packages() {
@@ -77,6 +82,12 @@ install_packages() {
     say "the packages could not be installed; run the line above yourself to see why"
     return 1
   fi
+}
+
+# Programs of others that test a file system, built where our own are; they take minutes, once.
+setup_suites() {
+  setup_packages libacl || return 1
+  setup_tool pjdfstest 0.2.2 && setup_tool fsx 0.3.2
 }
 
 # Whether a kernel mount can work here at all; says what is missing.

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use tempfile::TempDir;
 
 use crate::world::outcome::tool;
-use crate::world::{Home, need_mount, programs, skip};
+use crate::world::{Home, need_mount, need_root, programs, skip};
 use compare::Tree;
 
 #[test]
@@ -23,6 +23,33 @@ fn a_tree_crosses_with_a_small_cache() {
 fn a_tree_crosses_with_a_large_cache() {
     need_mount!();
     crosses("512M");
+}
+
+#[test]
+fn everything_that_a_node_has_crosses_as_root() {
+    need_mount!();
+    need_root!();
+    if let Some(reason) = programs::missing(&["cp", "rsync", "setfacl", "setcap"]) {
+        return skip(&reason);
+    }
+    let home = Home::on_loopback_with(&["--authorise", "--map", "identity"], |_| {});
+    let source = home.world.path("original");
+    fs::create_dir(&source).unwrap();
+    generate::everything(&source);
+    let original = Tree::read(&source);
+
+    home.mount("allow_other,timeout=20");
+    for tool in ["cp", "rsync-all"] {
+        let inside = home.mountpoint.join(tool);
+        copy(tool, &source, &inside);
+        home.sync();
+        original.assert_same(&Tree::read(&home.disk.join(tool)));
+        original.assert_same(&Tree::read(&inside));
+        let out = home.world.path(tool);
+        copy(tool, &inside, &out);
+        original.assert_same(&Tree::read(&out));
+    }
+    home.unmount();
 }
 
 #[test]
@@ -100,6 +127,10 @@ fn copy(program: &str, from: &Path, to: &Path) {
     let to = to.to_str().unwrap();
     match program {
         "cp" => tool("cp", &["-a", &source, to]),
+        "rsync-all" => {
+            source.push('/');
+            tool("rsync", &["-aHAXS", &source, to])
+        }
         _ => {
             source.push('/');
             tool("rsync", &["-aH", &source, to])

@@ -247,7 +247,7 @@ pub struct Attr {
     pub ctime: Time,
     /// Birth, where the host's file system keeps it.
     pub btime: Time,
-    /// Type and permission bits (`st_mode`).
+    /// Type and permission bits (`st_mode`); above these 16 bits only [`Attr::NO_XATTRS`].
     pub mode: u32,
     /// Hard links.
     pub nlink: u32,
@@ -262,6 +262,15 @@ pub struct Attr {
 }
 
 impl Attr {
+    /// In `mode`: the host has looked, and there are neither extended attributes nor ACLs. Not set:
+    /// nobody has looked, or there are some.
+    pub const NO_XATTRS: u32 = 1 << 16;
+
+    /// Whether it is known to have no extended attributes.
+    pub fn lacks_xattrs(&self) -> bool {
+        self.mode & Self::NO_XATTRS != 0
+    }
+
     /// `S_IFMT` of the mode.
     pub fn kind(&self) -> u32 {
         self.mode & 0o170_000

@@ -5,6 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Metadata};
 use std::hash::{DefaultHasher, Hasher};
 use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -22,6 +23,7 @@ struct Node {
     uid: u32,
     gid: u32,
     mtime: (i64, i64),
+    xattrs: BTreeMap<OsString, Vec<u8>>,
     /// The first path that is a link to the same file.
     link_of: OsString,
     /// Not compared between trees but by [`Tree::assert_same_inodes`].
@@ -36,7 +38,7 @@ enum Content {
     File { size: u64, hash: u64, nlink: u64 },
     Dir,
     Symlink(PathBuf),
-    Other,
+    Special { kind: u32, device: u64 },
 }
 
 impl Tree {
@@ -127,6 +129,7 @@ impl Node {
             uid: meta.uid(),
             gid: meta.gid(),
             mtime: (meta.mtime(), meta.mtime_nsec()),
+            xattrs: xattrs(path),
             link_of: name.to_owned(),
             ino: Inode(meta.ino()),
         }
@@ -146,7 +149,7 @@ impl Content {
             assert_eq!(read, meta.len(), "{}: read and stat differ", path.display());
             Self::File { size: meta.len(), hash, nlink: meta.nlink() }
         } else {
-            Self::Other
+            Self::Special { kind: meta.mode() & 0o170_000, device: meta.rdev() }
         }
     }
 }
@@ -157,6 +160,22 @@ impl PartialEq for Inode {
     fn eq(&self, _: &Self) -> bool {
         true
     }
+}
+
+/// Extended attributes, ACLs among them.
+#[track_caller]
+fn xattrs(path: &Path) -> BTreeMap<OsString, Vec<u8>> {
+    let mut names = vec![0; 65_536];
+    let length = rustix::fs::llistxattr(path, &mut names[..]).unwrap();
+    let names = names[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty());
+    let value = |name: &[u8]| {
+        let name = OsStr::from_bytes(name);
+        let mut value = vec![0; 65_536];
+        let length = rustix::fs::lgetxattr(path, name, &mut value[..]).unwrap();
+        value.truncate(length);
+        (name.to_owned(), value)
+    };
+    names.map(value).collect()
 }
 
 /// Length and hash of a file's content.

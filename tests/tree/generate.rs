@@ -4,10 +4,12 @@ use std::ffi::OsStr;
 use std::fs::{self, File, Permissions};
 use std::io::{BufWriter, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::os::unix::fs::{FileExt, PermissionsExt, chown, symlink};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags, makedev, utimensat,
+};
 
 use crate::world::{outcome::tool, programs};
 
@@ -153,6 +155,58 @@ fn modes(dir: &Path) {
         fs::write(path.join("inner"), "x").unwrap();
         fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
     }
+}
+
+/// All that a node can have besides data: owners and modes, attributes of every namespace, ACLs,
+/// holes, special files, links, old times. Only root can make it.
+pub(super) fn everything(root: &Path) {
+    let mut dice = Dice(0x0070_3270_6674);
+    modes(&root.join("modes"));
+    links(&root.join("links"), &mut dice);
+    let attributes = root.join("attributes");
+    fs::create_dir(&attributes).unwrap();
+    for (number, name) in ["user.note", "trusted.note", "security.note"].iter().enumerate() {
+        let path = attributes.join(format!("file-{number}"));
+        file(&path, 100, &mut dice);
+        for size in [0, 1, 3_000] {
+            let name = format!("{name}-{size}");
+            rustix::fs::setxattr(&path, name, &vec![7; size], XattrFlags::empty()).unwrap();
+        }
+    }
+    rustix::fs::setxattr(&attributes, "user.of a directory", b"x", XattrFlags::empty()).unwrap();
+    symlink("nowhere", attributes.join("link")).unwrap();
+    let link = attributes.join("link");
+    rustix::fs::lsetxattr(&link, "trusted.note", b"x", XattrFlags::empty()).unwrap();
+    let able = attributes.join("able");
+    file(&able, 10, &mut dice);
+    tool("setcap", &["cap_net_raw+ep", able.to_str().unwrap()]);
+
+    let acls = root.join("acls");
+    fs::create_dir_all(acls.join("dir")).unwrap();
+    file(&acls.join("file"), 10, &mut dice);
+    let (dir, acl) = (acls.join("dir"), acls.join("file"));
+    tool("setfacl", &["-d", "-m", "u:1:rwx,g:2:rx,o::-", dir.to_str().unwrap()]);
+    tool("setfacl", &["-m", "u:65534:rw,g:7:r,m::rwx", acl.to_str().unwrap()]);
+    file(&dir.join("inherits"), 10, &mut dice);
+
+    let special = root.join("special");
+    fs::create_dir(&special).unwrap();
+    for (name, kind, device) in [
+        ("fifo", FileType::Fifo, 0),
+        ("socket", FileType::Socket, 0),
+        ("null", FileType::CharacterDevice, makedev(1, 3)),
+        ("large", FileType::CharacterDevice, makedev(300, 70_000)),
+        ("loop", FileType::BlockDevice, makedev(7, 200)),
+    ] {
+        let mode = Mode::from_raw_mode(0o640);
+        rustix::fs::mknodat(CWD, special.join(name), kind, mode, device).unwrap();
+        chown(special.join(name), Some(3), Some(4)).unwrap();
+    }
+
+    let holes = File::create(root.join("holes")).unwrap();
+    holes.write_all_at(b"begin", 0).unwrap();
+    holes.write_all_at(b"end", 40 << 20).unwrap();
+    old_times(root, &mut dice);
 }
 
 /// What the machine has: part of the Rust toolchain, and licence texts.

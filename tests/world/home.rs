@@ -1,7 +1,7 @@
 //! The usual beginning of a test: a server, a host with a share, an authorised key.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::lab::Lab;
 use super::{Daemon, Outcome, Paired, Side, World};
@@ -22,20 +22,26 @@ pub(crate) struct Home {
 impl Home {
     /// On loopback.
     pub(crate) fn on_loopback() -> Self {
-        Self::new(World::on_loopback(), "127.0.0.1:0")
+        Self::on_loopback_with(&["--authorise"], |_| {})
+    }
+
+    /// On loopback, the key paired with `pair`, and the disk prepared before it is served.
+    pub(crate) fn on_loopback_with(pair: &[&str], prepare: impl FnOnce(&Path)) -> Self {
+        Self::new(World::on_loopback(), "127.0.0.1:0", pair, prepare)
     }
 
     /// In network namespaces.
     pub(crate) fn in_lab(lab: Lab) -> Self {
-        Self::new(World::in_lab(lab), "203.0.113.5:443")
+        Self::new(World::in_lab(lab), "203.0.113.5:443", &["--authorise"], |_| {})
     }
 
-    fn new(world: World, listen: &str) -> Self {
+    fn new(world: World, listen: &str, pair: &[&str], prepare: impl FnOnce(&Path)) -> Self {
         let disk = world.directory("disk");
+        prepare(&disk);
         fs::write(disk.join("hello"), "from home\n").unwrap();
         let server = world.server(listen);
         let host = world.host(&server.ready, &[format!("disk={}", disk.display())]);
-        let key = world.pair("key", &["--authorise"]);
+        let key = world.pair("key", pair);
         let mountpoint = world.directory("home");
         Self { world, server, host, disk, key, mountpoint }
     }

@@ -13,13 +13,14 @@ use std::time::Duration;
 
 use lru::LruCache;
 use p2pfs::id::NodeId;
+use p2pfs::wire::call::Attr;
 use p2pfs::wire::errno::Errno;
 use p2pfs::wire::name::Name;
 use rustix::io;
 use rustix::process::{Resource, getrlimit};
 
 use super::beneath::{self, FileHandle};
-use super::{Disk, acting, errno, meta};
+use super::{Disk, acting, errno, meta, xattr};
 
 /// Descriptors kept for nodes that were used last, and which part of this process's limit they may
 /// be: open files need theirs, and so do other shares.
@@ -77,7 +78,7 @@ enum Trail {
 #[derive(Debug)]
 pub(super) struct Found {
     pub(super) id: NodeId,
-    pub(super) attr: p2pfs::wire::call::Attr,
+    pub(super) attr: Attr,
     handle: Option<FileHandle>,
 }
 
@@ -188,11 +189,11 @@ impl Nodes {
     pub(super) fn look(&self, fd: &OwnedFd) -> io::Result<Found> {
         let stat = meta::stat(fd.as_fd())?;
         let handle = FileHandle::of(fd.as_fd());
-        Ok(Found {
-            id: meta::identity(self.fsid, &stat, handle.as_ref()),
-            attr: meta::attr_of(&stat),
-            handle,
-        })
+        let mut attr = meta::attr_of(&stat);
+        if xattr::is_without(fd.as_fd()) {
+            attr.mode |= Attr::NO_XATTRS;
+        }
+        Ok(Found { id: meta::identity(self.fsid, &stat, handle.as_ref()), attr, handle })
     }
 
     /// Remembers where a node is. `new`: the session does not know it yet.

@@ -14,7 +14,7 @@ use rustix::fs::{OFlags, SeekFrom};
 use rustix::io;
 use rustix::time::{ClockId, clock_gettime};
 
-use super::{OpenFile, View, access_flags, beneath, errno, meta};
+use super::{OpenFile, View, access_flags, beneath, errno, meta, xattr};
 
 /// "No such device or address": what opening a socket says.
 const ENXIO: i32 = 6;
@@ -31,7 +31,11 @@ impl View {
 
     pub(super) fn attr(&self, node: NodeId, handle: Option<HandleId>) -> Result<Attr, Errno> {
         let fd = self.holder(node, handle)?;
-        meta::attr(fd.as_fd()).map_err(errno)
+        let mut attr = meta::attr(fd.as_fd()).map_err(errno)?;
+        if xattr::is_without(fd.as_fd()) {
+            attr.mode |= Attr::NO_XATTRS;
+        }
+        Ok(attr)
     }
 
     pub(super) fn read_link(&self, node: NodeId) -> Result<Target, Errno> {

@@ -1,7 +1,7 @@
 //! Extended attributes, POSIX ACLs among them.
 
 use std::ffi::CString;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use bytes::Bytes;
 use p2pfs::id::NodeId;
@@ -11,7 +11,7 @@ use p2pfs::wire::errno::Errno;
 use rustix::buffer::spare_capacity;
 use rustix::fs::XattrFlags;
 
-use super::{View, beneath, errno};
+use super::{View, acting, beneath, errno};
 
 /// The longest name, bytes (`XATTR_NAME_MAX`).
 const XATTR_NAME_BYTES_MAX: usize = 255;
@@ -51,6 +51,14 @@ impl View {
         let path = beneath::proc_path(fd.as_fd());
         rustix::fs::removexattr(path, c_name(name)?).map_err(errno)
     }
+}
+
+/// Whether a node has no attributes at all, also none that only root sees.
+pub(super) fn is_without(fd: BorrowedFd<'_>) -> bool {
+    let path = beneath::proc_path(fd);
+    // Without a buffer it tells how many bytes the names would be
+    let size = acting::as_itself(|| rustix::fs::listxattr(path, &mut [0_u8; 0][..]));
+    matches!(size, Ok(0) | Err(rustix::io::Errno::OPNOTSUPP))
 }
 
 fn c_name(name: &XattrName) -> Result<CString, Errno> {

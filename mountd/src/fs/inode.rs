@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use p2pfs::id::{NodeId, Seq};
 use p2pfs::net::remote::Submitted;
@@ -11,6 +12,9 @@ use p2pfs::wire::errno::Errno;
 use tokio::sync::Notify;
 
 use crate::lock::lock;
+
+/// setuid and setgid.
+const PRIVILEGES: u32 = 0o6000;
 
 /// What a change that is under way will do to a file's length.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -51,6 +55,10 @@ struct State {
     names: u64,
     /// The length as last seen.
     size: u64,
+    /// Whether a write takes setuid or setgid away, as last seen.
+    privileged: bool,
+    /// When it was last seen to have no extended attributes.
+    no_xattrs: Option<Instant>,
     /// The version that cached blocks belong to.
     cached: Option<DataVersion>,
     /// The version that the kernel's pages belong to.
@@ -173,6 +181,7 @@ impl Inode {
                 state.cached = version;
                 state.paged = version.filter(|_| right);
                 state.size = attr.size;
+                state.privileged = attr.mode & PRIVILEGES != 0;
                 state.newest = Some(Newest { seq, attr, tick });
             }
             _ => {}
@@ -241,6 +250,8 @@ impl Inode {
             seen.changed = state.cached.is_some() && state.cached != version;
             state.cached = version;
         }
+        state.no_xattrs = (attr.lacks_xattrs() && !seen.moving).then(Instant::now);
+        state.privileged = attr.mode & PRIVILEGES != 0;
         state.size = attr.size;
         attr.size = state.expected_size(attr.size);
         state.told = Some(attr.data_version());
@@ -292,6 +303,21 @@ impl Inode {
         lock(&self.state).paged = None;
     }
 
+    /// Whether a write takes setuid or setgid away: the kernel then has the wrong mode.
+    pub(crate) fn is_privileged(&self) -> bool {
+        lock(&self.state).privileged
+    }
+
+    /// Whether it has no extended attributes, as far as attributes are kept.
+    pub(crate) fn lacks_xattrs(&self, fresh: Duration) -> bool {
+        lock(&self.state).no_xattrs.is_some_and(|at| at.elapsed() < fresh)
+    }
+
+    /// An attribute is being set.
+    pub(crate) fn may_have_xattrs(&self) {
+        lock(&self.state).no_xattrs = None;
+    }
+
     /// Our own change of the directory's names, at `tick`.
     pub(crate) fn rename_tick(&self, tick: u64) {
         lock(&self.state).names = tick;
@@ -313,6 +339,8 @@ impl State {
             settled: 0,
             names: 0,
             size: 0,
+            privileged: false,
+            no_xattrs: None,
             cached: None,
             paged: None,
             loose: false,

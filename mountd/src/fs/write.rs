@@ -81,6 +81,7 @@ impl Fs {
                 });
             }
         }
+        self.privileges_go(&open.inode);
         match how.until {
             Until::Accepted | Until::Applied => {}
             Until::DataStable => self.sync(handle, true).await?,
@@ -103,6 +104,14 @@ impl Fs {
         inode.next_epoch();
         self.cache.drop_range(inode.node, touched.clone());
         (submitted, touched)
+    }
+
+    /// What changes data takes setuid and setgid away, and the kernel leaves that to the host: it
+    /// must ask for the mode.
+    fn privileges_go(&self, inode: &Inode) {
+        if inode.is_privileged() {
+            self.kernel.drop_attributes(inode.node.ino);
+        }
     }
 
     /// Where the end is, only the host knows: other clients and its own processes append too.
@@ -200,7 +209,9 @@ impl Fs {
         };
         let node = open.inode.node.into();
         let mutation = Mutation::Fallocate { node, handle: Some(handle), offset, len, mode };
-        self.change(&open.inode, effect, mutation, Bytes::new()).await.map(drop)
+        let changed = self.change(&open.inode, effect, mutation, Bytes::new()).await;
+        self.privileges_go(&open.inode);
+        changed.map(drop)
     }
 
     /// `copy_file_range`: on the host, no data crosses the wire. Tells how much was copied, bytes;
@@ -223,6 +234,7 @@ impl Fs {
             len,
         };
         let copied = self.change(&target.inode, Effect::Extend(0), mutation, Bytes::new()).await;
+        self.privileges_go(&target.inode);
         match copied? {
             Outcome::Copied { len, .. } => Ok(len),
             _ => Err(Errno::EPROTO),

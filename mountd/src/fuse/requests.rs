@@ -441,7 +441,7 @@ impl Filesystem for Adaptor {
         reply: ReplyXattr,
     ) {
         // may be asked before every write: answered here and now
-        if let Some(errno) = self.fs.local_xattr(attribute.as_bytes()) {
+        if let Some(errno) = self.fs.local_xattr(ino.0, attribute.as_bytes()) {
             return reply.error(error(errno));
         }
         let attribute = attribute.as_bytes().to_vec();

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::held::{Held, Life, Work};
 use super::{Link, Log};
-use crate::id::{Epoch, Seq};
+use crate::id::{Epoch, NodeId, Seq};
 use crate::wire::log::{Change, Outcome, Promise, Refused};
 
 /// What a log is made again from, but for its entries.
@@ -60,6 +60,8 @@ pub enum KeptWhat {
         refused: Refused,
         /// What it was to change.
         change: Box<Change>,
+        /// What an application was told that it had made.
+        made: Option<NodeId>,
     },
 }
 
@@ -71,7 +73,7 @@ impl<B: Clone + Default> Log<B> {
             Kept { epoch: self.epoch, last: self.last, stable: self.stable, unseen: self.unseen };
         let asides = self.asides.iter().map(|(seq, (aside, _))| {
             let (refused, change) = (aside.refused, Box::new(aside.change.clone()));
-            let what = KeptWhat::Aside { refused, change };
+            let what = KeptWhat::Aside { refused, change, made: aside.made };
             let entry = KeptEntry {
                 seq: *seq,
                 after: Vec::new(),
@@ -172,13 +174,13 @@ impl<B: Clone + Default> Log<B> {
             }
             KeptWhat::Number => Life::Failed,
             KeptWhat::Struck => Life::Struck { answered: false, shipped: false },
-            KeptWhat::Aside { refused, change } => {
+            KeptWhat::Aside { refused, change, made } => {
                 let touches = self.order.touches(&change.mutation);
                 self.order.place_aside(seq, touches);
-                let bytes = bytes + super::ASIDE_BYTES;
-                self.aside_bytes += bytes;
-                let aside = super::Aside { seq, refused, change: *change, body };
-                self.asides.insert(seq, (aside, bytes));
+                let cost = bytes + super::ASIDE_BYTES;
+                self.aside_bytes += cost;
+                let aside = super::Aside { seq, refused, change: *change, body, bytes, made };
+                self.asides.insert(seq, (aside, cost));
                 Life::Aside
             }
         };
