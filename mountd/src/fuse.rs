@@ -14,17 +14,18 @@ use std::future::Future;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
 use fuser::{
-    Errno, FileHandle, FopenFlags, Generation, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyXattr,
-    Session, SessionACL,
+    Errno, FileHandle, FopenFlags, Generation, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry,
+    ReplyXattr, Session, SessionACL,
 };
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
-use crate::fs::{Found, Fs, Opened};
+use crate::fs::{COPY_BYTES, Found, Fs, Opened};
 pub use convert::Presentation;
 use convert::{error, file_attr};
 use notify::KernelLink;
@@ -86,8 +87,35 @@ impl Adaptor {
         F: Future<Output = Result<T, p2pfs::wire::errno::Errno>> + Send + 'static,
         T: Send,
     {
-        let work = work(Arc::clone(&self.fs));
-        self.runtime.spawn(async move { reply(work.await.map_err(error)) });
+        let _runtime = self.runtime.enter();
+        let mut work = Box::pin(work(Arc::clone(&self.fs)));
+        // what waits for nothing is answered here; what waits has asked by now
+        match work.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(result) => reply(result.map_err(error)),
+            Poll::Pending => {
+                tokio::spawn(async move { reply(work.await.map_err(error)) });
+            }
+        }
+    }
+
+    /// Answers with data; large data is copied into the kernel away from the network's thread.
+    fn answer_data<F>(&self, work: impl FnOnce(Arc<Fs>) -> F, reply: ReplyData)
+    where
+        F: Future<Output = Result<Bytes, p2pfs::wire::errno::Errno>> + Send + 'static,
+    {
+        let answer = |result: Result<Bytes, Errno>, reply: ReplyData| match result {
+            Ok(data) => reply.data(&data),
+            Err(errno) => reply.error(errno),
+        };
+        let fuse_thread = std::thread::current().id();
+        self.answer(work, move |result| {
+            let is_large = result.as_ref().is_ok_and(|data| data.len() > COPY_BYTES as usize);
+            if is_large && std::thread::current().id() != fuse_thread {
+                tokio::task::spawn_blocking(move || answer(result, reply));
+            } else {
+                answer(result, reply);
+            }
+        });
     }
 
     /// Answers with an entry.

@@ -5,7 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{HandleId, NodeId, Seq};
+use crate::id::{HandleId, NodeId, RequestId, Seq};
+use crate::wire::errno::Errno;
 use crate::wire::name::{Name, Target};
 
 /// What a client asks. **Append only: the order is the format.**
@@ -98,6 +99,44 @@ pub enum Call {
         /// The attribute's name with its namespace, or empty.
         name: XattrName,
     },
+    /// Opens a file for reading and reads its start. -> [`Reply::Attr`], as [`Call::Open`], with the
+    /// data as body: shorter than `len` only at the end of the file, or empty where the start could
+    /// not be read.
+    OpenRead {
+        /// The file.
+        node: NodeId,
+        /// What the handle will be called.
+        handle: HandleId,
+        /// At most this many bytes; at most 1 MiB.
+        len: u32,
+    },
+    /// Opens a directory and lists its first page. -> [`Reply::OpenDir`]
+    OpenDir {
+        /// The directory.
+        node: NodeId,
+        /// What the handle will be called.
+        handle: HandleId,
+        /// At most this many entries.
+        entries_max: u32,
+    },
+}
+
+/// A call on a lane. **Append only.**
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Ask {
+    /// Which call its answer will name.
+    pub id: RequestId,
+    /// The call.
+    pub call: Call,
+}
+
+/// The answer to an [`Ask`]; answers come in any order. **Append only.**
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Answer {
+    /// Which call it answers.
+    pub id: RequestId,
+    /// As a call on a stream of its own is answered.
+    pub reply: Result<Reply, Errno>,
 }
 
 /// What a host answers. **Append only: the order is the format.**
@@ -117,6 +156,8 @@ pub enum Reply {
     Data,
     /// Space and limits.
     StatFs(StatFs),
+    /// A directory that was opened, and its first page.
+    OpenDir(Attr, DirPage),
 }
 
 /// The directions of an open file.

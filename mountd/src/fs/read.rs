@@ -16,6 +16,9 @@ use crate::lock::lock;
 /// cache.
 const ATTEMPTS: usize = 8;
 
+/// Larger copies are made away from the network's thread, bytes.
+pub(crate) const COPY_BYTES: u32 = 64 << 10;
+
 impl Fs {
     /// File data; shorter only at the end of the file. One answer never mixes versions.
     pub async fn read(
@@ -68,7 +71,12 @@ impl Fs {
                     Ok(_) => Err(Errno::EPROTO),
                     Err(error) => Err(error),
                 };
-                cache.finish(&inode, &fetch, result);
+                if fetch.len() > COPY_BYTES {
+                    let finish = move || cache.finish(&inode, &fetch, result);
+                    tokio::task::spawn_blocking(finish);
+                } else {
+                    cache.finish(&inode, &fetch, result);
+                }
             });
         }
     }

@@ -234,13 +234,8 @@ impl Filesystem for Adaptor {
         _owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.answer(
-            move |fs| async move { fs.read(HandleId(handle.0), offset, size).await },
-            move |result| match result {
-                Ok(data) => reply.data(&data),
-                Err(errno) => reply.error(errno),
-            },
-        );
+        let handle = HandleId(handle.0);
+        self.answer_data(move |fs| async move { fs.read(handle, offset, size).await }, reply);
     }
 
     fn write(
@@ -303,8 +298,17 @@ impl Filesystem for Adaptor {
         self.answer_empty(|fs| async move { fs.sync(HandleId(handle.0), data_only).await }, reply);
     }
 
-    fn opendir(&self, request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        self.open(request, ino, OpenFlags(libc::O_RDONLY), reply);
+    fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.answer(
+            move |fs| async move { fs.open_dir(ino.0).await },
+            move |result| match result {
+                Ok(handle) => {
+                    let (handle, flags) = opened(handle);
+                    reply.opened(handle, flags);
+                }
+                Err(errno) => reply.error(errno),
+            },
+        );
     }
 
     fn readdir(
