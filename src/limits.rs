@@ -24,6 +24,8 @@ pub const LABEL_BYTES_MAX: usize = 64;
 pub const SHARES_MAX: usize = 64;
 /// Calls of one session under way at once; equals the streams that the host allows.
 pub const CALLS_IN_FLIGHT_MAX: usize = 512;
+/// Lanes of one connection that carry small calls: a lost packet holds up those of its lane only.
+pub const CALL_LANES: usize = 4;
 /// Redo-log entries of one session that are not yet applied.
 pub const LOG_ENTRIES_UNAPPLIED_MAX: usize = 1024;
 /// Write data of one session that is not yet applied, bytes: twice what 1 Gbit/s holds in 100 ms.

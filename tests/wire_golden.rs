@@ -13,10 +13,11 @@ use std::path::PathBuf;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use p2pfs::id::{Epoch, HandleId, HostRun, NodeId, Seq, SessionId};
+use p2pfs::id::{Epoch, HandleId, HostRun, NodeId, RequestId, Seq, SessionId};
 use p2pfs::identity::{BlindedMac, MacAddress, PairKey, PeerId};
 use p2pfs::wire::call::{
-    Access, Attr, Call, DirEntry, DirPage, Entry, ReadVersion, Reply, Seek, StatFs, Time, XattrName,
+    Access, Answer, Ask, Attr, Call, DirEntry, DirPage, Entry, ReadVersion, Reply, Seek, StatFs,
+    Time, XattrName,
 };
 use p2pfs::wire::codec::{DecodeError, decode, encode};
 use p2pfs::wire::errno::Errno;
@@ -25,7 +26,7 @@ use p2pfs::wire::name::{Name, Target};
 use p2pfs::wire::rendezvous::{
     FromServer, MatchId, Public, Role, Routing, Seal, Sealed, StunAddress, ToServer,
 };
-use p2pfs::wire::session::{Denial, DeviceId, Grant, Identify, Verdict};
+use p2pfs::wire::session::{Denial, DeviceId, Grant, Identify, StreamKind, Verdict};
 
 const NODE: NodeId = NodeId { ino: 0x0102_0304, generation: 0x1112_1314_1516_1718 };
 const HANDLE: HandleId = HandleId(7);
@@ -92,6 +93,9 @@ fn calls_about_open_files_have_their_bytes() {
     golden("call_sync", &sync);
     golden("call_sync_all", &Call::SyncAll { upto });
     golden("call_release", &Call::Release { handle, upto });
+    let open_read = Call::OpenRead { node, handle, len: 1 << 16 };
+    golden("call_open_read", &open_read);
+    golden("call_open_dir", &Call::OpenDir { node, handle, entries_max: 1024 });
 }
 
 #[test]
@@ -116,16 +120,26 @@ fn replies_have_their_bytes() {
         ("entry", Reply::Entry(entry)),
         ("attr", Reply::Attr(ATTR)),
         ("target", Reply::Target(Target::new(*b"../there").unwrap())),
-        ("dir", Reply::Dir(page)),
+        ("dir", Reply::Dir(page.clone())),
         ("data", Reply::Data),
         ("stat_fs", Reply::StatFs(stat_fs)),
         ("offset", Reply::Offset(1 << 40)),
         ("version", Reply::Version(ReadVersion { version: ATTR.data_version(), recent: true })),
+        ("open_dir", Reply::OpenDir(ATTR, page)),
     ];
     for (name, reply) in replies {
         golden(&format!("reply_{name}"), &reply);
     }
     golden("errno", &Errno::ENOENT);
+}
+
+#[test]
+fn calls_on_lanes_have_their_bytes() {
+    let id = RequestId(0x0102_0304_0506_0708);
+    golden("ask", &Ask { id, call: Call::StatFs });
+    golden("answer", &Answer { id, reply: Ok(Reply::Attr(ATTR)) });
+    golden("answer_refused", &Answer { id, reply: Err(Errno::ENOENT) });
+    assert_eq!(StreamKind::Calls.to_byte(), 4);
 }
 
 #[test]

@@ -13,6 +13,7 @@ mod data;
 mod dir;
 mod meta;
 mod node;
+mod quick;
 mod read;
 mod redo;
 #[cfg(test)]
@@ -30,7 +31,7 @@ use p2pfs::limits::{FORGET_NODES_MAX, HANDLES_MAX};
 use p2pfs::net::serve::Export;
 use p2pfs::proto::redo::execute::How;
 use p2pfs::proto::redo::record::{Header, Recovered};
-use p2pfs::wire::call::{Access, Call, Entry, Reply};
+use p2pfs::wire::call::{Access, Call, Entry, ReadVersion, Reply};
 use p2pfs::wire::errno::Errno;
 use p2pfs::wire::log::{Change, Outcome, Refused};
 use p2pfs::wire::name::Name;
@@ -55,6 +56,8 @@ pub struct Share {
     nodes: Nodes,
     /// As whom `map=squash` acts.
     squash: Acting,
+    /// Whether what the kernel has in memory is answered at once.
+    quick: bool,
 }
 
 /// How a share knows its disk again.
@@ -129,8 +132,9 @@ impl Share {
             true => Acting::Owner(accounts::account(owner.st_uid, owner.st_gid)),
             false => Acting::Itself,
         };
+        let quick = quick::is_quick(root.as_fd());
         let nodes = Nodes::new(root, handles)?;
-        Ok(Arc::new(Self { nodes, squash }))
+        Ok(Arc::new(Self { nodes, squash, quick }))
     }
 
     /// How the share will know its disk again.
@@ -181,9 +185,11 @@ impl Export for View {
             call => (None, call),
         };
         let _acts = match call {
-            Call::Lookup { .. } | Call::Open { .. } | Call::GetXattr { .. } => {
-                Some(self.acting.begin(caller.as_ref())?)
-            }
+            Call::Lookup { .. }
+            | Call::Open { .. }
+            | Call::OpenRead { .. }
+            | Call::OpenDir { .. }
+            | Call::GetXattr { .. } => Some(self.acting.begin(caller.as_ref())?),
             // Their rights were looked at when the file was opened, or they need none
             _ => None,
         };
@@ -196,6 +202,18 @@ impl Export for View {
                 Reply::Dir(self.read_dir(node, handle, cookie, entries_max)?)
             }
             Call::Open { node, handle, access } => Reply::Attr(self.open(node, handle, access)?),
+            Call::OpenRead { node, handle, len } => {
+                let attr = self.open(node, handle, Access::Read)?;
+                // Whoever reads is told what is wrong, and what moves is read with its version
+                let read = self.read_version(handle, 0, len);
+                let same = |found: &(ReadVersion, Bytes)| found.0.is(&attr);
+                let data = read.ok().filter(same).map(|found| found.1).unwrap_or_default();
+                return Ok((Reply::Attr(attr), data));
+            }
+            Call::OpenDir { node, handle, entries_max } => {
+                let attr = self.open(node, handle, Access::Read)?;
+                Reply::OpenDir(attr, self.read_dir(node, handle, 0, entries_max)?)
+            }
             Call::Read { handle, offset, len } => {
                 return Ok((Reply::Data, self.read(handle, offset, len)?));
             }
@@ -219,6 +237,10 @@ impl Export for View {
             }
         };
         Ok((reply, Bytes::new()))
+    }
+
+    fn try_call(&self, call: &Call) -> Option<Result<(Reply, Bytes), Errno>> {
+        self.answer_now(call)
     }
 
     fn apply(

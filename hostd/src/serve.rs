@@ -1,5 +1,6 @@
 //! The daemon: opens shares and sockets, answers clients and the owner, ends in order.
 
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -50,8 +51,11 @@ pub fn run(dir: &Path, args: ServeArgs) -> Result<(), Failure> {
     config.save(dir)?;
     let owner = Arc::new(Owner::open(dir, lock)?);
     let records = Records::open(dir)?;
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(network_threads())
+        .enable_all()
+        .build()
+        .map_err(|error| {
             Failure::new(
                 Code::Internal,
                 format!("cannot start threads: {error}"),
@@ -111,6 +115,13 @@ async fn serve(
     host.shutdown().await;
     flush_keys(&daemon).await;
     Ok(())
+}
+
+/// Threads for the network. With one, nothing is handed over between threads on the way of a call,
+/// which counts for more than a second core's encryption while there are few cores.
+fn network_threads() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    (cores / 2).clamp(1, 4)
 }
 
 async fn answer(daemon: Arc<Daemon>, request: Value) -> Result<Value, Failure> {

@@ -9,6 +9,7 @@
 mod dir;
 mod handle;
 mod inode;
+mod open;
 mod read;
 mod space;
 #[cfg(test)]
@@ -39,6 +40,7 @@ pub use dir::{COOKIE_DOT, COOKIE_DOT_DOT, Portion};
 use handle::{Handle, HandleTable};
 pub(crate) use inode::Inode;
 use inode::{Effect, InodeTable};
+pub(crate) use read::COPY_BYTES;
 use space::Space;
 pub use write::{Until, WriteMode};
 
@@ -67,6 +69,8 @@ pub struct Fs {
     /// The last entry of the log.
     last: AtomicU64,
     idle: Mutex<Vec<u64>>,
+    /// Handles that the host is to be told of.
+    closed: Mutex<Vec<Arc<Handle>>>,
     space: Space,
     /// Whether the host is told who asks (`map=identity`).
     tells_caller: AtomicBool,
@@ -122,6 +126,7 @@ impl Fs {
             ticks: AtomicU64::new(0),
             last: AtomicU64::new(0),
             idle: Mutex::default(),
+            closed: Mutex::default(),
             space: Space::default(),
             tells_caller: AtomicBool::new(false),
             asks_capability: AtomicBool::new(true),
@@ -146,11 +151,20 @@ impl Fs {
     /// The entry `name` of a directory; counts a reference of the kernel.
     pub async fn lookup(&self, parent: u64, name: Name) -> Result<Found, Errno> {
         let directory = self.inodes.get(parent)?;
-        let asked = self.tick();
-        let call = Asked::Lookup { parent: directory.node, name };
-        match self.remote.call(self.by_caller(call)).await?.0 {
-            Reply::Entry(entry) => Ok(self.found(entry, parent, asked)),
-            _ => Err(Errno::EPROTO),
+        if directory.lacks(&name) {
+            return Err(Errno::ENOENT);
+        }
+        let (asked, names) = (self.tick(), directory.names());
+        let call = Asked::Lookup { parent: directory.node, name: name.clone() };
+        match self.remote.call(self.by_caller(call)).await {
+            Ok((Reply::Entry(entry), _)) => Ok(self.found(entry, parent, asked)),
+            Ok(_) => Err(Errno::EPROTO),
+            Err(error) => {
+                if error == Errno::ENOENT {
+                    directory.note_absent(name, names);
+                }
+                Err(error)
+            }
         }
     }
 
@@ -257,25 +271,6 @@ impl Fs {
         self.name_change(&[&old, &new], mutation).await.map(drop)
     }
 
-    /// Opens a file or directory.
-    pub async fn open(&self, ino: u64, mode: OpenMode) -> Result<Opened, Errno> {
-        let inode = self.inodes.get(ino)?;
-        let handle = self.handles.number()?;
-        let told = inode.told();
-        let asked = self.tick();
-        let call = Asked::Open { node: inode.node, handle, access: mode.access };
-        let Reply::Attr(attr) = self.remote.call(self.by_caller(call)).await?.0 else {
-            return Err(Errno::EPROTO);
-        };
-        self.seen(&inode, attr, asked);
-        let check = inode.check_open(told);
-        if check.drop_attributes {
-            self.kernel.drop_attributes(ino);
-        }
-        self.insert_handle(handle, inode);
-        Ok(Opened { handle, keep_pages: check.keep_pages, direct: mode.append })
-    }
-
     /// Makes a file if it is not there, and opens it; counts a reference of the kernel.
     pub async fn create(
         self: &Arc<Self>,
@@ -310,19 +305,6 @@ impl Fs {
         }
         let keep_pages = check.keep_pages;
         Ok((found, Opened { handle, keep_pages, direct: how.append }))
-    }
-
-    /// Closes a handle; the host is told in its own time.
-    pub fn release(&self, handle: HandleId) {
-        if let Some(open) = self.handles.remove(handle) {
-            let upto = open.inode.last();
-            let call = self.remote.call(Call::Release { handle, upto });
-            tokio::spawn(async move {
-                if let Err(error) = call.await {
-                    tracing::debug!(%handle, %error, "the host did not take a release");
-                }
-            });
-        }
     }
 
     /// The kernel let go `count` references of a node.

@@ -14,18 +14,19 @@ use std::future::Future;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
 use fuser::{
-    Errno, FileHandle, FopenFlags, Generation, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyXattr,
-    Request, Session, SessionACL,
+    Errno, FileHandle, FopenFlags, Generation, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry,
+    ReplyXattr, Request, Session, SessionACL,
 };
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use crate::caller::Asking;
-use crate::fs::{Found, Fs, Opened};
+use crate::fs::{COPY_BYTES, Found, Fs, Opened};
 use crate::gate::valve::{Pass, Shut, Valve};
 pub use convert::Presentation;
 use convert::{error, file_attr};
@@ -107,14 +108,14 @@ impl Adaptor {
         F: Future<Output = Result<T, p2pfs::wire::errno::Errno>> + Send + 'static,
         T: Send + 'static,
     {
-        let work = work(Arc::clone(&self.fs));
-        let work = Self::asked_by(self.asking, work);
+        let _runtime = self.runtime.enter();
+        let work = Self::asked_by(self.asking, work(Arc::clone(&self.fs)));
         match self.valve.try_enter() {
-            Some(Ok(pass)) => self.answer_within(pass, work, reply),
+            Some(Ok(pass)) => Self::answer_within(pass, work, reply),
             Some(Err(Shut)) => reply(Err(error(PULLED))),
             None => {
                 let valve = Arc::clone(&self.valve);
-                self.runtime.spawn(async move {
+                tokio::spawn(async move {
                     match valve.enter().await {
                         Ok(_pass) => reply(work.await.map_err(error)),
                         Err(Shut) => reply(Err(error(PULLED))),
@@ -131,9 +132,8 @@ impl Adaptor {
         }
     }
 
-    /// Answers what has come through the valve.
+    /// Answers what has come through the valve. Needs the runtime around it.
     fn answer_within<F, T>(
-        &self,
         pass: Pass,
         work: F,
         reply: impl FnOnce(Result<T, Errno>) + Send + 'static,
@@ -141,9 +141,36 @@ impl Adaptor {
         F: Future<Output = Result<T, p2pfs::wire::errno::Errno>> + Send + 'static,
         T: Send + 'static,
     {
-        self.runtime.spawn(async move {
-            let _pass = pass;
-            reply(work.await.map_err(error));
+        let mut work = Box::pin(work);
+        // what waits for nothing is answered here; what waits has asked by now
+        match work.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(result) => reply(result.map_err(error)),
+            Poll::Pending => {
+                tokio::spawn(async move {
+                    let _pass = pass;
+                    reply(work.await.map_err(error));
+                });
+            }
+        }
+    }
+
+    /// Answers with data; large data is copied into the kernel away from the network's thread.
+    fn answer_data<F>(&self, work: impl FnOnce(Arc<Fs>) -> F, reply: ReplyData)
+    where
+        F: Future<Output = Result<Bytes, p2pfs::wire::errno::Errno>> + Send + 'static,
+    {
+        let answer = |result: Result<Bytes, Errno>, reply: ReplyData| match result {
+            Ok(data) => reply.data(&data),
+            Err(errno) => reply.error(errno),
+        };
+        let fuse_thread = std::thread::current().id();
+        self.answer(work, move |result| {
+            let is_large = result.as_ref().is_ok_and(|data| data.len() > COPY_BYTES as usize);
+            if is_large && std::thread::current().id() != fuse_thread {
+                tokio::task::spawn_blocking(move || answer(result, reply));
+            } else {
+                answer(result, reply);
+            }
         });
     }
 

@@ -98,7 +98,8 @@ pub(crate) fn run(request: MountRequest, parent: Option<Parent>) -> Result<End, 
 /// Runs `life` with all that a mount needs around it.
 pub(crate) fn run_with(life: impl Future<Output = Result<End, Failure>>) -> Result<End, Failure> {
     abort_on_panic();
-    let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    // with one, a call is not handed over between threads on its way; large copies have their own
+    let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = runtime.map_err(|error| {
         let hint = "see that this user may start threads (ulimit -u)";
         Failure::new(Code::Internal, format!("cannot start: {error}"), hint)

@@ -1,6 +1,7 @@
 //! The host's side: registered with its servers, it answers the clients that they introduce.
 
 mod connection;
+mod lane;
 mod session;
 
 use std::collections::{BTreeMap, HashMap};

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
+use quinn::{AckFrequencyConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 
 use crate::failure::{Code, Failure};
 use crate::identity::{PeerId, SecretKey};
-use crate::limits::{CALLS_IN_FLIGHT_MAX, CONNECTION_IDLE, KEEP_ALIVE, MTU_MAX};
+use crate::limits::{CALL_LANES, CALLS_IN_FLIGHT_MAX, CONNECTION_IDLE, KEEP_ALIVE, MTU_MAX};
 use crate::net::tls::{self, Expected};
 use crate::wire::version::FILES_ALPN;
 
@@ -16,8 +16,13 @@ use crate::wire::version::FILES_ALPN;
 const STREAM_WINDOW: u32 = 16 << 20;
 /// A connection's window, bytes.
 const CONNECTION_WINDOW: u32 = 64 << 20;
-/// Streams beside the calls: the first one and the log's two.
-const OTHER_STREAMS: u32 = 3;
+/// Packets that are acknowledged together: an acknowledgement costs both sides a system call and a
+/// wake-up, and that of a small call rides on the next one.
+const ACK_EVERY: u32 = 8;
+/// How long an acknowledgement may wait: fewer packets than [`ACK_EVERY`] may fill a fresh window.
+const ACK_WITHIN: Duration = Duration::from_millis(5);
+/// Streams beside the calls: the first one, the log's two and the calls' lanes.
+const OTHER_STREAMS: u32 = 3 + CALL_LANES as u32;
 
 /// For a client that expects one host.
 pub(crate) fn client_config(
@@ -53,6 +58,8 @@ fn transport() -> Arc<TransportConfig> {
     let streams = u32::try_from(CALLS_IN_FLIGHT_MAX).unwrap_or(u32::MAX) + OTHER_STREAMS;
     let mut discovery = MtuDiscoveryConfig::default();
     discovery.upper_bound(MTU_MAX);
+    let mut acks = AckFrequencyConfig::default();
+    acks.ack_eliciting_threshold(VarInt::from_u32(ACK_EVERY)).max_ack_delay(Some(ACK_WITHIN));
     let mut config = TransportConfig::default();
     config
         .max_concurrent_bidi_streams(VarInt::from_u32(streams))
@@ -64,7 +71,8 @@ fn transport() -> Arc<TransportConfig> {
         .keep_alive_interval(Some(KEEP_ALIVE))
         .max_idle_timeout(IdleTimeout::try_from(CONNECTION_IDLE).ok())
         .mtu_discovery_config(Some(discovery))
-        .datagram_receive_buffer_size(None);
+        .datagram_receive_buffer_size(None)
+        .ack_frequency_config(Some(acks));
     Arc::new(config)
 }
 

@@ -54,6 +54,13 @@ pub trait Export: Send + Sync {
     /// Answers a call; the body is empty but for [`Reply::Data`].
     fn call(&self, call: Call) -> Result<(Reply, Bytes), Errno>;
 
+    /// Answers a call if nothing in it can wait for a disk or another machine: quick, and called on
+    /// the network's thread. `None`: [`Self::call`] is to answer it.
+    fn try_call(&self, call: &Call) -> Option<Result<(Reply, Bytes), Errno>> {
+        let _ = call;
+        None
+    }
+
     /// Carries out a change; `body` is the data of a write or the value of an attribute.
     fn apply(
         &self,

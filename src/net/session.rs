@@ -5,6 +5,7 @@
 //! lock, which is never held across a wait.
 
 mod core;
+mod lanes;
 mod link;
 mod supervisor;
 

@@ -5,7 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{HandleId, NodeId, Seq};
+use crate::id::{HandleId, NodeId, RequestId, Seq};
+use crate::wire::errno::Errno;
 use crate::wire::log::Caller;
 use crate::wire::name::{Name, Target};
 
@@ -125,6 +126,26 @@ pub enum Call {
         /// What.
         asked: Asked,
     },
+    /// Opens a file for reading and reads its start. -> [`Reply::Attr`], as [`Call::Open`], with the
+    /// data as body: shorter than `len` only at the end of the file, or empty where the start could
+    /// not be read.
+    OpenRead {
+        /// The file.
+        node: NodeId,
+        /// What the handle will be called.
+        handle: HandleId,
+        /// At most this many bytes; at most 1 MiB.
+        len: u32,
+    },
+    /// Opens a directory and lists its first page. -> [`Reply::OpenDir`]
+    OpenDir {
+        /// The directory.
+        node: NodeId,
+        /// What the handle will be called.
+        handle: HandleId,
+        /// At most this many entries.
+        entries_max: u32,
+    },
 }
 
 /// A call that the host answers by the rights of who asks: each is the [`Call`] of its name.
@@ -154,6 +175,24 @@ pub enum Asked {
         /// The attribute's name with its namespace, or empty.
         name: XattrName,
     },
+    /// [`Call::OpenRead`]
+    OpenRead {
+        /// The file.
+        node: NodeId,
+        /// What the handle will be called.
+        handle: HandleId,
+        /// At most this many bytes; at most 1 MiB.
+        len: u32,
+    },
+    /// [`Call::OpenDir`]
+    OpenDir {
+        /// The directory.
+        node: NodeId,
+        /// What the handle will be called.
+        handle: HandleId,
+        /// At most this many entries.
+        entries_max: u32,
+    },
 }
 
 impl From<Asked> for Call {
@@ -162,8 +201,30 @@ impl From<Asked> for Call {
             Asked::Lookup { parent, name } => Self::Lookup { parent, name },
             Asked::Open { node, handle, access } => Self::Open { node, handle, access },
             Asked::GetXattr { node, name } => Self::GetXattr { node, name },
+            Asked::OpenRead { node, handle, len } => Self::OpenRead { node, handle, len },
+            Asked::OpenDir { node, handle, entries_max } => {
+                Self::OpenDir { node, handle, entries_max }
+            }
         }
     }
+}
+
+/// A call on a lane. **Append only.**
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Ask {
+    /// Which call its answer will name.
+    pub id: RequestId,
+    /// The call.
+    pub call: Call,
+}
+
+/// The answer to an [`Ask`]; answers come in any order. **Append only.**
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Answer {
+    /// Which call it answers.
+    pub id: RequestId,
+    /// As a call on a stream of its own is answered.
+    pub reply: Result<Reply, Errno>,
 }
 
 /// What a host answers. **Append only: the order is the format.**
@@ -187,6 +248,8 @@ pub enum Reply {
     Offset(u64),
     /// The frame's body is the data; the version is from after it was read.
     Version(ReadVersion),
+    /// A directory that was opened, and its first page.
+    OpenDir(Attr, DirPage),
 }
 
 /// What is looked for in a file. **Append only: the order is the format.**
@@ -206,6 +269,13 @@ pub struct ReadVersion {
     /// It is so new that a change may have been under way while the file was read: what was read
     /// may be older, or in parts.
     pub recent: bool,
+}
+
+impl ReadVersion {
+    /// Whether all that was read is surely of the version that these attributes have.
+    pub fn is(&self, attr: &Attr) -> bool {
+        !self.recent && self.version == attr.data_version()
+    }
 }
 
 /// The directions of an open file.

@@ -93,6 +93,9 @@ pub enum StreamKind {
     Log,
     /// Lease requests one way, notices the other; as long as the connection.
     Lease,
+    /// A lane: calls with numbers ([`crate::wire::call::Ask`]) one way, their answers
+    /// ([`crate::wire::call::Answer`]) in any order the other; as long as the connection.
+    Calls,
 }
 
 impl StreamKind {
@@ -103,6 +106,7 @@ impl StreamKind {
             Self::Call => 1,
             Self::Log => 2,
             Self::Lease => 3,
+            Self::Calls => 4,
         }
     }
 
@@ -113,6 +117,7 @@ impl StreamKind {
             1 => Some(Self::Call),
             2 => Some(Self::Log),
             3 => Some(Self::Lease),
+            4 => Some(Self::Calls),
             _ => None,
         }
     }

@@ -11,6 +11,9 @@ use p2pfs::wire::name::Name;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
 use rustix::io;
 
+/// Never out of the share.
+const BENEATH: ResolveFlags =
+    ResolveFlags::BENEATH.union(ResolveFlags::NO_MAGICLINKS).union(ResolveFlags::NO_XDEV);
 /// `openat2` answers EAGAIN while somebody renames nearby.
 const RACES_MAX: u32 = 16;
 
@@ -73,6 +76,13 @@ pub(super) fn c_name(name: &Name) -> io::Result<CString> {
     CString::new(name.as_bytes()).map_err(|_| io::Errno::INVAL)
 }
 
+/// As [`hold`], from what the kernel remembers: `EAGAIN` if it would have to ask the disk.
+pub(super) fn hold_cached(dir: BorrowedFd<'_>, name: &Name) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let resolve = BENEATH | ResolveFlags::CACHED;
+    rustix::fs::openat2(dir, &*c_name(name)?, flags, Mode::empty(), resolve)
+}
+
 fn open_beneath(
     dir: BorrowedFd<'_>,
     name: &Name,
@@ -80,14 +90,13 @@ fn open_beneath(
     mode: Mode,
 ) -> io::Result<OwnedFd> {
     let name = c_name(name)?;
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
     for _ in 1..RACES_MAX {
-        match rustix::fs::openat2(dir, &*name, flags, mode, resolve) {
+        match rustix::fs::openat2(dir, &*name, flags, mode, BENEATH) {
             Err(io::Errno::AGAIN | io::Errno::INTR) => {}
             result => return result,
         }
     }
-    rustix::fs::openat2(dir, &*name, flags, mode, resolve)
+    rustix::fs::openat2(dir, &*name, flags, mode, BENEATH)
 }
 
 impl FileHandle {

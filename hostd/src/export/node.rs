@@ -122,6 +122,18 @@ impl Nodes {
         acting::as_itself(|| self.find_within(id, DEPTH_MAX))
     }
 
+    /// As [`Self::find`], without a system call.
+    pub(super) fn find_held(&self, id: NodeId) -> Option<Arc<OwnedFd>> {
+        if id == NodeId::ROOT {
+            return Some(Arc::clone(&self.root));
+        }
+        let mut table = self.table();
+        match table.held.get(&id) {
+            Some(fd) => Some(Arc::clone(fd)),
+            None => table.get(id)?.fd.upgrade(),
+        }
+    }
+
     fn find_within(&self, id: NodeId, depth: usize) -> Result<Arc<OwnedFd>, Errno> {
         if id == NodeId::ROOT {
             return Ok(Arc::clone(&self.root));

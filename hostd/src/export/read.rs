@@ -101,14 +101,10 @@ impl View {
         offset: u64,
         len: u32,
     ) -> Result<(ReadVersion, Bytes), Errno> {
-        let begun = clock_gettime(ClockId::RealtimeCoarse).tv_sec;
+        let begun = now();
         let data = self.read(handle, offset, len)?;
         let open = self.handle(handle)?;
-        let version = meta::attr(open.file.as_fd()).map_err(errno)?.data_version();
-        let changed = version.ctime.seconds;
-        let ended = clock_gettime(ClockId::RealtimeCoarse).tv_sec;
-        let recent = changed >= begun - RECENT && changed <= ended + RECENT;
-        Ok((ReadVersion { version, recent }, data))
+        Ok((version_after(&open, begun)?, data))
     }
 
     /// Where data or a hole begins: `ENXIO` behind the last one.
@@ -144,4 +140,17 @@ impl View {
             other => errno(other),
         })
     }
+}
+
+/// Seconds since 1970.
+pub(super) fn now() -> i64 {
+    clock_gettime(ClockId::RealtimeCoarse).tv_sec
+}
+
+/// The version of a file whose reading was begun at `begun` and has ended.
+pub(super) fn version_after(open: &OpenFile, begun: i64) -> Result<ReadVersion, Errno> {
+    let version = meta::attr(open.file.as_fd()).map_err(errno)?.data_version();
+    let changed = version.ctime.seconds;
+    let recent = changed >= begun - RECENT && changed <= now() + RECENT;
+    Ok(ReadVersion { version, recent })
 }

@@ -233,6 +233,23 @@ impl BlockCache {
         fetch.result.send_replace(Some(result));
     }
 
+    /// Keeps a whole file that came unasked, if nothing changed since `epoch`.
+    pub(crate) fn fill(&self, inode: &Inode, epoch: u64, data: &Bytes) {
+        let mut state = lock(&self.state);
+        if inode.epoch() != epoch {
+            return;
+        }
+        for (index, block) in (0..).zip(data.chunks(BLOCK as usize)) {
+            state.blocks.insert((inode.node, index), Bytes::copy_from_slice(block), false);
+        }
+        state.blocks.evict();
+    }
+
+    /// Whether a block is here.
+    pub(crate) fn holds(&self, node: NodeId, index: u64) -> bool {
+        lock(&self.state).blocks.contains(&(node, index))
+    }
+
     /// Drops a node's blocks.
     pub(crate) fn drop_node(&self, node: NodeId) {
         lock(&self.state).blocks.drop_blocks(node, 0, u64::MAX);

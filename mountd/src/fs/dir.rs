@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use p2pfs::id::HandleId;
 use p2pfs::limits::DIR_PAGE_ENTRIES_MAX;
-use p2pfs::wire::call::{Call, DirEntry, Reply};
+use p2pfs::wire::call::{Call, DirEntry, DirPage, Reply};
 use p2pfs::wire::errno::Errno;
 
 use super::{Found, Fs};
@@ -20,7 +20,11 @@ const PAGE_FRESH: Duration = Duration::from_secs(1);
 
 /// The page that a directory's handle is at.
 #[derive(Debug, Default)]
-pub(crate) struct Listing(Option<Arc<Page>>);
+pub(crate) struct Listing {
+    page: Option<Arc<Page>>,
+    /// It came with the opening, and nobody has read it yet.
+    is_first: bool,
+}
 
 #[derive(Debug)]
 struct Page {
@@ -46,7 +50,31 @@ pub struct Portion {
     pub dots_from: u8,
 }
 
+impl Listing {
+    /// The page that came with the opening, which was asked for at tick `asked`.
+    pub(super) fn begin(&mut self, page: DirPage, asked: u64) {
+        self.page = Some(Arc::new(Page::new(0, page, asked)));
+        self.is_first = true;
+    }
+
+    /// The page that goes on behind a cookie, and where in it. A rewound directory is a fresh one,
+    /// and names that we changed since tick `names` are not in an older page.
+    fn at(&mut self, cookie: u64, host_cookie: u64, names: u64) -> Option<(Arc<Page>, usize)> {
+        let is_first = std::mem::take(&mut self.is_first);
+        let page = self.page.clone().filter(|page| page.asked >= names)?;
+        if cookie == 0 && !(is_first && page.at.elapsed() <= PAGE_FRESH) {
+            return None;
+        }
+        let start = page.position(host_cookie)?;
+        (start < page.entries.len() || page.end).then_some((page, start))
+    }
+}
+
 impl Page {
+    fn new(from: u64, page: DirPage, asked: u64) -> Self {
+        Self { from, entries: page.entries, end: page.end, asked, at: Instant::now() }
+    }
+
     /// The index of the first entry behind `cookie`.
     fn position(&self, cookie: u64) -> Option<usize> {
         if cookie == self.from {
@@ -75,13 +103,10 @@ impl Fs {
             other => (2, other),
         };
         let mut listing = handle.listing.lock().await;
-        // a rewound directory is a fresh one; names that we changed since are not in the page
-        let kept =
-            listing.0.clone().filter(|page| cookie != 0 && page.asked >= handle.inode.names());
-        let kept = kept.and_then(|page| page.position(host_cookie).map(|start| (page, start)));
+        let kept = listing.at(cookie, host_cookie, handle.inode.names());
         let (page, start) = match kept {
-            Some((page, start)) if start < page.entries.len() || page.end => (page, start),
-            _ => {
+            Some(kept) => kept,
+            None => {
                 let asked = self.tick();
                 let call = Call::ReadDir {
                     node: handle.inode.node,
@@ -92,17 +117,10 @@ impl Fs {
                 let (Reply::Dir(page), _) = self.remote.call(call).await? else {
                     return Err(Errno::EPROTO);
                 };
-                let page = Arc::new(Page {
-                    from: host_cookie,
-                    entries: page.entries,
-                    end: page.end,
-                    asked,
-                    at: Instant::now(),
-                });
-                (page, 0)
+                (Arc::new(Page::new(host_cookie, page, asked)), 0)
             }
         };
-        listing.0 = Some(Arc::clone(&page));
+        listing.page = Some(Arc::clone(&page));
         Ok(Portion {
             page,
             start,

@@ -9,12 +9,16 @@ use p2pfs::id::{NodeId, Seq};
 use p2pfs::net::remote::Submitted;
 use p2pfs::wire::call::{Attr, DataVersion, ReadVersion};
 use p2pfs::wire::errno::Errno;
+use p2pfs::wire::name::Name;
 use tokio::sync::Notify;
 
 use crate::lock::lock;
 
 /// setuid and setgid.
 const PRIVILEGES: u32 = 0o6000;
+/// How long a name that was looked for in vain counts as absent: as long as a program takes from
+/// looking to making.
+const ABSENT: Duration = Duration::from_millis(50);
 
 /// What a change that is under way will do to a file's length.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -53,6 +57,8 @@ struct State {
     settled: u64,
     /// The tick when the directory's names last changed by us.
     names: u64,
+    /// The name that was last looked for in vain, and when.
+    absent: Option<(Name, Instant)>,
     /// The length as last seen.
     size: u64,
     /// Whether a write takes setuid or setgid away, as last seen.
@@ -298,6 +304,12 @@ impl Inode {
         lock(&self.state).told
     }
 
+    /// Whether the kernel may have pages that are right, as far as is known.
+    pub(crate) fn has_pages(&self) -> bool {
+        let state = lock(&self.state);
+        state.paged.is_some() && state.paged == state.cached
+    }
+
     /// The kernel's pages are no longer what the host has: the next open must not keep them.
     pub(crate) fn void_pages(&self) {
         lock(&self.state).paged = None;
@@ -320,7 +332,24 @@ impl Inode {
 
     /// Our own change of the directory's names, at `tick`.
     pub(crate) fn rename_tick(&self, tick: u64) {
-        lock(&self.state).names = tick;
+        let mut state = lock(&self.state);
+        state.names = tick;
+        state.absent = None;
+    }
+
+    /// The host has no such name in the directory; `names` is from before it was asked.
+    pub(crate) fn note_absent(&self, name: Name, names: u64) {
+        let mut state = lock(&self.state);
+        // a change of ours that began or ended meanwhile may have made it
+        if state.names == names {
+            state.absent = Some((name, Instant::now()));
+        }
+    }
+
+    /// Whether the name was looked for in vain just now: whoever makes a file looks twice.
+    pub(crate) fn lacks(&self, name: &Name) -> bool {
+        let state = lock(&self.state);
+        state.absent.as_ref().is_some_and(|(absent, at)| absent == name && at.elapsed() < ABSENT)
     }
 
     /// When the directory's names last changed by us.
@@ -338,6 +367,7 @@ impl State {
             newest: None,
             settled: 0,
             names: 0,
+            absent: None,
             size: 0,
             privileged: false,
             no_xattrs: None,

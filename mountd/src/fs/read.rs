@@ -17,6 +17,9 @@ use crate::lock::lock;
 /// cache.
 const ATTEMPTS: usize = 8;
 
+/// Larger copies are made away from the network's thread, bytes.
+pub(crate) const COPY_BYTES: u32 = 64 << 10;
+
 impl Fs {
     /// File data; shorter only at the end of the file. One answer never mixes versions.
     pub async fn read(
@@ -66,7 +69,12 @@ impl Fs {
             tokio::spawn(async move {
                 let answer = call.await;
                 let result = fs.fetched(&inode, fetch.epoch, len, answer);
-                fs.cache.finish(&inode, &fetch, result);
+                if len > COPY_BYTES {
+                    let finish = move || fs.cache.finish(&inode, &fetch, result);
+                    tokio::task::spawn_blocking(finish);
+                } else {
+                    fs.cache.finish(&inode, &fetch, result);
+                }
             });
         }
     }

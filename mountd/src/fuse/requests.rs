@@ -253,19 +253,14 @@ impl Filesystem for Adaptor {
     ) {
         let handle = HandleId(handle.0);
         let direct = flags.0 & libc::O_DIRECT != 0;
-        self.answer(
-            move |fs| async move {
-                if direct {
-                    fs.read_direct(handle, offset, size).await
-                } else {
-                    fs.read(handle, offset, size).await
-                }
-            },
-            move |result| match result {
-                Ok(data) => reply.data(&data),
-                Err(errno) => reply.error(errno),
-            },
-        );
+        let read = move |fs: Arc<Fs>| async move {
+            if direct {
+                fs.read_direct(handle, offset, size).await
+            } else {
+                fs.read(handle, offset, size).await
+            }
+        };
+        self.answer_data(read, reply);
     }
 
     fn write(
@@ -293,7 +288,8 @@ impl Filesystem for Adaptor {
         if cached {
             // the kernel's pages, changed through a mapping: also when the key is gone
             let work = Self::asked_by(by.asking, write(Arc::clone(&self.fs)));
-            return self.answer_within(self.valve.enter_anyway(), work, answer);
+            let _runtime = self.runtime.enter();
+            return Self::answer_within(self.valve.enter_anyway(), work, answer);
         }
         by.answer(write, answer);
     }
@@ -335,8 +331,17 @@ impl Filesystem for Adaptor {
         self.answer_empty(|fs| async move { fs.sync(HandleId(handle.0), data_only).await }, reply);
     }
 
-    fn opendir(&self, request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        self.open(request, ino, OpenFlags(libc::O_RDONLY), reply);
+    fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.answer(
+            move |fs| async move { fs.open_dir(ino.0).await },
+            move |result| match result {
+                Ok(handle) => {
+                    let (handle, flags) = opened(handle);
+                    reply.opened(handle, flags);
+                }
+                Err(errno) => reply.error(errno),
+            },
+        );
     }
 
     fn readdir(

@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use quinn::{Connection, Incoming, RecvStream, SendStream, VarInt};
+use tokio::sync::Semaphore;
 
 use crate::identity::PeerId;
-use crate::limits::{HANDSHAKE, SESSIONS_MAX};
+use crate::limits::{CALLS_IN_FLIGHT_MAX, HANDSHAKE, SESSIONS_MAX};
+use crate::net::host::lane;
 use crate::net::host::session::HostSession;
 use crate::net::host::{Introduced, Shared};
 use crate::net::stream::{self, ReceiveError};
@@ -40,10 +42,12 @@ pub(super) async fn serve(shared: Arc<Shared>, incoming: Incoming, introduced: I
         close(&connection, CloseReason::Denied);
         return;
     };
+    let room = Arc::new(Semaphore::new(CALLS_IN_FLIGHT_MAX));
     while let Ok((send, receive)) = connection.accept_bi().await {
         let (session, connection) = (Arc::clone(&session), connection.clone());
+        let room = Arc::clone(&room);
         tokio::spawn(async move {
-            if let Err(error) = serve_stream(&session, &connection, send, receive).await
+            if let Err(error) = serve_stream(&session, &connection, room, send, receive).await
                 && error.is_misbehaviour()
             {
                 tracing::warn!(%error, "a client misbehaved: closing its connection");
@@ -132,6 +136,7 @@ fn decide(
 async fn serve_stream(
     session: &Arc<HostSession>,
     connection: &Connection,
+    room: Arc<Semaphore>,
     send: SendStream,
     mut receive: RecvStream,
 ) -> Result<(), ReceiveError> {
@@ -139,6 +144,7 @@ async fn serve_stream(
     match StreamKind::from_byte(kind) {
         Some(StreamKind::Call) => session.serve_call(send, receive).await,
         Some(StreamKind::Log) => session.serve_log(connection, send, receive).await,
+        Some(StreamKind::Calls) => lane::serve(session, room, send, receive).await,
         // No leases are granted yet
         Some(StreamKind::Identify | StreamKind::Lease) | None => {
             close(connection, CloseReason::Misbehaved);

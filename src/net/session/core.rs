@@ -388,9 +388,9 @@ impl Inner {
             match output {
                 calls::Output::Send { id, call, .. } => {
                     let Some(link) = &self.link else { continue };
-                    let task = link.call(Arc::clone(core), id, call);
+                    let task = link.call(core, id, call);
                     if let Some((_, slot)) = self.answers.get_mut(&id) {
-                        *slot = Some(task);
+                        *slot = task;
                     }
                 }
                 calls::Output::Complete { id, result } => {

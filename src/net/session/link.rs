@@ -1,4 +1,4 @@
-//! One approved connection: calls, each on a stream of its own, and the log's two lanes.
+//! One approved connection: lanes of calls, streams for large reads, and the log's two lanes.
 
 use std::sync::Arc;
 
@@ -9,8 +9,9 @@ use tokio::task::AbortHandle;
 
 use crate::id::{ConnectionId, RequestId};
 use crate::net::session::core::Core;
+use crate::net::session::lanes::CallLanes;
 use crate::net::stream::{self, ReceiveError, SendError};
-use crate::wire::call::{Call, Reply};
+use crate::wire::call::{Ask, Call, Reply};
 use crate::wire::errno::Errno;
 use crate::wire::log::{LogAck, LogEntry};
 use crate::wire::session::{CloseReason, Identify, StreamKind, Verdict};
@@ -21,12 +22,16 @@ const BULK_BYTES: usize = 4096;
 /// Headers that are gathered into one write, bytes.
 const GATHER_BYTES: usize = 64 << 10;
 
+/// Reads beyond this have streams of their own, bytes: nothing waits behind them.
+const LANE_READ_BYTES: usize = 64 << 10;
+
 /// A connection that the host has approved.
 #[derive(Debug)]
 pub(crate) struct Link {
     connection: Connection,
     control: mpsc::UnboundedSender<Shipment>,
     bulk: mpsc::UnboundedSender<Shipment>,
+    calls: CallLanes,
     /// Where acknowledgements come from, until somebody listens.
     receives: Vec<RecvStream>,
 }
@@ -48,7 +53,8 @@ impl Link {
     pub(crate) async fn open(connection: Connection) -> Result<Self, LinkError> {
         let (control, first) = open_lane(&connection).await?;
         let (bulk, second) = open_lane(&connection).await?;
-        Ok(Self { connection, control, bulk, receives: vec![first, second] })
+        let calls = CallLanes::open(&connection).await?;
+        Ok(Self { connection, control, bulk, calls, receives: vec![first, second] })
     }
 
     /// Hands what the host says of entries to `core`.
@@ -56,10 +62,17 @@ impl Link {
         for receive in self.receives.drain(..) {
             tokio::spawn(read_lane(self.connection.clone(), id, receive, Arc::clone(core)));
         }
+        self.calls.listen(&self.connection, core);
     }
 
-    /// Starts a call; its answer goes to `core`.
-    pub(crate) fn call(&self, core: Arc<Core>, id: RequestId, call: Call) -> AbortHandle {
+    /// Starts a call; its answer goes to `core`. A call on a lane cannot be taken back.
+    pub(crate) fn call(&self, core: &Arc<Core>, id: RequestId, call: Call) -> Option<AbortHandle> {
+        let is_large = matches!(call, Call::Read { len, .. } if len as usize > LANE_READ_BYTES);
+        if !is_large {
+            self.calls.ask(Ask { id, call });
+            return None;
+        }
+        let core = Arc::clone(core);
         let connection = self.connection.clone();
         let task = tokio::spawn(async move {
             match exchange(&connection, &call).await {
@@ -72,7 +85,7 @@ impl Link {
                 }
             }
         });
-        task.abort_handle()
+        Some(task.abort_handle())
     }
 
     /// Puts an entry on its lane. A lane that is gone went with the connection: the log ships

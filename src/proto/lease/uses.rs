@@ -77,6 +77,8 @@ pub fn reads(call: &Call, open: Option<NodeId>, seen: Option<NodeId>) -> Vec<(No
         | Call::ReadLink { node }
         | Call::ReadDir { node, .. }
         | Call::Open { node, .. }
+        | Call::OpenRead { node, .. }
+        | Call::OpenDir { node, .. }
         | Call::GetXattr { node, .. } => used.read((*node).into()),
         Call::Read { .. } | Call::Seek { .. } | Call::ReadVersion { .. } => {
             used.0.extend(open.map(|node| (node, Use::Read)));

@@ -1,0 +1,119 @@
+//! Opening and closing: one round trip brings what is wanted first, and closing costs none.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use p2pfs::id::HandleId;
+use p2pfs::limits::DIR_PAGE_ENTRIES_MAX;
+use p2pfs::wire::call::{Access, Asked, Call, DataVersion, Reply};
+use p2pfs::wire::errno::Errno;
+
+use super::handle::Handle;
+use super::inode::Inode;
+use super::{Fs, OpenMode, Opened};
+use crate::cache::block::BLOCK;
+use crate::lock::lock;
+
+/// Files up to this are read along with their opening, bytes: at 10 Mbit/s as long as one round
+/// trip of 50 ms.
+const OPEN_READ_BYTES: u64 = 64 << 10;
+/// How long closed handles wait for each other: the host is told of all in one packet.
+const RELEASE_AFTER: Duration = Duration::from_millis(5);
+
+impl Fs {
+    /// Opens a file.
+    pub async fn open(&self, ino: u64, mode: OpenMode) -> Result<Opened, Errno> {
+        let inode = self.inodes.get(ino)?;
+        let handle = self.handles.number()?;
+        let node = inode.node;
+        let first = self.read_along(&inode, mode);
+        let call = match first {
+            Some(len) => Asked::OpenRead { node, handle, len },
+            None => Asked::Open { node, handle, access: mode.access },
+        };
+        let (told, asked, epoch) = (inode.told(), self.tick(), inode.epoch());
+        let (Reply::Attr(mut attr), data) = self.remote.call(self.by_caller(call)).await? else {
+            return Err(Errno::EPROTO);
+        };
+        let whole = first.is_some() && data.len() as u64 == attr.size;
+        let seen = inode.observe(&mut attr, asked);
+        if seen.changed {
+            self.drop_blocks(&inode);
+        }
+        if whole && !seen.moving {
+            // not if anything else changed it since it was asked for
+            self.cache.fill(&inode, epoch + u64::from(seen.changed), &data);
+        }
+        Ok(self.opened(handle, inode, mode.append, told))
+    }
+
+    /// Opens a directory; its first page comes along.
+    pub async fn open_dir(&self, ino: u64) -> Result<Opened, Errno> {
+        let inode = self.inodes.get(ino)?;
+        let handle = self.handles.number()?;
+        let (told, asked) = (inode.told(), self.tick());
+        let entries_max = DIR_PAGE_ENTRIES_MAX as u32;
+        let call = Asked::OpenDir { node: inode.node, handle, entries_max };
+        let Reply::OpenDir(attr, page) = self.remote.call(self.by_caller(call)).await?.0 else {
+            return Err(Errno::EPROTO);
+        };
+        self.seen(&inode, attr, asked);
+        let opened = self.opened(handle, inode, false, told);
+        if let Ok(open) = self.handles.get(handle) {
+            open.listing.lock().await.begin(page, asked);
+        }
+        Ok(opened)
+    }
+
+    /// How much of a file is worth reading along: all of a small one of which nothing is here.
+    fn read_along(&self, inode: &Inode, mode: OpenMode) -> Option<u32> {
+        let size = inode.size();
+        let is_small = (1..=OPEN_READ_BYTES).contains(&size);
+        let wanted = mode.access == Access::Read && !mode.truncate && is_small;
+        let is_here = || inode.has_pages() || self.cache.holds(inode.node, 0);
+        (wanted && !is_here()).then(|| size.next_multiple_of(BLOCK) as u32)
+    }
+
+    /// What the kernel is told of an open, whose attributes have been looked at.
+    fn opened(
+        &self,
+        handle: HandleId,
+        inode: Arc<Inode>,
+        append: bool,
+        told: Option<DataVersion>,
+    ) -> Opened {
+        let check = inode.check_open(told);
+        if check.drop_attributes {
+            self.kernel.drop_attributes(inode.node.ino);
+        }
+        self.insert_handle(handle, inode);
+        Opened { handle, keep_pages: check.keep_pages, direct: append }
+    }
+
+    /// Closes a handle; the host is told in its own time.
+    pub fn release(self: &Arc<Self>, handle: HandleId) {
+        let Some(open) = self.handles.remove(handle) else { return };
+        let first = {
+            let mut closed = lock(&self.closed);
+            closed.push(open);
+            closed.len() == 1
+        };
+        if first {
+            let fs = Arc::clone(self);
+            tokio::spawn(async move {
+                tokio::time::sleep(RELEASE_AFTER).await;
+                let closed = std::mem::take(&mut *lock(&fs.closed));
+                for open in closed {
+                    tokio::spawn(Arc::clone(&fs).tell_release(open));
+                }
+            });
+        }
+    }
+
+    async fn tell_release(self: Arc<Self>, open: Arc<Handle>) {
+        let (handle, upto) = (open.id, open.inode.last());
+        if let Err(error) = self.remote.call(Call::Release { handle, upto }).await {
+            tracing::debug!(%handle, %error, "the host did not take a release");
+        }
+    }
+}
