@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 mod local;
+mod stall;
 
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
@@ -11,7 +12,8 @@ use std::process::Command;
 use std::sync::Arc;
 
 use p2pfs::net::remote::Remote;
-use p2pfs_hostd::export::Share;
+use p2pfs::net::serve::Export;
+use p2pfs_hostd::export::{Share, View};
 use p2pfs_mountd::fs::Fs;
 use p2pfs_mountd::fuse::mount::{MountSettings, Mounted, find, mount};
 use p2pfs_mountd::fuse::notify::KernelLink;
@@ -31,6 +33,14 @@ struct World {
 impl World {
     /// `None`, and a line that says so, where FUSE cannot be used; in CI that is a failure.
     fn new(budget: u64) -> Option<Self> {
+        Self::with(budget, |view| view)
+    }
+
+    /// As [`Self::new`]; `wrap` puts something before the share.
+    fn with<E: Export + 'static>(
+        budget: u64,
+        wrap: impl FnOnce(Arc<View>) -> Arc<E>,
+    ) -> Option<Self> {
         if !rustix::process::geteuid().is_root() || !Path::new("/dev/fuse").exists() {
             assert!(std::env::var_os("CI").is_none(), "FUSE is needed in CI");
             eprintln!("SKIPPED: needs root and /dev/fuse");
@@ -41,7 +51,7 @@ impl World {
         let runtime = Runtime::new().unwrap();
         let share = Share::open(host.path()).unwrap();
         let remote: Arc<dyn Remote> =
-            Arc::new(local::LocalHost::new(share.view(), runtime.handle().clone()));
+            Arc::new(local::LocalHost::new(wrap(share.view()), runtime.handle().clone()));
         let link = KernelLink::new().unwrap();
         let fs = Fs::new(remote, link.clone(), budget);
         let source = "/key:docs".as_ref();
@@ -233,4 +243,43 @@ fn a_large_directory_is_listed_once_and_completely() {
         .collect();
     seen.sort_unstable();
     assert_eq!(seen, (0..5000).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_file_that_hangs_on_the_host_does_not_slow_the_others() {
+    const READERS: u64 = 24;
+    let mut stall = None;
+    let wrap = |view| Arc::clone(stall.insert(stall::Stall::new(view)));
+    let Some(world) = World::with(64 << 20, wrap) else { return };
+    let stall = stall.unwrap();
+    let data = vec![7; READERS as usize * 200_000];
+    fs::write(world.on_host("slow"), &data).unwrap();
+    fs::write(world.on_host("quick"), "quick").unwrap();
+    stall.hold_reads_of(fs::metadata(world.on_host("slow")).unwrap().ino());
+
+    let readers: Vec<_> = (0..READERS)
+        .map(|number| {
+            let path = world.client("slow");
+            std::thread::spawn(move || {
+                let mut piece = vec![0; 100_000];
+                let file = fs::File::open(path).unwrap();
+                file.read_exact_at(&mut piece, number * 200_000).unwrap();
+                piece
+            })
+        })
+        .collect();
+    stall.wait_for_reads();
+    // more readers hang than there are threads of any kind on their way
+    for round in 0..50 {
+        assert_eq!(fs::read_to_string(world.client("quick")).unwrap(), "quick");
+        let other = format!("other {round}");
+        fs::write(world.client(&other), &other).unwrap();
+        assert_eq!(fs::read_to_string(world.on_host(&other)).unwrap(), other);
+    }
+    assert_eq!(fs::read_dir(world.client("")).unwrap().count(), 52);
+    assert!(readers.iter().all(|reader| !reader.is_finished()));
+    stall.let_go();
+    for reader in readers {
+        assert!(reader.join().unwrap().iter().all(|byte| *byte == 7));
+    }
 }

@@ -5,8 +5,6 @@
 //! Prints `ready` when both devices are there; they may be moved into network namespaces afterwards.
 //! First in, first out; nothing is lost but what a full queue drops.
 
-#![allow(unsafe_code)]
-
 use std::fs::{File, OpenOptions};
 use std::io::{Error, Read, Result, Write};
 use std::os::fd::AsRawFd;
