@@ -26,7 +26,7 @@ const QUICK: [i64; 5] = [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010, 0x0102_1
 
 /// Whether a share on this file system is answered quickly.
 pub(super) fn is_quick(root: BorrowedFd<'_>) -> bool {
-    rustix::fs::fstatfs(root).is_ok_and(|space| QUICK.contains(&i64::from(space.f_type)))
+    rustix::fs::fstatfs(root).is_ok_and(|space| QUICK.contains(&space.f_type))
 }
 
 impl View {

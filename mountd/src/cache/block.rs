@@ -19,7 +19,7 @@ use crate::fs::Inode;
 use crate::lock::lock;
 
 /// A block, bytes.
-pub(crate) const BLOCK: u64 = 4 << 10;
+pub(crate) const BLOCK: u64 = 8 << 10;
 /// Blocks in one call.
 const FETCH_BLOCKS_MAX: u64 = BODY_BYTES_MAX as u64 / BLOCK;
 
