@@ -2,7 +2,7 @@
 //!
 //!   delay NAME NAME MICROSECONDS     each way; ends when its input does
 //!
-//! Prints `ready` when both devices are there; they may be moved into network namespaces afterwards.
+//! Prints `ready` when both devices are there; they may be moved into namespaces afterwards.
 //! First in, first out; nothing is lost but what a full queue drops.
 
 use std::fs::{File, OpenOptions};
