@@ -94,7 +94,11 @@ impl Fs {
         match outcome {
             Ok(Outcome::Attr(attr)) => inode.settle(seq, Ok(Some(attr)), self.next_tick()),
             Ok(_) => self.write_failed(inode, seq, Errno::EPROTO),
-            Err(error) => self.write_failed(inode, seq, error),
+            Err(error) => {
+                // the first error is the one that says why; those behind it are set aside
+                let _ = self.applied(inode, Seq(seq.0.saturating_sub(1))).await;
+                self.write_failed(inode, seq, error);
+            }
         }
     }
 
