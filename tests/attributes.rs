@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{CWD, Dir, Mode, OFlags};
 
 use crate::world::outcome::tool;
-use crate::world::{Home, Outcome, World, need_mount, need_root, programs, skip};
+use crate::world::{Home, Outcome, World, eventually, need_mount, need_root, programs, skip};
 
 const IDENTITY: [&str; 3] = ["--authorise", "--map", "identity"];
 /// What the owner's user has as its number.
@@ -81,7 +81,11 @@ fn the_hosts_errors_are_told_as_they_are() {
     assert_eq!(number(fill(&here.join("large"))), libc_errno::ENOSPC);
     fs::remove_file(here.join("large")).unwrap();
     fs::write(here.join("kept"), "x").unwrap();
-    tool("mount", &["-o", "remount,ro", small_text]);
+    // the host closes files in its own time
+    eventually("the disk to become read-only", Duration::from_secs(10), || {
+        let remount = Command::new("mount").args(["-o", "remount,ro", small_text]).output();
+        remount.unwrap().status.success()
+    });
     assert_eq!(number(fs::write(here.join("new"), "x")), libc_errno::EROFS);
     assert_eq!(number(fs::remove_file(here.join("kept"))), libc_errno::EROFS);
     assert_eq!(fs::read(here.join("kept")).unwrap(), b"x");

@@ -16,12 +16,12 @@ use serde::de::DeserializeOwned;
 use p2pfs::id::{Epoch, HandleId, HostRun, NodeId, RequestId, Seq, SessionId};
 use p2pfs::identity::{BlindedMac, MacAddress, PairKey, PeerId};
 use p2pfs::wire::call::{
-    Access, Answer, Ask, Attr, Call, DirEntry, DirPage, Entry, ReadVersion, Reply, Seek, StatFs,
-    Time, XattrName,
+    Access, Answer, Ask, Asked, Attr, Call, DirEntry, DirPage, Entry, ReadVersion, Reply, Seek,
+    StatFs, Time, XattrName,
 };
 use p2pfs::wire::codec::{DecodeError, decode, encode};
 use p2pfs::wire::errno::Errno;
-use p2pfs::wire::log::Cursor;
+use p2pfs::wire::log::{Caller, Cursor};
 use p2pfs::wire::name::{Name, Target};
 use p2pfs::wire::rendezvous::{
     FromServer, MatchId, Public, Role, Routing, Seal, Sealed, StunAddress, ToServer,
@@ -63,7 +63,16 @@ fn calls_about_nodes_have_their_bytes() {
     let name = XattrName(b"user.note".to_vec());
     golden("call_get_xattr", &Call::GetXattr { node, name });
     let name = XattrName::default();
-    golden("call_list_xattr", &Call::GetXattr { node, name });
+    golden("call_list_xattr", &Call::GetXattr { node, name: name.clone() });
+    let caller = Caller { uid: 1000, gid: 100, groups: vec![4, 24] };
+    let parts = [
+        ("lookup", Asked::Lookup { parent, name: Name::new(*b"a").unwrap() }),
+        ("open", Asked::Open { node, handle: HANDLE, access: Access::Read }),
+        ("xattr", Asked::GetXattr { node, name }),
+    ];
+    for (text, asked) in parts {
+        golden(&format!("call_as_{text}"), &Call::As { caller: caller.clone(), asked });
+    }
 }
 
 #[test]
@@ -172,7 +181,8 @@ fn the_beginning_of_a_session_has_its_bytes() {
         host_mac: [0x02, 0, 0, 0, 0, 1],
     };
     let verdicts = [
-        ("approved", Verdict::Approved(grant)),
+        ("approved", Verdict::Approved(grant.clone())),
+        ("approved_identity", Verdict::ApprovedIdentity(grant)),
         ("unauthorised", Verdict::Denied(Denial::Unauthorised)),
         ("revoked", Verdict::Denied(Denial::Revoked)),
         ("device_mismatch", Verdict::Denied(Denial::DeviceMismatch)),

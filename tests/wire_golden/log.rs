@@ -4,8 +4,8 @@ use p2pfs::id::{Epoch, LeaseId, NodeId, Seq};
 use p2pfs::wire::call::{Access, Entry, Time, XattrName};
 use p2pfs::wire::errno::Errno;
 use p2pfs::wire::log::{
-    AttrChange, Caller, Change, LogAck, LogEntry, Mutation, NodeRef, Occupant, Opening, Outcome,
-    Promise, Reason, Refused, RenameMode, Sent, SetTime,
+    AttrChange, Caller, Change, LogAck, LogEntry, Mutation, NewMode, NodeRef, Occupant, Opening,
+    Outcome, Promise, Reason, Refused, RenameMode, Sent, SetTime,
 };
 use p2pfs::wire::name::{Name, Target};
 
@@ -42,6 +42,10 @@ fn changes_of_names_have_their_bytes() {
     golden("mutation_create_closed", &create);
     let mkdir = Mutation::Mkdir { parent, name: name("dir"), mode, premade: None };
     golden("mutation_mkdir", &mkdir);
+    let masked = NewMode::new(0o2777, 0o027);
+    assert_eq!((masked.permissions(), masked.umask()), (0o2777, 0o027));
+    let mkdir = Mutation::Mkdir { parent, name: name("dir"), mode: masked.0, premade: None };
+    golden("mutation_mkdir_masked", &mkdir);
     golden(
         "mutation_mknod",
         &Mutation::Mknod { parent, name: name("null"), mode: 0o020_666, rdev },

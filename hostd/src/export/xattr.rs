@@ -56,8 +56,7 @@ impl View {
 /// Whether a node has no attributes at all, also none that only root sees.
 pub(super) fn is_without(fd: BorrowedFd<'_>) -> bool {
     let path = beneath::proc_path(fd);
-    // Without a buffer it tells how many bytes the names would be
-    let size = acting::as_itself(|| rustix::fs::listxattr(path, &mut [0_u8; 0][..]));
+    let size = acting::as_itself(|| rustix::fs::listxattr_query(path));
     matches!(size, Ok(0) | Err(rustix::io::Errno::OPNOTSUPP))
 }
 

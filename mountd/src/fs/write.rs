@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use p2pfs::id::HandleId;
+use p2pfs::id::{HandleId, Seq};
 use p2pfs::net::remote::Submitted;
 use p2pfs::wire::call::Call;
 use p2pfs::wire::errno::Errno;
@@ -161,7 +161,11 @@ impl Fs {
                 return Ok(());
             }
             Ok(_) => Errno::EPROTO,
-            Err(error) => error,
+            Err(error) => {
+                // the first error is the one that says why; those behind it are set aside
+                let _ = self.applied(inode, Seq(seq.0.saturating_sub(1))).await;
+                error
+            }
         };
         self.doubt(error);
         if !awaited {
