@@ -8,6 +8,8 @@
     reason = "a test whose set-up fails has nothing better to do than to panic"
 )]
 
+/// Two mounts and a process on the host.
+mod beside;
 /// `--help`, wrong usage, exit codes: what needs no daemon.
 mod cli;
 /// fsx on the mount.
