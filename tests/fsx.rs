@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use crate::world::{Home, Outcome, need_mount, programs, skip};
 
 /// Operations of one run.
-const OPS: u64 = 10_000;
+const OPS: u64 = 5_000;
 /// How long a run of as many operations as anybody asks for may take.
 const LIMIT: Duration = Duration::from_secs(3600);
 

@@ -10,6 +10,8 @@
 
 /// Owners, ACLs, extended attributes, special files, errors.
 mod attributes;
+/// Two mounts and a process on the host.
+mod beside;
 /// `--help`, wrong usage, exit codes: what needs no daemon.
 mod cli;
 /// fsx on the mount.

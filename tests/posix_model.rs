@@ -22,9 +22,9 @@ use operation::Operation;
 use side::Side;
 
 /// Sequences of one run.
-const CASES: u32 = 96;
+const CASES: u32 = 48;
 /// Operations of one sequence.
-const OPERATIONS: usize = 60;
+const OPERATIONS: usize = 80;
 
 /// Where sequences are carried out: each in directories of its own.
 struct Bench {
@@ -85,7 +85,7 @@ fn the_mount_does_what_the_disk_does() {
     let seed = number("P2PFS_MODEL_SEED").unwrap_or_else(by_the_clock);
     let cases = number("P2PFS_MODEL_CASES").map_or(CASES, |cases| cases as u32);
     let config =
-        Config { cases, max_shrink_iters: 2_000, failure_persistence: None, ..Config::default() };
+        Config { cases, max_shrink_iters: 300, failure_persistence: None, ..Config::default() };
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
