@@ -65,6 +65,9 @@ fn regression_seeds_that_failed_once() {
         (6641, Config::watched()),
         // a job that waited for the redo of another session became part of its own session's
         (19_584, Config::watched()),
+        // a copy of a copy of what was never made, or is gone
+        (68_500, Config::alone()),
+        (75_346, Config::alone()),
     ];
     for (seed, config) in seeds {
         println!("seed {seed} of {config:?}");
