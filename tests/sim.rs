@@ -10,6 +10,7 @@ mod sim {
     pub(crate) mod clock;
     pub(crate) mod copies;
     pub(crate) mod coverage;
+    pub(crate) mod covered;
     pub(crate) mod dice;
     pub(crate) mod disk;
     pub(crate) mod host;

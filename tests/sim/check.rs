@@ -135,7 +135,10 @@ impl World {
 
         self.executed.insert((client, seq.0));
         let Err(refused) = result else { return };
-        self.contest_for(client, &change.mutation);
+        // what is refused with others comes without its names
+        let asked = self.clients[client].waiting.get(&seq.0).map(|asked| asked.mutation.clone());
+        let mutation = asked.unwrap_or_else(|| change.mutation.clone());
+        self.contest_for(client, &mutation);
         let side = &self.clients[client];
         if side.accepted.contains_key(&seq.0) {
             return self.contest_after(client, seq);
@@ -151,14 +154,14 @@ impl World {
         }
         if self.model.has(who) {
             if !self.has_effect(client, seq) {
-                if super::model::names(&change.mutation).is_empty() {
+                if super::model::names(&mutation).is_empty() {
                     // of data, any part may have been kept by a crash
-                    self.model.contest(&change.mutation);
+                    self.model.contest(&mutation);
                 }
                 self.model.withdraw(who);
             } else if refused.reason != Reason::Unknown {
                 let text = format!("{seq} was done, and then refused ({refused:?})");
-                self.stale(client, &change.mutation, &text);
+                self.stale(client, &mutation, &text);
             }
             return;
         }
@@ -187,7 +190,10 @@ impl World {
     /// Something has happened after which a promise may be broken.
     fn excused(&self) -> bool {
         let Excuses { full, struck, passed } = self.excuses;
-        full || struck || passed || !self.config.is_alone()
+        let shared = !self.config.is_alone();
+        // of those who share, nobody overtakes another one whose lease stands
+        let overtaken = self.trouble.is_some() || self.config.processes > 0;
+        full || struck || passed || shared && overtaken
     }
 
     /// What was told done cannot be done again.

@@ -103,6 +103,11 @@ impl World {
                     _ => {}
                 }
             }
+            // what was awaited, and told, may have cut off or overwritten more
+            let told = side.asides.keys().filter_map(|seq| side.told.get(seq));
+            for node in told.flat_map(super::model::nodes) {
+                files.remove(&self.model.own(node));
+            }
             let aside: Vec<u64> = side.log.aside().flat_map(|aside| aside.body.clone()).collect();
             for (node, word) in
                 files.iter().flat_map(|(node, file)| file.iter().map(move |w| (node, w)))

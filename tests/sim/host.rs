@@ -340,10 +340,16 @@ impl World {
                 }
             }
         }
-        if !process.sessions.values().any(|session| session.applier.is_redoing()) {
-            let (run, parked) = (self.host.run, std::mem::take(&mut process.parked));
-            for job in parked {
-                self.schedule(1, Event::Execute { run, job });
+        let redoing = process.sessions.values().any(|session| session.applier.is_redoing());
+        let (run, parked) = (self.host.run, std::mem::take(&mut process.parked));
+        for id in parked {
+            // one that is to be done again by now waits for nobody: all would wait for it
+            let process = self.host.process.as_ref().expect("the host runs");
+            let again = process.jobs.get(&id).is_some_and(|job| self.is_again(job));
+            if again || !redoing {
+                self.schedule(1, Event::Execute { run, job: id });
+            } else if let Some(process) = &mut self.host.process {
+                process.parked.push(id);
             }
         }
         self.retry_held();

@@ -25,6 +25,8 @@ const HEARD: u64 = 2_000_000;
 pub(crate) struct Processes {
     next: u64,
     changes: BTreeMap<u64, Mutation>,
+    /// What was not on the disk yet, of what they changed: a crash makes it come again.
+    risky: Vec<Mutation>,
     /// When a node was last changed by one, by the model's numbers.
     touched: BTreeMap<NodeId, u64>,
     /// And when the host's process heard of it.
@@ -77,6 +79,8 @@ impl World {
         for &node in changed {
             let own = self.model.own(node);
             // what is on its way there: rules of conflicts decide
+            let unstable = self.unstable_of(own);
+            self.processes.risky.extend(unstable);
             for pending in self.pending_of_others(PROCESS, own) {
                 self.model.contest(&pending);
                 self.model.contested.insert(own);
@@ -88,6 +92,20 @@ impl World {
             self.model.contested.extend(made);
         }
         self.processes.changes.insert(number, mutation.clone());
+    }
+
+    /// What clients have changed of a node, and is not on the disk as far as they know.
+    fn unstable_of(&self, own: NodeId) -> Vec<Mutation> {
+        let mut unstable = Vec::new();
+        for side in &self.clients {
+            let stable = side.log.stable().0 + 1;
+            let told = side.told.range(stable..).map(|(_, mutation)| mutation);
+            let accepted = side.accepted.range(stable..).map(|(_, change)| &change.mutation);
+            let waiting = side.waiting.range(stable..).map(|(_, change)| &change.mutation);
+            let concerns = |mutation: &&Mutation| self.model.concerns(mutation, own);
+            unstable.extend(told.chain(accepted).chain(waiting).filter(concerns).cloned());
+        }
+        unstable
     }
 
     /// The host's process hears of it at once, or later, or only that it has missed something.
@@ -117,6 +135,9 @@ impl World {
             }
             let own = self.model.own(node);
             self.processes.heard.insert(own, self.now);
+            for session in process.sessions.values_mut() {
+                session.applier.handle_foreign_change(node, now);
+            }
         }
         self.coverage("grantor", "any", if lost { "overflow" } else { "process" });
         self.pump_host();
@@ -193,6 +214,9 @@ impl World {
 
     /// A crash, or a disk that fails, has lost something: also what processes have done.
     pub(crate) fn drop_processes(&mut self) {
+        for risky in std::mem::take(&mut self.processes.risky) {
+            self.model.contest(&risky);
+        }
         let disk = self.host.disk.borrow();
         let unsure = |number: &u64| !disk.before.marks.contains(&(PROCESS, *number));
         let unsure: Vec<u64> = self.processes.changes.keys().copied().filter(unsure).collect();

@@ -1,5 +1,6 @@
 //! The rules of the redo log, one at a time. Each test says what happens without its rule.
 
+mod copies;
 mod lease;
 mod redo;
 mod shared;

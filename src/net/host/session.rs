@@ -264,7 +264,8 @@ impl HostSession {
         while let Some(output) = state.applier.poll_output() {
             match output {
                 Output::Apply { seq, change, body, how, poisons } => {
-                    self.apply(state.epoch, (seq, change, body), how, poisons);
+                    // The session's own epoch changes a little earlier than its applier's
+                    self.apply(state.applier.epoch(), (seq, change, body), how, poisons);
                 }
                 Output::Ack(ack) => {
                     if let LogAck::Stable { upto } = ack {

@@ -347,7 +347,8 @@ impl<B, W> Applier<B, W> {
 
     /// Whether [`Self::is_redoing`] lasts until the entry is carried out: so it must not wait for
     /// what other sessions do again, even if it is carried out for the first time, because it was
-    /// on its way when the epoch began. Two would wait for each other.
+    /// on its way when the epoch began. Two would wait for each other. An entry that waits already
+    /// is to be asked about again when something of the session arrives.
     pub fn redoes(&self, seq: Seq) -> bool {
         seq <= self.redo_upto
     }

@@ -58,6 +58,15 @@ impl Pair {
         self.holders[client].may_read(FILE, self.now).expect("nobody minds")
     }
 
+    /// Connects to a host that was restarted; nothing is to be done again.
+    fn back(&mut self, client: usize) {
+        self.holders[client].handle_connected(self.now);
+        self.grantor.handle_connected(session(client), self.now);
+        self.talk();
+        self.grantor.handle_redone(session(client), self.now);
+        self.talk();
+    }
+
     fn wants(&mut self, client: usize, usage: Use, ticket: u32) {
         self.grantor.wants(User::Session(session(client)), &[(FILE, usage)], ticket, self.now);
         self.talk();
@@ -195,6 +204,25 @@ fn nothing_is_accepted_on_wake() {
     assert!(pair.cached[ONE].is_empty());
     pair.wants(TWO, Use::Change, 1);
     assert_eq!(pair.gone, [1], "it waits for one that sleeps");
+}
+
+/// Rule 7. The host restarts, and another client is back first: it gets nothing that the one with
+/// the lease may still count on. Without the grace it changes what that one has in its cache.
+#[test]
+fn after_a_restart_nothing_is_given_away_before_its_holder_is_back() {
+    let mut pair = Pair::new();
+    let lease = pair.leased(ONE, LeaseKind::Exclusive);
+    pair.grantor = Grantor::new(HostRun(2), [session(ONE), session(TWO)], pair.now);
+    for client in [ONE, TWO] {
+        pair.holders[client].handle_lost(pair.now);
+    }
+    pair.back(TWO);
+    pair.wants(TWO, Use::Change, 1);
+    assert!(pair.gone.is_empty(), "the other one still believes in its lease");
+    pair.back(ONE);
+    assert_eq!(pair.flushes, [lease]);
+    pair.flushed(ONE, lease);
+    assert_eq!((&pair.gone[..], &pair.stale[..]), (&[1][..], &[][..]));
 }
 
 /// Rule 10. Nobody renews: the term ends here before it does there, and nothing is accepted after.

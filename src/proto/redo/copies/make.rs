@@ -284,9 +284,11 @@ impl<B: Clone + Default> Copies<B> {
             let Some(piece) = group.pieces.get(making.sent) else { break };
             let Piece { change, body, bytes, .. } = piece.clone();
             making.sent += 1;
+            let first = making.first;
+            let Some(change) = self.retarget(change, node, first) else { continue };
+            let Some(making) = &mut self.making else { return };
             self.next_step += 1;
             making.steps.insert(self.next_step, Step::Piece(bytes > 0));
-            let change = self.retarget(change, node);
             self.outputs.push_back(Output::Append { step: self.next_step, change, body, bytes });
         }
         if self.making.as_ref().is_some_and(Making::is_quiet) {
@@ -294,8 +296,8 @@ impl<B: Clone + Default> Copies<B> {
         }
     }
 
-    /// The same change, of the copy.
-    fn retarget(&self, change: Change, copy: NodeId) -> Change {
+    /// The same change, of the copy; none if it is a copy itself of what was never made.
+    fn retarget(&self, change: Change, copy: NodeId, first: Seq) -> Option<Change> {
         let mut new = Change::new(change.mutation);
         new.at = change.at;
         if let Mutation::Append { size, .. } = new.mutation {
@@ -310,12 +312,19 @@ impl<B: Clone + Default> Copies<B> {
             }
             Mutation::SetXattr { node, flags, .. } => (*node, *flags) = (copy.into(), 0),
             Mutation::RemoveXattr { node, .. } => *node = copy.into(),
-            Mutation::CopyRange { source_handle, node, handle, .. } => {
+            Mutation::CopyRange { source, source_handle, node, handle, .. } => {
+                match self.of.get(source) {
+                    Some(of) if *of == first => *source = copy.into(),
+                    Some(of) if self.groups.get(of).is_some_and(|of| of.maker.is_some()) => {
+                        return None;
+                    }
+                    _ => {}
+                }
                 (*source_handle, *node, *handle) = (None, copy.into(), None);
             }
             _ => {}
         }
-        new
+        Some(new)
     }
 
     fn append(&mut self, step: Step, mutation: Mutation) {
@@ -431,7 +440,13 @@ fn may_pass(errno: Errno) -> bool {
 fn is_harmless(errno: Errno) -> bool {
     matches!(
         errno,
-        Errno::EPERM | Errno::EACCES | Errno::EOPNOTSUPP | Errno::ENODATA | Errno::EINVAL
+        Errno::ESTALE
+            | Errno::ENOENT
+            | Errno::EPERM
+            | Errno::EACCES
+            | Errno::EOPNOTSUPP
+            | Errno::ENODATA
+            | Errno::EINVAL
     )
 }
 

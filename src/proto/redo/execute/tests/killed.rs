@@ -341,6 +341,17 @@ fn an_editor_s_save_that_reached_the_disk_is_not_made_again() {
     assert_eq!(disk.at("a"), None);
 }
 
+/// What moved was replaced there, and made again for an entry before: it does not keep the old name
+/// alive, and takes nobody's place.
+#[test]
+fn what_was_made_again_only_because_it_is_gone_is_not_left_behind() {
+    let disk = Disk::with(&[("a", X), ("b", Y)]);
+    let told = Some(Outcome::Renamed { node: Z, replaced: None });
+    let rename = rename(is(X), Occupant::Nobody, RenameMode::Replace);
+    disk.run(&rename, &[], How::Passed { told }).unwrap();
+    assert_eq!((disk.at("a"), disk.at("b")), (None, Some(Y)));
+}
+
 #[test]
 fn a_premade_node_that_lost_its_name_gets_it_again() {
     let disk = Disk::with(&[]);
