@@ -10,6 +10,10 @@
 
 /// `--help`, wrong usage, exit codes: what needs no daemon.
 mod cli;
+/// What is open when the host is killed or its machine restarted.
+mod kept;
+/// File locks between clients, and with processes of the host.
+mod locks;
 /// Three programs with three state directories on loopback, and a kernel mount.
 mod loopback;
 /// Host, client and server behind NATs, in network namespaces.

@@ -10,8 +10,11 @@ mod beneath;
 mod change;
 mod data;
 mod dir;
+mod locked;
+mod locks;
 mod meta;
 mod node;
+mod opens;
 mod read;
 mod redo;
 #[cfg(test)]
@@ -26,18 +29,23 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use p2pfs::id::{Epoch, HandleId, NodeId, Seq, SessionId};
 use p2pfs::limits::{FORGET_NODES_MAX, HANDLES_MAX};
-use p2pfs::net::serve::Export;
+use p2pfs::net::daemon;
+use p2pfs::net::serve::{Export, Notices};
+use p2pfs::proto::PeerMisbehaved;
 use p2pfs::proto::redo::execute::How;
 use p2pfs::proto::redo::record::{Header, Recovered};
 use p2pfs::wire::call::{Access, Call, Entry, Reply};
 use p2pfs::wire::errno::Errno;
+use p2pfs::wire::lease::LeaseRequest;
 use p2pfs::wire::log::{Change, Outcome, Refused};
 use p2pfs::wire::name::Name;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io;
 use serde::{Deserialize, Serialize};
 
+use locks::LockTable;
 use node::Nodes;
+use opens::OpenTable;
 
 use crate::record::{Record, Records};
 
@@ -48,6 +56,8 @@ const OURS: &[u8] = b".p2pfs";
 #[derive(Debug)]
 pub struct Share {
     nodes: Nodes,
+    opens: OpenTable,
+    locks: LockTable,
 }
 
 /// How a share knows its disk again.
@@ -80,8 +90,10 @@ pub struct View {
     handles: Mutex<HashMap<HandleId, Arc<OpenFile>>>,
     /// The nodes that the session was told.
     known: Mutex<HashSet<NodeId>>,
-    /// Without one a killed host forgets the session.
+    session: SessionId,
+    /// Without them a killed host forgets the session.
     record: Option<Record>,
+    records: Option<Arc<Records>>,
 }
 
 /// An open file or directory.
@@ -116,7 +128,7 @@ impl Share {
             Err(error) => return Err(error),
         }
         let nodes = Nodes::new(root, handles)?;
-        Ok(Arc::new(Self { nodes }))
+        Ok(Arc::new(Self { nodes, opens: OpenTable::default(), locks: LockTable::default() }))
     }
 
     /// How the share will know its disk again.
@@ -133,20 +145,29 @@ impl Share {
 
     /// A new session's view, which nobody remembers.
     pub fn view(self: &Arc<Self>) -> Arc<View> {
-        self.view_with(None)
+        self.view_with(SessionId(daemon::random()), None, None)
     }
 
     /// The view of a session that is remembered when this host is killed.
     pub fn view_for(self: &Arc<Self>, session: SessionId, records: &Arc<Records>) -> Arc<View> {
-        self.view_with(Some(records.of(session, self.nodes.disk())))
+        self.recover_opens(records);
+        let record = records.of(session, self.nodes.disk());
+        self.view_with(session, Some(record), Some(Arc::clone(records)))
     }
 
-    fn view_with(self: &Arc<Self>, record: Option<Record>) -> Arc<View> {
+    fn view_with(
+        self: &Arc<Self>,
+        session: SessionId,
+        record: Option<Record>,
+        records: Option<Arc<Records>>,
+    ) -> Arc<View> {
         Arc::new(View {
             share: Arc::clone(self),
             handles: Mutex::default(),
             known: Mutex::default(),
+            session,
             record,
+            records,
         })
     }
 }
@@ -171,6 +192,8 @@ impl Export for View {
             Call::SyncAll { .. } => self.sync_share().map(|()| Reply::Done)?,
             Call::Release { handle, .. } => {
                 self.handles().remove(&handle);
+                self.close_locks(handle);
+                self.share.opens.close(self.session, handle);
                 Reply::Done
             }
             Call::Forget { nodes } => self.forget(&nodes).map(|()| Reply::Done)?,
@@ -211,6 +234,26 @@ impl Export for View {
     fn note_stable(&self, upto: Seq) {
         if let Some(record) = &self.record {
             record.note_stable(upto);
+        }
+    }
+
+    fn attend_locks(&self, notices: Notices) {
+        View::attend_locks(self, notices);
+    }
+
+    fn ask_lock(&self, request: LeaseRequest) -> Result<(), PeerMisbehaved> {
+        View::ask_lock(self, request)
+    }
+
+    fn leave(&self) {
+        self.forget_locks();
+    }
+
+    fn end(&self) {
+        self.forget_locks();
+        self.end_opens();
+        if let Some(record) = &self.record {
+            record.end();
         }
     }
 }
@@ -272,10 +315,6 @@ impl View {
         lock(&self.handles)
     }
 
-    fn handle(&self, handle: HandleId) -> Result<Arc<OpenFile>, Errno> {
-        self.handles().get(&handle).cloned().ok_or(Errno::EBADF)
-    }
-
     /// What holds the node: its open file, which also reaches it unlinked, or whatever finds it.
     fn holder(&self, node: NodeId, handle: Option<HandleId>) -> Result<Arc<OwnedFd>, Errno> {
         match handle.map(|handle| self.handle(handle)) {
@@ -286,18 +325,17 @@ impl View {
 
     /// Gives an open file its number. One that is sent again stays the same open.
     fn admit(&self, handle: HandleId, open: OpenFile) -> Result<(), Errno> {
-        let mut handles = self.handles();
-        if handles.len() >= HANDLES_MAX {
+        match self.handle(handle) {
+            Ok(same) if same.node == open.node => return Ok(()),
+            Ok(_) => return Err(Errno::EINVAL),
+            Err(_) => {}
+        }
+        if self.handles().len() >= HANDLES_MAX {
             return Err(Errno::EMFILE);
         }
-        match handles.get(&handle) {
-            Some(same) if same.node == open.node => Ok(()),
-            Some(_) => Err(Errno::EINVAL),
-            None => {
-                handles.insert(handle, Arc::new(open));
-                Ok(())
-            }
-        }
+        self.note_open(handle, open.node, open.access)?;
+        self.handles().insert(handle, Arc::new(open));
+        Ok(())
     }
 }
 

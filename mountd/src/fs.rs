@@ -9,6 +9,7 @@
 mod dir;
 mod handle;
 mod inode;
+mod lock;
 mod read;
 mod space;
 #[cfg(test)]
@@ -23,7 +24,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use p2pfs::id::{HandleId, NodeId, Seq};
 use p2pfs::limits::FORGET_NODES_MAX;
-use p2pfs::net::remote::{Remote, Submitted};
+use p2pfs::net::remote::{BoxFuture, Remote, Submitted};
 use p2pfs::wire::call::{Access, Attr, Call, Entry, Reply};
 use p2pfs::wire::errno::Errno;
 use p2pfs::wire::log::{
@@ -38,6 +39,8 @@ pub use dir::{COOKIE_DOT, COOKIE_DOT_DOT, Portion};
 use handle::{Handle, HandleTable};
 pub(crate) use inode::Inode;
 use inode::{Effect, InodeTable};
+use lock::LockBook;
+pub use lock::LockedBytes;
 use space::Space;
 pub(crate) use xattr::local_answer as local_xattr;
 
@@ -52,6 +55,12 @@ pub trait Kernel: Send + Sync {
 
     /// Pages of this node are out of date. Only queues.
     fn drop_pages(&self, ino: u64);
+
+    /// As [`Self::drop_pages`]; resolves when it is done.
+    fn pages_dropped(&self, ino: u64) -> BoxFuture<()> {
+        self.drop_pages(ino);
+        Box::pin(std::future::ready(()))
+    }
 }
 
 /// A share as a file system.
@@ -61,6 +70,7 @@ pub struct Fs {
     cache: Arc<BlockCache>,
     inodes: InodeTable,
     handles: HandleTable,
+    locks: LockBook,
     /// Grows with every change that is settled: tells answers from before and after it apart.
     ticks: AtomicU64,
     /// The last entry of the log.
@@ -111,6 +121,7 @@ impl Fs {
             cache: Arc::new(BlockCache::new(budget)),
             inodes: InodeTable::new(),
             handles: HandleTable::default(),
+            locks: LockBook::default(),
             ticks: AtomicU64::new(0),
             last: AtomicU64::new(0),
             idle: Mutex::default(),
@@ -295,6 +306,7 @@ impl Fs {
     /// Closes a handle; the host is told in its own time.
     pub fn release(&self, handle: HandleId) {
         if let Some(open) = self.handles.remove(handle) {
+            self.close_locks(handle);
             let upto = open.inode.last();
             let call = self.remote.call(Call::Release { handle, upto });
             tokio::spawn(async move {

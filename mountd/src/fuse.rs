@@ -6,9 +6,11 @@
 
 mod convert;
 mod listing;
+mod locks;
 pub mod mount;
 pub mod notify;
 mod requests;
+mod waiting;
 
 use std::future::Future;
 use std::io;

@@ -27,7 +27,8 @@ impl View {
 
     pub(super) fn attr(&self, node: NodeId, handle: Option<HandleId>) -> Result<Attr, Errno> {
         let fd = self.holder(node, handle)?;
-        meta::attr(fd.as_fd()).map_err(errno)
+        let attr = meta::attr(fd.as_fd()).map_err(errno)?;
+        Ok(self.shown(node, attr))
     }
 
     pub(super) fn read_link(&self, node: NodeId) -> Result<Target, Errno> {

@@ -159,7 +159,8 @@ impl Tree<Bytes> for Carrying<'_> {
     }
 
     fn perform(&self, _: Seq, change: &Change, body: &Bytes, _: &Seen) -> Result<Outcome, Errno> {
-        self.view.change(change, body, &self.found.borrow())
+        let outcome = self.view.change(change, body, &self.found.borrow())?;
+        Ok(self.view.shown_in(&change.mutation, outcome))
     }
 
     fn outcome(&self, _: Seq, change: &Change, _: &Bytes, seen: &Seen) -> Result<Outcome, Errno> {
@@ -169,7 +170,8 @@ impl Tree<Bytes> for Carrying<'_> {
         let attr = |node: &NodeRef| {
             let fd = view.nodes().find(node_id(*node)?)?;
             stamp(fd.as_fd(), at);
-            meta::attr(fd.as_fd()).map_err(errno)
+            let attr = meta::attr(fd.as_fd()).map_err(errno)?;
+            Ok(view.shown(node_id(*node)?, attr))
         };
         match &change.mutation {
             Mutation::Nothing | Mutation::SetXattr { .. } | Mutation::RemoveXattr { .. } => {

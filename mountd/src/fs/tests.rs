@@ -221,7 +221,7 @@ async fn a_write_is_accepted_before_it_is_applied_and_shown_at_once() {
     let waiting = fs.clone();
     let getattr = tokio::spawn(async move { waiting.getattr(FILE.ino, None).await });
     let waiting = fs.clone();
-    let flush = tokio::spawn(async move { waiting.flush(handle).await });
+    let flush = tokio::spawn(async move { waiting.flush(handle, 0).await });
     tokio::task::yield_now().await;
     assert!(!getattr.is_finished() && !flush.is_finished());
     host.release();
@@ -238,8 +238,8 @@ async fn an_error_of_an_accepted_write_is_told_once() {
     let enospc = Errno::from_number(28);
     lock(&host.state).refuse = Some(enospc);
     assert_eq!(fs.write(handle, 0, Bytes::from_static(b"x"), false).await, Ok(1));
-    assert_eq!(fs.flush(handle).await, Err(enospc));
-    assert_eq!(fs.flush(handle).await, Ok(()));
+    assert_eq!(fs.flush(handle, 0).await, Err(enospc));
+    assert_eq!(fs.flush(handle, 0).await, Ok(()));
     // what the kernel holds is not what the host has
     lock(&host.state).refuse = None;
     assert!(!fs.open(FILE.ino, READ).await.unwrap().keep_pages);
@@ -253,7 +253,7 @@ async fn the_end_of_the_session_is_an_error_of_what_was_accepted() {
     host.hold();
     fs.write(handle, 0, Bytes::from_static(b"x"), false).await.unwrap();
     lock(&host.state).held.clear();
-    assert_eq!(fs.flush(handle).await, Err(Errno::ENOTCONN));
+    assert_eq!(fs.flush(handle, 0).await, Err(Errno::ENOTCONN));
 }
 
 #[tokio::test]
@@ -286,7 +286,7 @@ async fn our_own_writes_keep_the_kernels_pages() {
     for offset in 0..10 {
         fs.write(handle, offset * 500, Bytes::from_static(b"data"), false).await.unwrap();
     }
-    fs.flush(handle).await.unwrap();
+    fs.flush(handle, 0).await.unwrap();
     let change = AttrChange { mode: Some(0o600), ..AttrChange::default() };
     assert!(fs.setattr(FILE.ino, None, change).await.unwrap().settled);
     assert!(fs.open(FILE.ino, READ).await.unwrap().keep_pages);
@@ -325,7 +325,7 @@ async fn readers_join_one_fetch_and_a_write_in_between_voids_it() {
     tokio::task::yield_now().await;
     assert_eq!(host.count("read"), 1);
     fs.write(handle, 0, Bytes::from_static(b"new"), false).await.unwrap();
-    fs.flush(handle).await.unwrap();
+    fs.flush(handle, 0).await.unwrap();
     host.reads.add_permits(100);
     for reader in readers {
         assert_eq!(reader.await.unwrap().unwrap()[..3], *b"new");
@@ -356,7 +356,7 @@ async fn an_append_goes_behind_the_writes_that_are_under_way() {
         fs.write(handle, 100, Bytes::from_static(b"line"), false).await.unwrap();
     }
     host.release();
-    fs.flush(handle).await.unwrap();
+    fs.flush(handle, 0).await.unwrap();
     assert_eq!(lock(&host.state).data[100..], *b"linelineline");
 }
 

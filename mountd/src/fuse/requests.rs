@@ -11,16 +11,18 @@ use bytes::Bytes;
 use fuser::{
     AccessFlags, BsdFileFlags, Errno, FileHandle, Filesystem, Generation, INodeNo, InitFlags,
     KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLock, ReplyOpen, ReplyStatfs, ReplyWrite,
     ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use p2pfs::id::HandleId;
 use p2pfs::limits::BODY_BYTES_MAX;
+use p2pfs::wire::lease::{LockFamily, LockKind};
 use p2pfs::wire::log::{AttrChange, Mutation, RenameMode};
 use p2pfs::wire::name::Target;
 
 use super::convert::{access, error, file_attr, name, set_time};
-use super::{Adaptor, BACKGROUND_MAX, listing, opened, ttl};
+use super::waiting::{self, Signals};
+use super::{Adaptor, BACKGROUND_MAX, listing, locks, opened, ttl};
 use crate::fs::Fs;
 
 impl Filesystem for Adaptor {
@@ -33,6 +35,8 @@ impl Filesystem for Adaptor {
             InitFlags::FUSE_DO_READDIRPLUS | InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_BIG_WRITES,
             InitFlags::FUSE_CACHE_SYMLINKS,
+            InitFlags::FUSE_POSIX_LOCKS,
+            InitFlags::FUSE_FLOCK_LOCKS,
         ] {
             if let Err(missing) = config.add_capabilities(wanted) {
                 tracing::debug!(?missing, "the kernel's FUSE lacks something that is optional");
@@ -271,10 +275,81 @@ impl Filesystem for Adaptor {
         _request: &Request,
         _ino: INodeNo,
         handle: FileHandle,
-        _owner: LockOwner,
+        owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        self.answer_empty(|fs| async move { fs.flush(HandleId(handle.0)).await }, reply);
+        self.answer_empty(|fs| async move { fs.flush(HandleId(handle.0), owner.0).await }, reply);
+    }
+
+    fn getlk(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        owner: LockOwner,
+        start: u64,
+        end: u64,
+        kind: i32,
+        _pid: u32,
+        reply: ReplyLock,
+    ) {
+        // flock(2) has no such question
+        let bytes = locks::bytes(handle, owner, start, end, LockFamily::Range);
+        let kind = if kind == libc::F_RDLCK { LockKind::Shared } else { LockKind::Exclusive };
+        self.answer(
+            move |fs| async move { fs.blocker(bytes, kind).await },
+            move |result| match result {
+                Ok(found) => locks::tell(found, reply),
+                Err(errno) => reply.error(errno),
+            },
+        );
+    }
+
+    fn setlk(
+        &self,
+        request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        owner: LockOwner,
+        start: u64,
+        end: u64,
+        kind: i32,
+        pid: u32,
+        wait: bool,
+        reply: ReplyEmpty,
+    ) {
+        let caller = request.pid();
+        let bytes = move |family| locks::bytes(handle, owner, start, end, family);
+        let family = waiting::lock_family(caller);
+        let kind = match kind {
+            libc::F_RDLCK => LockKind::Shared,
+            libc::F_WRLCK => LockKind::Exclusive,
+            libc::F_UNLCK => {
+                let families = match family {
+                    Some(family) => vec![family],
+                    None => vec![LockFamily::Range, LockFamily::Whole],
+                };
+                let unlock = |fs: Arc<Fs>| async move {
+                    for family in families {
+                        fs.unlock(bytes(family)).await?;
+                    }
+                    Ok(())
+                };
+                return self.answer_empty(unlock, reply);
+            }
+            _ => return reply.error(Errno::EINVAL),
+        };
+        // What cannot be told is a byte range, as with NFS
+        let bytes = bytes(family.unwrap_or(LockFamily::Range));
+        let lock = |fs: Arc<Fs>| async move {
+            tokio::select! {
+                locked = fs.lock(bytes, kind, pid, wait) => locked,
+                () = waiting::interrupted(caller, Signals::Any) => {
+                    Err(p2pfs::wire::errno::Errno::EINTR)
+                }
+            }
+        };
+        self.answer_empty(lock, reply);
     }
 
     fn release(

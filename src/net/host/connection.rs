@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use quinn::{Connection, Incoming, RecvStream, SendStream, VarInt};
+use quinn::{Connection, ConnectionError, Incoming, RecvStream, SendStream, VarInt};
 
+use crate::id::HostRun;
 use crate::identity::PeerId;
 use crate::limits::{HANDSHAKE, SESSIONS_MAX};
 use crate::net::host::session::HostSession;
@@ -42,8 +43,9 @@ pub(super) async fn serve(shared: Arc<Shared>, incoming: Incoming, introduced: I
     };
     while let Ok((send, receive)) = connection.accept_bi().await {
         let (session, connection) = (Arc::clone(&session), connection.clone());
+        let run = shared.run;
         tokio::spawn(async move {
-            if let Err(error) = serve_stream(&session, &connection, send, receive).await
+            if let Err(error) = serve_stream(&session, run, &connection, send, receive).await
                 && error.is_misbehaviour()
             {
                 tracing::warn!(%error, "a client misbehaved: closing its connection");
@@ -52,6 +54,18 @@ pub(super) async fn serve(shared: Arc<Shared>, incoming: Incoming, introduced: I
         });
     }
     session.handle_closed(&connection);
+    if is_over(&connection) && session.uses(&connection) {
+        shared.lock().sessions.remove(&session.id());
+        session.end();
+    }
+}
+
+/// Whether the client has ended its session.
+fn is_over(connection: &Connection) -> bool {
+    let Some(ConnectionError::ApplicationClosed(close)) = connection.close_reason() else {
+        return false;
+    };
+    CloseReason::from_code(close.error_code.into_inner()) == CloseReason::Ended
 }
 
 pub(super) fn close(connection: &Connection, reason: CloseReason) {
@@ -124,6 +138,7 @@ fn decide(
 
 async fn serve_stream(
     session: &Arc<HostSession>,
+    run: HostRun,
     connection: &Connection,
     send: SendStream,
     mut receive: RecvStream,
@@ -132,8 +147,8 @@ async fn serve_stream(
     match StreamKind::from_byte(kind) {
         Some(StreamKind::Call) => session.serve_call(send, receive).await,
         Some(StreamKind::Log) => session.serve_log(connection, send, receive).await,
-        // No leases are granted yet
-        Some(StreamKind::Identify | StreamKind::Lease) | None => {
+        Some(StreamKind::Lease) => session.serve_lease(connection, run, send, receive).await,
+        Some(StreamKind::Identify) | None => {
             close(connection, CloseReason::Misbehaved);
             Ok(())
         }
