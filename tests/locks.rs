@@ -28,7 +28,8 @@ for line in sys.stdin:
     what, *rest = line.split()
     try:
         if what == "range" or what == "whole":
-            kind = kinds[rest[0]] | (0 if "wait" in rest else fcntl.LOCK_NB)
+            now = "wait" not in rest and rest[0] != "free"
+            kind = kinds[rest[0]] | (fcntl.LOCK_NB if now else 0)
             if what == "range":
                 fcntl.lockf(file, kind, int(rest[2]), int(rest[1]))
             else:
