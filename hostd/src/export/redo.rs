@@ -219,7 +219,9 @@ impl Tree<Bytes> for Carrying<'_> {
     }
 
     fn is_named(&self, node: NodeId) -> Result<bool, Errno> {
-        match self.view.attr(node, None) {
+        // One that is kept because somebody has it open counts: it can be written
+        let found = self.view.nodes().find(node);
+        match found.and_then(|fd| meta::attr(fd.as_fd()).map_err(errno)) {
             Ok(attr) => Ok(attr.nlink > 0),
             Err(Errno::ESTALE) => Ok(false),
             Err(other) => Err(other),

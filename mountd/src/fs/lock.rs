@@ -68,8 +68,18 @@ impl Fs {
     pub async fn unlock(&self, bytes: LockedBytes) -> Result<(), Errno> {
         let open = self.handles.get(bytes.handle)?;
         let applied = self.applied(&open.inode, open.inode.last()).await;
-        self.remote.unlock(of(&open, bytes, LockKind::Shared));
+        self.let_go(of(&open, bytes, LockKind::Shared)).await;
         applied
+    }
+
+    /// Unlocks, and waits until the host has: its answer to a later question says so. A host that
+    /// is gone frees what nobody reclaims.
+    async fn let_go(&self, lock: Lock) {
+        self.remote.unlock(lock);
+        tokio::select! {
+            _ = self.remote.test_lock(lock) => {}
+            _ = self.remote.given_up() => {}
+        }
     }
 
     /// Who keeps these bytes from being locked, and which process of this machine that is.
@@ -91,13 +101,13 @@ impl Fs {
     }
 
     /// A process closes the file: with any descriptor go all byte ranges that it has locked.
-    pub(super) fn unlock_closed(&self, open: &Handle, owner: u64) {
+    pub(super) async fn unlock_closed(&self, open: &Handle, owner: u64) {
         if lock(&self.locks.owners).remove(&(open.inode.node, owner)).is_none() {
             return;
         }
         let (handle, family) = (open.id, LockFamily::Range);
         let all = LockedBytes { handle, owner, start: 0, end: u64::MAX, family };
-        self.remote.unlock(of(open, all, LockKind::Shared));
+        self.let_go(of(open, all, LockKind::Shared)).await;
     }
 
     /// The last descriptor of a handle is closed.

@@ -103,7 +103,7 @@ impl Fs {
     pub async fn flush(&self, handle: HandleId, owner: u64) -> Result<(), Errno> {
         let open = self.handles.get(handle)?;
         let applied = self.applied(&open.inode, open.inode.last()).await;
-        self.unlock_closed(&open, owner);
+        self.unlock_closed(&open, owner).await;
         applied?;
         open.inode.take_error()
     }
