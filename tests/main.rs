@@ -18,6 +18,10 @@ mod cli;
 mod fsx;
 /// The key gates the mount: pulled, nothing can be read; back, it is mounted again.
 mod gate;
+/// What is open when the host is killed or its machine restarted.
+mod kept;
+/// File locks between clients, and with processes of the host.
+mod locks;
 /// Three programs with three state directories on loopback, and a kernel mount.
 mod loopback;
 /// Host, client and server behind NATs, in network namespaces.

@@ -14,12 +14,14 @@ use p2pfs::identity::{MacAddress, PairKey, PeerId, SecretKey};
 use p2pfs::net::host::{Host, HostConfig};
 use p2pfs::net::remote::Remote;
 use p2pfs::net::rendezvous::RecordedKey;
-use p2pfs::net::serve::{Authorised, Export, Policy};
+use p2pfs::net::serve::{Authorised, Export, Notices, Policy};
 use p2pfs::net::session::{ClientConfig, ClientSession};
+use p2pfs::proto::PeerMisbehaved;
 use p2pfs::proto::redo::execute::How;
 use p2pfs::proto::redo::record::{Header, Recovered};
 use p2pfs::wire::call::{Call, Reply};
 use p2pfs::wire::errno::Errno;
+use p2pfs::wire::lease::LeaseRequest;
 use p2pfs::wire::log::{Change, Mutation, NodeRef, Outcome, Refused};
 use p2pfs::wire::name::Name;
 use p2pfs::wire::session::{Denial, DeviceId, Identify};
@@ -109,6 +111,16 @@ impl Export for Memory {
         *self.recorded.lock().unwrap() = Some(Recovered { header: *header, done, intents });
         Ok(())
     }
+
+    fn attend_locks(&self, _: Notices) {}
+
+    fn ask_lock(&self, _: LeaseRequest) -> Result<(), PeerMisbehaved> {
+        Ok(())
+    }
+
+    fn leave(&self) {}
+
+    fn end(&self) {}
 
     fn note_stable(&self, upto: Seq) {
         if let Some(recorded) = &mut *self.recorded.lock().unwrap() {

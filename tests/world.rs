@@ -148,6 +148,22 @@ impl World {
         self.start(Side::Host, &args)
     }
 
+    /// The same host, after its machine has booted again: the kernel says another boot id.
+    pub(crate) fn host_after_boot(&self, server: &str, shares: &[String]) -> Daemon {
+        let id = self.path("boot_id");
+        fs::write(&id, "00000000-1111-2222-3333-444444444444\n").unwrap();
+        let within = "mount --bind \"$0\" /proc/sys/kernel/random/boot_id && exec \"$@\"";
+        let mut command = self.command(Side::Host, "unshare");
+        command.args(["--mount", "sh", "-c", within]).arg(&id);
+        command.arg(programs::path(Side::Host.program()));
+        command.args(["serve", "--server", server]);
+        for share in shares {
+            command.args(["--share", share]);
+        }
+        command.arg("--state").arg(self.state(Side::Host));
+        Daemon::start(command, Side::Host.word(), &self.dir)
+    }
+
     /// Pairs the key directory `name` with the host.
     pub(crate) fn pair(&self, name: &str, more: &[&str]) -> Paired {
         let dir = self.directory(name);

@@ -11,8 +11,11 @@ mod beneath;
 mod change;
 mod data;
 mod dir;
+mod locked;
+mod locks;
 mod meta;
 mod node;
+mod opens;
 mod quick;
 mod read;
 mod redo;
@@ -28,11 +31,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use p2pfs::id::{Epoch, HandleId, NodeId, Seq, SessionId};
 use p2pfs::limits::{FORGET_NODES_MAX, HANDLES_MAX};
-use p2pfs::net::serve::Export;
+use p2pfs::net::daemon;
+use p2pfs::net::serve::{Export, Notices};
+use p2pfs::proto::PeerMisbehaved;
 use p2pfs::proto::redo::execute::How;
 use p2pfs::proto::redo::record::{Header, Recovered};
 use p2pfs::wire::call::{Access, Call, Entry, ReadVersion, Reply};
 use p2pfs::wire::errno::Errno;
+use p2pfs::wire::lease::LeaseRequest;
 use p2pfs::wire::log::{Change, Outcome, Refused};
 use p2pfs::wire::name::Name;
 use rustix::fs::{CWD, Mode, OFlags};
@@ -41,7 +47,9 @@ use rustix::process::geteuid;
 use serde::{Deserialize, Serialize};
 
 use acting::Acting;
+use locks::LockTable;
 use node::Nodes;
+use opens::OpenTable;
 
 use crate::accounts;
 use crate::keys::Map;
@@ -58,6 +66,8 @@ pub struct Share {
     squash: Acting,
     /// Whether what the kernel has in memory is answered at once.
     quick: bool,
+    opens: OpenTable,
+    locks: LockTable,
 }
 
 /// How a share knows its disk again.
@@ -91,8 +101,10 @@ pub struct View {
     handles: Mutex<HashMap<HandleId, Arc<OpenFile>>>,
     /// The nodes that the session was told.
     known: Mutex<HashSet<NodeId>>,
-    /// Without one a killed host forgets the session.
+    session: SessionId,
+    /// Without them a killed host forgets the session.
     record: Option<Record>,
+    records: Option<Arc<Records>>,
 }
 
 /// An open file or directory.
@@ -134,7 +146,8 @@ impl Share {
         };
         let quick = quick::is_quick(root.as_fd());
         let nodes = Nodes::new(root, handles)?;
-        Ok(Arc::new(Self { nodes, squash, quick }))
+        let (opens, locks) = (OpenTable::default(), LockTable::default());
+        Ok(Arc::new(Self { nodes, squash, quick, opens, locks }))
     }
 
     /// How the share will know its disk again.
@@ -151,7 +164,7 @@ impl Share {
 
     /// A new session's view, which nobody remembers.
     pub fn view(self: &Arc<Self>) -> Arc<View> {
-        self.view_with(None, Map::Squash)
+        self.view_with(SessionId(daemon::random()), None, None, Map::Squash)
     }
 
     /// The view of a session that is remembered when this host is killed.
@@ -161,10 +174,18 @@ impl Share {
         records: &Arc<Records>,
         map: Map,
     ) -> Arc<View> {
-        self.view_with(Some(records.of(session, self.nodes.disk())), map)
+        self.recover_opens(records);
+        let record = records.of(session, self.nodes.disk());
+        self.view_with(session, Some(record), Some(Arc::clone(records)), map)
     }
 
-    fn view_with(self: &Arc<Self>, record: Option<Record>, map: Map) -> Arc<View> {
+    fn view_with(
+        self: &Arc<Self>,
+        session: SessionId,
+        record: Option<Record>,
+        records: Option<Arc<Records>>,
+        map: Map,
+    ) -> Arc<View> {
         Arc::new(View {
             share: Arc::clone(self),
             acting: match map {
@@ -173,7 +194,9 @@ impl Share {
             },
             handles: Mutex::default(),
             known: Mutex::default(),
+            session,
             record,
+            records,
         })
     }
 }
@@ -224,6 +247,8 @@ impl Export for View {
             Call::SyncAll { .. } => self.sync_share().map(|()| Reply::Done)?,
             Call::Release { handle, .. } => {
                 self.handles().remove(&handle);
+                self.close_locks(handle);
+                self.share.opens.close(self.session, handle);
                 Reply::Done
             }
             Call::Forget { nodes } => self.forget(&nodes).map(|()| Reply::Done)?,
@@ -273,6 +298,26 @@ impl Export for View {
     fn note_stable(&self, upto: Seq) {
         if let Some(record) = &self.record {
             record.note_stable(upto);
+        }
+    }
+
+    fn attend_locks(&self, notices: Notices) {
+        View::attend_locks(self, notices);
+    }
+
+    fn ask_lock(&self, request: LeaseRequest) -> Result<(), PeerMisbehaved> {
+        View::ask_lock(self, request)
+    }
+
+    fn leave(&self) {
+        self.forget_locks();
+    }
+
+    fn end(&self) {
+        self.forget_locks();
+        self.end_opens();
+        if let Some(record) = &self.record {
+            record.end();
         }
     }
 }
@@ -334,10 +379,6 @@ impl View {
         lock(&self.handles)
     }
 
-    fn handle(&self, handle: HandleId) -> Result<Arc<OpenFile>, Errno> {
-        self.handles().get(&handle).cloned().ok_or(Errno::EBADF)
-    }
-
     /// What holds the node: its open file, which also reaches it unlinked, or whatever finds it.
     fn holder(&self, node: NodeId, handle: Option<HandleId>) -> Result<Arc<OwnedFd>, Errno> {
         match handle.map(|handle| self.handle(handle)) {
@@ -348,18 +389,17 @@ impl View {
 
     /// Gives an open file its number. One that is sent again stays the same open.
     fn admit(&self, handle: HandleId, open: OpenFile) -> Result<(), Errno> {
-        let mut handles = self.handles();
-        if handles.len() >= HANDLES_MAX {
+        match self.handle(handle) {
+            Ok(same) if same.node == open.node => return Ok(()),
+            Ok(_) => return Err(Errno::EINVAL),
+            Err(_) => {}
+        }
+        if self.handles().len() >= HANDLES_MAX {
             return Err(Errno::EMFILE);
         }
-        match handles.get(&handle) {
-            Some(same) if same.node == open.node => Ok(()),
-            Some(_) => Err(Errno::EINVAL),
-            None => {
-                handles.insert(handle, Arc::new(open));
-                Ok(())
-            }
-        }
+        self.note_open(handle, open.node, open.access)?;
+        self.handles().insert(handle, Arc::new(open));
+        Ok(())
     }
 }
 

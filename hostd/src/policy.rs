@@ -70,6 +70,21 @@ impl Shares {
         Ok(Self { shares: Mutex::new(shares) })
     }
 
+    /// Takes over what sessions had open when the run before was ended.
+    fn recover(&self, records: &Records) {
+        for (name, served) in &*self.lock() {
+            let Some(share) = &served.share else { continue };
+            share.recover_opens(records);
+            if !share.finds_by_identity() {
+                tracing::warn!(
+                    share = name,
+                    "what clients have open fails with ESTALE when hostd is restarted: keeping it \
+                     needs root (CAP_DAC_READ_SEARCH), and ext4, f2fs, xfs, btrfs or tmpfs"
+                );
+            }
+        }
+    }
+
     /// As `status --json` shows them.
     pub fn status(&self) -> Value {
         let shares = self.lock();
@@ -112,6 +127,7 @@ impl Shares {
 impl House {
     /// The rules of this owner for these shares, whose sessions are remembered in `records`.
     pub fn new(owner: Arc<Owner>, shares: Arc<Shares>, records: Arc<Records>) -> Self {
+        shares.recover(&records);
         Self { owner, shares, records }
     }
 

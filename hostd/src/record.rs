@@ -2,7 +2,9 @@
 //!
 //! `sessions/` in the state directory. A process that is killed leaves every write that it made, so
 //! the files are written and never synced: after a crash of the machine another epoch begins, and
-//! nobody reads them.
+//! nobody reads them. What is open is another matter (`opens`).
+
+mod opens;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -23,6 +25,7 @@ use p2pfs::wire::errno::Errno;
 use p2pfs::wire::log::{Outcome, Refused};
 
 use crate::export::Disk;
+pub use opens::OpensRecord;
 
 const DIR: &str = "sessions";
 const EXTENSION: &str = "record";
@@ -86,7 +89,8 @@ impl Records {
             let unused = SystemTime::now().duration_since(used).unwrap_or_default();
             let ends = |ending: &str| path.extension().is_some_and(|is| is == ending);
             // What ends so was not named yet when a run was killed
-            if ends(UNNAMED) || (ends(EXTENSION) && unused > SESSION_RECORD) {
+            let is_record = ends(EXTENSION) || ends(opens::EXTENSION);
+            if ends(UNNAMED) || (is_record && unused > SESSION_RECORD) {
                 fs::remove_file(path)?;
             }
         }
@@ -94,9 +98,9 @@ impl Records {
     }
 
     /// Makes room for one more: the one that was not used for longest goes.
-    fn make_room(&self) -> io::Result<()> {
+    fn make_room(&self, extension: &str) -> io::Result<()> {
         let mut files = self.files()?;
-        files.retain(|(_, path)| path.extension().is_some_and(|ending| ending == EXTENSION));
+        files.retain(|(_, path)| path.extension().is_some_and(|ending| ending == extension));
         files.sort();
         let many = (files.len() + 1).saturating_sub(SESSIONS_MAX);
         files.drain(..many).try_for_each(|(_, path)| fs::remove_file(path))
@@ -176,7 +180,7 @@ impl Record {
         let path = self.path();
         let begin = || {
             if !path.exists() {
-                self.records.make_room()?;
+                self.records.make_room(EXTENSION)?;
             }
             let unnamed = path.with_extension(UNNAMED);
             let mut options = OpenOptions::new();
@@ -190,6 +194,13 @@ impl Record {
         let file = Arc::new(file.map_err(Errno::from)?);
         *lock(&self.kept) = Some(Kept { file, header: *header });
         Ok(())
+    }
+
+    /// The session is over: nobody comes back for its results.
+    pub fn end(&self) {
+        *lock(&self.kept) = None;
+        // Read-only sessions have none
+        let _ = fs::remove_file(self.path());
     }
 
     /// All entries up to `upto` are on the disk.
@@ -229,13 +240,17 @@ impl Record {
     }
 
     fn path(&self) -> PathBuf {
-        let mut name = String::new();
-        for byte in self.session.0 {
-            // Writing to a string cannot fail
-            let _ = write!(name, "{byte:02x}");
-        }
-        self.records.dir.join(name).with_extension(EXTENSION)
+        self.records.dir.join(session_name(self.session)).with_extension(EXTENSION)
     }
+}
+
+fn session_name(session: SessionId) -> String {
+    let mut name = String::new();
+    for byte in session.0 {
+        // Writing to a string cannot fail
+        let _ = write!(name, "{byte:02x}");
+    }
+    name
 }
 
 /// This boot of the machine.

@@ -9,6 +9,7 @@
 mod dir;
 mod handle;
 mod inode;
+mod lock;
 mod open;
 mod read;
 mod space;
@@ -24,7 +25,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use p2pfs::id::{HandleId, NodeId, Seq};
 use p2pfs::limits::FORGET_NODES_MAX;
-use p2pfs::net::remote::{Remote, Submitted};
+use p2pfs::net::remote::{BoxFuture, Remote, Submitted};
 use p2pfs::wire::call::{Access, Asked, Attr, Call, Entry, Reply};
 use p2pfs::wire::errno::Errno;
 use p2pfs::wire::log::{
@@ -40,6 +41,8 @@ pub use dir::{COOKIE_DOT, COOKIE_DOT_DOT, Portion};
 use handle::{Handle, HandleTable};
 pub(crate) use inode::Inode;
 use inode::{Effect, InodeTable};
+use lock::LockBook;
+pub use lock::LockedBytes;
 pub(crate) use read::COPY_BYTES;
 use space::Space;
 pub use write::{Until, WriteMode};
@@ -55,6 +58,12 @@ pub trait Kernel: Send + Sync {
 
     /// Pages of this node are out of date. Only queues.
     fn drop_pages(&self, ino: u64);
+
+    /// As [`Self::drop_pages`]; resolves when it is done.
+    fn pages_dropped(&self, ino: u64) -> BoxFuture<()> {
+        self.drop_pages(ino);
+        Box::pin(std::future::ready(()))
+    }
 }
 
 /// A share as a file system.
@@ -64,6 +73,7 @@ pub struct Fs {
     cache: Arc<BlockCache>,
     inodes: InodeTable,
     handles: HandleTable,
+    locks: LockBook,
     /// Grows with every change that is settled: tells answers from before and after it apart.
     ticks: AtomicU64,
     /// The last entry of the log.
@@ -123,6 +133,7 @@ impl Fs {
             cache: Arc::new(BlockCache::new(budget)),
             inodes: InodeTable::new(),
             handles: HandleTable::default(),
+            locks: LockBook::default(),
             ticks: AtomicU64::new(0),
             last: AtomicU64::new(0),
             idle: Mutex::default(),

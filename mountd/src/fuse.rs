@@ -6,9 +6,11 @@
 
 mod convert;
 mod listing;
+mod locks;
 pub mod mount;
 pub mod notify;
 mod requests;
+mod waiting;
 
 use std::future::Future;
 use std::io;
@@ -31,6 +33,7 @@ use crate::gate::valve::{Pass, Shut, Valve};
 pub use convert::Presentation;
 use convert::{error, file_attr};
 use notify::KernelLink;
+use waiting::Signals;
 
 /// How long the kernel may keep attributes and entries.
 const TTL: Duration = Duration::from_secs(1);
@@ -111,7 +114,7 @@ impl Adaptor {
         let _runtime = self.runtime.enter();
         let work = Self::asked_by(self.asking, work(Arc::clone(&self.fs)));
         match self.valve.try_enter() {
-            Some(Ok(pass)) => Self::answer_within(pass, work, reply),
+            Some(Ok(pass)) => Self::answer_within(pass, self.asking, work, reply),
             Some(Err(Shut)) => reply(Err(error(PULLED))),
             None => {
                 let valve = Arc::clone(&self.valve);
@@ -132,9 +135,11 @@ impl Adaptor {
         }
     }
 
-    /// Answers what has come through the valve. Needs the runtime around it.
+    /// Answers what has come through the valve; with EINTR if the one who asks is ended meanwhile,
+    /// though what was begun goes on. Needs the runtime around it.
     fn answer_within<F, T>(
         pass: Pass,
+        asking: Option<Asking>,
         work: F,
         reply: impl FnOnce(Result<T, Errno>) + Send + 'static,
     ) where
@@ -146,9 +151,16 @@ impl Adaptor {
         match work.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(result) => reply(result.map_err(error)),
             Poll::Pending => {
+                let caller = asking.map_or(0, |asking| asking.pid);
                 tokio::spawn(async move {
                     let _pass = pass;
-                    reply(work.await.map_err(error));
+                    tokio::select! {
+                        result = &mut work => return reply(result.map_err(error)),
+                        () = waiting::interrupted(caller, Signals::Fatal) => {}
+                    }
+                    reply(Err(Errno::EINTR));
+                    // what was begun is ended in order
+                    let _ = work.await;
                 });
             }
         }

@@ -5,11 +5,13 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use bytes::Bytes;
 use p2pfs::id::{Epoch, HandleId, Seq};
-use p2pfs::net::serve::Export;
+use p2pfs::net::serve::{Export, Notices};
+use p2pfs::proto::PeerMisbehaved;
 use p2pfs::proto::redo::execute::How;
 use p2pfs::proto::redo::record::{Header, Recovered};
 use p2pfs::wire::call::{Call, Reply};
 use p2pfs::wire::errno::Errno;
+use p2pfs::wire::lease::LeaseRequest;
 use p2pfs::wire::log::{Change, Outcome, Refused};
 use p2pfs_hostd::export::View;
 
@@ -67,7 +69,7 @@ impl Export for Stall {
                     state.handles.insert(handle);
                 }
             }
-            Call::Read { handle, .. } => self.hang(handle),
+            Call::Read { handle, .. } | Call::ReadVersion { handle, .. } => self.hang(handle),
             _ => {}
         }
         self.view.call(call)
@@ -102,5 +104,20 @@ impl Export for Stall {
 
     fn note_stable(&self, upto: Seq) {
         self.view.note_stable(upto);
+    }
+    fn attend_locks(&self, notices: Notices) {
+        self.view.attend_locks(notices);
+    }
+
+    fn ask_lock(&self, request: LeaseRequest) -> Result<(), PeerMisbehaved> {
+        self.view.ask_lock(request)
+    }
+
+    fn leave(&self) {
+        self.view.leave();
+    }
+
+    fn end(&self) {
+        self.view.end();
     }
 }

@@ -133,6 +133,7 @@ impl Host {
             let ends = session.peer == peer;
             if ends {
                 session.close(CloseReason::Revoked);
+                session.end();
             }
             !ends
         });
@@ -221,7 +222,11 @@ impl Shared {
                 let mut state = self.lock();
                 state.sessions.retain(|_, session| {
                     in_use |= session.is_connected();
-                    session.idle(now).is_none_or(|idle| idle < SESSION_LINGER)
+                    let stays = session.idle(now).is_none_or(|idle| idle < SESSION_LINGER);
+                    if !stays {
+                        session.leave();
+                    }
+                    stays
                 });
                 let old =
                     |one: &Introduced| one.path.is_none() && now > one.quiet_since + SESSION_LINGER;

@@ -7,9 +7,10 @@ use std::pin::Pin;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use crate::id::Seq;
+use crate::id::{HandleId, Seq};
 use crate::wire::call::{Call, Reply};
 use crate::wire::errno::Errno;
+use crate::wire::lease::{Blocker, Lock};
 use crate::wire::log::{Change, Outcome};
 
 /// A future that can be kept anywhere.
@@ -35,6 +36,29 @@ pub trait Remote: Send + Sync {
     /// Resolves when nothing is to be expected of the host now: `ETIMEDOUT` when it has been silent
     /// for the grace, `ENOTCONN` when the session has ended.
     fn given_up(&self) -> BoxFuture<Errno>;
+
+    /// Locks a file; `ENOLCK` where there are no locks. `wait`: until it can be had; else `EAGAIN` if somebody else has it. Dropping
+    /// the future cancels the wait.
+    fn lock(&self, _lock: Lock, _wait: bool) -> BoxFuture<Result<(), Errno>> {
+        Box::pin(std::future::ready(Err(Errno::ENOLCK)))
+    }
+
+    /// Who keeps a lock from being had.
+    fn test_lock(&self, _lock: Lock) -> BoxFuture<Result<Option<Blocker>, Errno>> {
+        Box::pin(std::future::ready(Err(Errno::ENOLCK)))
+    }
+
+    /// Lets bytes go. Not answered: the host hears of it in its turn.
+    fn unlock(&self, _lock: Lock) {}
+
+    /// A handle is closed, and its locks with it.
+    fn close_locks(&self, _handle: HandleId) {}
+
+    /// Whether a restarted host could not give a lock of the handle again: it fails until it is
+    /// closed.
+    fn has_lost_lock(&self, _handle: HandleId) -> bool {
+        false
+    }
 }
 
 /// A change that has its number.

@@ -4,13 +4,16 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::sync::mpsc;
 
 use crate::id::{Epoch, Seq};
 use crate::identity::PeerId;
+use crate::proto::PeerMisbehaved;
 use crate::proto::redo::execute::How;
 use crate::proto::redo::record::{Header, Recovered};
 use crate::wire::call::{Call, Reply};
 use crate::wire::errno::Errno;
+use crate::wire::lease::{LeaseRequest, Notice};
 use crate::wire::log::{Change, Outcome, Refused};
 use crate::wire::session::{Denial, Identify};
 
@@ -86,4 +89,32 @@ pub trait Export: Send + Sync {
 
     /// All entries up to `upto` are on the disk: for the record.
     fn note_stable(&self, upto: Seq);
+
+    /// From now on what this host says of the session's locks goes to `notices`.
+    fn attend_locks(&self, notices: Notices);
+
+    /// The session asks about locks. What one connection carried does not come here any more once
+    /// there is a newer one.
+    ///
+    /// # Errors
+    ///
+    /// The client breaks the protocol.
+    fn ask_lock(&self, request: LeaseRequest) -> Result<(), PeerMisbehaved>;
+
+    /// The client has stayed away for long, or is not to come back: its locks are free.
+    fn leave(&self);
+
+    /// The session is over for good: nobody comes back to what it had open.
+    fn end(&self);
+}
+
+/// The way to a session's client for what it is told unasked.
+#[derive(Clone, Debug)]
+pub struct Notices(pub(crate) mpsc::UnboundedSender<Notice>);
+
+impl Notices {
+    /// Tells; in vain if the connection is gone.
+    pub fn send(&self, notice: Notice) {
+        let _ = self.0.send(notice);
+    }
 }

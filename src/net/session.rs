@@ -7,6 +7,7 @@
 mod core;
 mod lanes;
 mod link;
+mod locks;
 mod supervisor;
 
 use std::sync::Arc;
@@ -18,13 +19,14 @@ use tokio::task::JoinHandle;
 
 use crate::address::ServerAddress;
 use crate::failure::{Code, Failure};
-use crate::id::{Seq, SessionId};
+use crate::id::{HandleId, Seq, SessionId};
 use crate::identity::{MacAddress, PairKey, PeerId, SecretKey};
 use crate::net::remote::{BoxFuture, Remote, Submitted};
 use crate::proto::redo::log::{Kept, KeptEntry};
 use crate::proto::session::End;
 use crate::wire::call::{Call, Reply};
 use crate::wire::errno::Errno;
+use crate::wire::lease::{Blocker, Lock};
 use crate::wire::log::Change;
 use crate::wire::session::{Denial, DeviceId, Grant};
 
@@ -208,6 +210,26 @@ impl Remote for ClientSession {
 
     fn given_up(&self) -> BoxFuture<Errno> {
         Box::pin(Core::given_up(Arc::clone(&self.core)))
+    }
+
+    fn lock(&self, lock: Lock, wait: bool) -> BoxFuture<Result<(), Errno>> {
+        Box::pin(Core::lock_file(Arc::clone(&self.core), lock, wait))
+    }
+
+    fn test_lock(&self, lock: Lock) -> BoxFuture<Result<Option<Blocker>, Errno>> {
+        Box::pin(Core::test_lock(Arc::clone(&self.core), lock))
+    }
+
+    fn unlock(&self, lock: Lock) {
+        self.core.unlock_file(lock);
+    }
+
+    fn close_locks(&self, handle: HandleId) {
+        self.core.close_locks(handle);
+    }
+
+    fn has_lost_lock(&self, handle: HandleId) -> bool {
+        self.core.has_lost_lock(handle)
     }
 }
 

@@ -160,6 +160,13 @@ pub enum LeaseRequest {
         /// How many directories are wanted; at most 256.
         directories: u16,
     },
+    /// Who keeps this lock from being had (`F_GETLK`). -> [`Notice::LockTested`]
+    TestLock {
+        /// Which one is answered.
+        request: RequestId,
+        /// Which.
+        lock: Lock,
+    },
 }
 
 /// What a host tells. **Append only: the order is the format.**
@@ -243,4 +250,24 @@ pub enum Notice {
     },
     /// The host works on what was asked, though it takes long (a disk that spins up).
     Working,
+    /// Who keeps a lock from being had; nobody: it is free.
+    LockTested {
+        /// Which request is answered.
+        request: RequestId,
+        /// One of those who do.
+        blocker: Option<Blocker>,
+    },
+}
+
+/// A lock that keeps another from being had.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Blocker {
+    /// From this byte.
+    pub start: u64,
+    /// To this byte, it included; `u64::MAX` is the end, wherever it is.
+    pub end: u64,
+    /// Shared or exclusive.
+    pub kind: LockKind,
+    /// Its owner, if it is one of the session that asks.
+    pub owner: Option<u64>,
 }

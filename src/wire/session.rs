@@ -136,6 +136,8 @@ pub enum CloseReason {
     Misbehaved,
     /// The session could not be opened: the verdict says why.
     Denied,
+    /// The client ends the session: nobody comes back to what it had open.
+    Ended,
 }
 
 impl CloseReason {
@@ -147,6 +149,7 @@ impl CloseReason {
             Self::Replaced => 2,
             Self::Misbehaved => 3,
             Self::Denied => 4,
+            Self::Ended => 5,
         }
     }
 
@@ -157,6 +160,7 @@ impl CloseReason {
             2 => Self::Replaced,
             3 => Self::Misbehaved,
             4 => Self::Denied,
+            5 => Self::Ended,
             _ => Self::Done,
         }
     }

@@ -3,7 +3,7 @@
 use p2pfs::id::{HostRun, LeaseId, RequestId};
 use p2pfs::wire::errno::Errno;
 use p2pfs::wire::lease::{
-    Claim, Lease, LeaseKind, LeaseRequest, Lock, LockFamily, LockKind, Notice, Version,
+    Blocker, Claim, Lease, LeaseKind, LeaseRequest, Lock, LockFamily, LockKind, Notice, Version,
 };
 
 use super::{ATTR, HANDLE, NODE, golden};
@@ -16,6 +16,8 @@ const VERSION: Version = Version { ctime: ATTR.ctime, mtime: ATTR.mtime, size: 9
 fn lock(kind: LockKind, family: LockFamily) -> Lock {
     Lock { node: NODE, handle: HANDLE, owner: 99, start: 10, end: u64::MAX, kind, family }
 }
+
+const BLOCKER: Blocker = Blocker { start: 1, end: 9, kind: LockKind::Exclusive, owner: Some(7) };
 
 #[test]
 fn requests_have_their_bytes() {
@@ -39,6 +41,7 @@ fn requests_have_their_bytes() {
         ("unlock", LeaseRequest::Unlock { lock: whole }),
         ("cancel_lock", LeaseRequest::CancelLock { request }),
         ("premake", LeaseRequest::Premake { files: 64, directories: 4 }),
+        ("test_lock", LeaseRequest::TestLock { request, lock: range }),
     ];
     for (name, request) in requests {
         golden(&format!("lease_{name}"), &request);
@@ -63,6 +66,8 @@ fn notices_have_their_bytes() {
         ("locked_not", Notice::Locked { request, result: Err(Errno::EAGAIN) }),
         ("premade", Notice::Premade { files: vec![NODE], directories: vec![] }),
         ("working", Notice::Working),
+        ("lock_free", Notice::LockTested { request, blocker: None }),
+        ("lock_blocked", Notice::LockTested { request, blocker: Some(BLOCKER) }),
     ];
     for (name, notice) in notices {
         golden(&format!("notice_{name}"), &notice);

@@ -88,6 +88,11 @@ impl Daemon {
 
     /// Ends it without any order.
     pub(crate) fn kill(mut self) {
+        self.kill_now();
+    }
+
+    /// The same, for one that is to be replaced.
+    pub(crate) fn kill_now(&mut self) {
         let mut child = self.child.take().unwrap();
         child.kill().unwrap();
         child.wait().unwrap();

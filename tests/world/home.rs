@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::lab::Lab;
 use super::{Daemon, Outcome, Paired, Side, World};
@@ -70,8 +71,62 @@ impl Home {
         self.world.sync(&self.mountpoint);
     }
 
+    /// Kills the host and starts it again.
+    pub(crate) fn restart_host(&mut self) {
+        let (server, shares) = self.host_args();
+        self.host.kill_now();
+        self.host = self.world.host(&server, &shares);
+    }
+
+    /// The same, on a machine that has booted since.
+    pub(crate) fn reboot_host(&mut self) {
+        let (server, shares) = self.host_args();
+        self.host.kill_now();
+        self.host = self.world.host_after_boot(&server, &shares);
+    }
+
+    /// Kills the host; what is done then is done before it starts again.
+    pub(crate) fn restart_host_after(&mut self, meanwhile: impl FnOnce()) {
+        let (server, shares) = self.host_args();
+        self.host.kill_now();
+        meanwhile();
+        self.host = self.world.host(&server, &shares);
+    }
+
+    fn host_args(&self) -> (String, [String; 1]) {
+        (self.server.ready.clone(), [format!("disk={}", self.disk.display())])
+    }
+
+    /// Mounts the disk on another machine, with another key.
+    #[track_caller]
+    pub(crate) fn second_mount(&self, options: &str) -> Second {
+        let key = self.world.pair("second", &["--authorise"]);
+        let mountpoint = self.world.directory("elsewhere");
+        let state = self.world.path("state").join("second");
+        let args = ["mount", &key.source("disk"), mountpoint.to_str().unwrap(), "-o", options];
+        let mount = self.world.program_in(Side::Client, &state, &args);
+        Outcome::of(mount, Duration::from_secs(40)).ok();
+        Second { mountpoint, state }
+    }
+
     /// `-o state=DIR`, for mount(8).
     pub(crate) fn state_option(&self) -> String {
         format!("state={}", self.world.state(Side::Client).display())
+    }
+}
+
+/// A mount on a second machine.
+pub(crate) struct Second {
+    pub(crate) mountpoint: PathBuf,
+    state: PathBuf,
+}
+
+impl Second {
+    /// Unmounts.
+    #[track_caller]
+    pub(crate) fn unmount(&self, home: &Home) {
+        let args = ["unmount", self.mountpoint.to_str().unwrap()];
+        let unmount = home.world.program_in(Side::Client, &self.state, &args);
+        Outcome::of(unmount, Duration::from_secs(40)).ok();
     }
 }

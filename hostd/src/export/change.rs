@@ -158,10 +158,13 @@ impl View {
         let dir = self.dir(parent, name)?;
         let occupant = found.name.as_ref().ok_or_else(|| absent(&dir, name))?;
         let name = beneath::c_name(name).map_err(errno)?;
-        rustix::fs::unlinkat(&dir, &*name, flags).map_err(errno)?;
+        let covered = self.cover(occupant);
+        let removed = rustix::fs::unlinkat(&dir, &*name, flags);
+        self.uncover(covered, removed.is_ok());
+        removed.map_err(errno)?;
         // A directory has one name
-        let linked =
-            flags.is_empty() && meta::attr(occupant.fd.as_fd()).is_ok_and(|attr| attr.nlink > 0);
+        let named = |attr| self.shown(occupant.node, attr).nlink > 0;
+        let linked = flags.is_empty() && meta::attr(occupant.fd.as_fd()).is_ok_and(named);
         Ok(Outcome::Removed { node: occupant.node, linked })
     }
 
@@ -185,7 +188,14 @@ impl View {
         }
         let old = beneath::c_name(name).map_err(errno)?;
         let new = beneath::c_name(new_name).map_err(errno)?;
-        rustix::fs::renameat_with(&from, &*old, &to, &*new, flags).map_err(errno)?;
+        let replaced = found.new_name.as_ref().filter(|replaced| replaced.node != *node);
+        let covered = match mode {
+            RenameMode::Replace => replaced.and_then(|replaced| self.cover(replaced)),
+            RenameMode::NoReplace | RenameMode::Exchange => None,
+        };
+        let renamed = rustix::fs::renameat_with(&from, &*old, &to, &*new, flags);
+        self.uncover(covered, renamed.is_ok());
+        renamed.map_err(errno)?;
         self.nodes().moved(new_parent, &to, new_name);
         if mode == RenameMode::Exchange {
             self.nodes().moved(parent, &from, name);

@@ -54,7 +54,8 @@ impl View {
             Call::Lookup { parent, ref name } => self.lookup_now(parent, name)?.map(Reply::Entry),
             Call::GetAttr { node, handle } => {
                 let fd = self.held(node, handle)?;
-                meta::attr(fd.as_fd()).map(Reply::Attr).map_err(errno)
+                let attr = meta::attr(fd.as_fd()).map_err(errno);
+                attr.map(|attr| Reply::Attr(self.shown(node, attr)))
             }
             Call::Read { handle, offset, len } => {
                 return Some(Ok((Reply::Data, self.read_now(handle, offset, len)?)));
@@ -122,6 +123,9 @@ impl View {
             return None;
         }
         handles.remove(&handle);
+        drop(handles);
+        self.close_locks(handle);
+        self.share.opens.close(self.session, handle);
         Some(Ok(Reply::Done))
     }
 

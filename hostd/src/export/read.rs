@@ -31,7 +31,8 @@ impl View {
 
     pub(super) fn attr(&self, node: NodeId, handle: Option<HandleId>) -> Result<Attr, Errno> {
         let fd = self.holder(node, handle)?;
-        let mut attr = meta::attr(fd.as_fd()).map_err(errno)?;
+        let attr = meta::attr(fd.as_fd()).map_err(errno)?;
+        let mut attr = self.shown(node, attr);
         if xattr::is_without(fd.as_fd()) {
             attr.mode |= Attr::NO_XATTRS;
         }

@@ -160,7 +160,8 @@ impl Tree<Bytes> for Carrying<'_> {
 
     fn perform(&self, _: Seq, change: &Change, body: &Bytes, _: &Seen) -> Result<Outcome, Errno> {
         let _acts = self.view.acting.begin(change.caller.as_ref())?;
-        self.view.change(change, body, &self.found.borrow())
+        let outcome = self.view.change(change, body, &self.found.borrow())?;
+        Ok(self.view.shown_in(&change.mutation, outcome))
     }
 
     fn outcome(&self, _: Seq, change: &Change, _: &Bytes, seen: &Seen) -> Result<Outcome, Errno> {
@@ -170,7 +171,8 @@ impl Tree<Bytes> for Carrying<'_> {
         let attr = |node: &NodeRef| {
             let fd = view.nodes().find(node_id(*node)?)?;
             stamp(fd.as_fd(), at);
-            meta::attr(fd.as_fd()).map_err(errno)
+            let attr = meta::attr(fd.as_fd()).map_err(errno)?;
+            Ok(view.shown(node_id(*node)?, attr))
         };
         match &change.mutation {
             Mutation::Nothing | Mutation::SetXattr { .. } | Mutation::RemoveXattr { .. } => {
@@ -218,7 +220,9 @@ impl Tree<Bytes> for Carrying<'_> {
     }
 
     fn is_named(&self, node: NodeId) -> Result<bool, Errno> {
-        match self.view.attr(node, None) {
+        // One that is kept because somebody has it open counts: it can be written
+        let found = self.view.nodes().find(node);
+        match found.and_then(|fd| meta::attr(fd.as_fd()).map_err(errno)) {
             Ok(attr) => Ok(attr.nlink > 0),
             Err(Errno::ESTALE) => Ok(false),
             Err(other) => Err(other),

@@ -93,6 +93,7 @@ impl Fs {
     /// Closes a handle; the host is told in its own time.
     pub fn release(self: &Arc<Self>, handle: HandleId) {
         let Some(open) = self.handles.remove(handle) else { return };
+        self.close_locks(handle);
         let first = {
             let mut closed = lock(&self.closed);
             closed.push(open);

@@ -28,7 +28,7 @@ impl Fs {
         offset: u64,
         len: u32,
     ) -> Result<Bytes, Errno> {
-        let open = self.handles.get(handle)?;
+        let open = self.unbroken(handle)?;
         // writes that were accepted before are part of the file
         self.applied(&open.inode, open.inode.last()).await?;
         if len == 0 {

@@ -234,7 +234,7 @@ async fn a_write_is_accepted_before_it_is_applied_and_shown_at_once() {
     let waiting = fs.clone();
     let getattr = tokio::spawn(async move { waiting.getattr(FILE.ino, None).await });
     let waiting = fs.clone();
-    let flush = tokio::spawn(async move { waiting.flush(handle).await });
+    let flush = tokio::spawn(async move { waiting.flush(handle, 0).await });
     tokio::task::yield_now().await;
     assert!(!getattr.is_finished() && !flush.is_finished());
     host.release();
@@ -251,8 +251,8 @@ async fn an_error_of_an_accepted_write_is_told_once() {
     let enospc = Errno::from_number(28);
     lock(&host.state).refuse = Some(enospc);
     assert_eq!(fs.write(handle, 0, Bytes::from_static(b"x"), WriteMode::default()).await, Ok(1));
-    assert_eq!(fs.flush(handle).await, Err(enospc));
-    assert_eq!(fs.flush(handle).await, Ok(()));
+    assert_eq!(fs.flush(handle, 0).await, Err(enospc));
+    assert_eq!(fs.flush(handle, 0).await, Ok(()));
     // what the kernel holds is not what the host has
     lock(&host.state).refuse = None;
     assert!(!fs.open(FILE.ino, READ).await.unwrap().keep_pages);
@@ -266,7 +266,7 @@ async fn the_end_of_the_session_is_an_error_of_what_was_accepted() {
     host.hold();
     fs.write(handle, 0, Bytes::from_static(b"x"), WriteMode::default()).await.unwrap();
     lock(&host.state).held.clear();
-    assert_eq!(fs.flush(handle).await, Err(Errno::ENOTCONN));
+    assert_eq!(fs.flush(handle, 0).await, Err(Errno::ENOTCONN));
 }
 
 #[tokio::test]
@@ -301,7 +301,7 @@ async fn our_own_writes_keep_the_kernels_pages() {
             .await
             .unwrap();
     }
-    fs.flush(handle).await.unwrap();
+    fs.flush(handle, 0).await.unwrap();
     let change = AttrChange { mode: Some(0o600), ..AttrChange::default() };
     assert!(fs.setattr(FILE.ino, None, change).await.unwrap().settled);
     assert!(fs.open(FILE.ino, READ).await.unwrap().keep_pages);
@@ -340,7 +340,7 @@ async fn readers_join_one_fetch_and_a_write_in_between_voids_it() {
     tokio::task::yield_now().await;
     assert_eq!(host.count("read"), 1);
     fs.write(handle, 0, Bytes::from_static(b"new"), WriteMode::default()).await.unwrap();
-    fs.flush(handle).await.unwrap();
+    fs.flush(handle, 0).await.unwrap();
     host.reads.add_permits(100);
     for reader in readers {
         assert_eq!(reader.await.unwrap().unwrap()[..3], *b"new");
@@ -404,9 +404,9 @@ async fn near_the_end_of_the_space_the_host_answers_each_write() {
     lock(&host.state).refuse = Some(Errno::ENOSPC);
     let data = || Bytes::from_static(b"x");
     fs.write(handle, 0, data(), WriteMode::default()).await.unwrap();
-    assert_eq!(fs.flush(handle).await, Err(Errno::ENOSPC));
+    assert_eq!(fs.flush(handle, 0).await, Err(Errno::ENOSPC));
     assert_eq!(fs.write(handle, 0, data(), WriteMode::default()).await, Err(Errno::ENOSPC));
-    assert_eq!(fs.flush(handle).await, Ok(()));
+    assert_eq!(fs.flush(handle, 0).await, Ok(()));
 }
 
 #[tokio::test]

@@ -61,7 +61,7 @@ impl Fs {
         data: Bytes,
         how: WriteMode,
     ) -> Result<u32, Errno> {
-        let open = self.handles.get(handle)?;
+        let open = self.unbroken(handle)?;
         open.inode.take_error()?;
         let len = u32::try_from(data.len()).map_err(|_| Errno::EINVAL)?;
         let end = offset.saturating_add(u64::from(len));
@@ -179,10 +179,13 @@ impl Fs {
         Err(error)
     }
 
-    /// `close`: waits until the file's data is applied, and tells its first error.
-    pub async fn flush(&self, handle: HandleId) -> Result<(), Errno> {
+    /// `close`: waits until the file's data is applied, and tells its first error. `owner` loses
+    /// its locks of byte ranges.
+    pub async fn flush(&self, handle: HandleId, owner: u64) -> Result<(), Errno> {
         let open = self.handles.get(handle)?;
-        self.applied(&open.inode, open.inode.last()).await?;
+        let applied = self.applied(&open.inode, open.inode.last()).await;
+        self.unlock_closed(&open, owner).await;
+        applied?;
         open.inode.take_error()
     }
 

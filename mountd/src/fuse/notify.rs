@@ -8,6 +8,7 @@ use std::io;
 use std::sync::{Arc, OnceLock, mpsc};
 
 use fuser::{INodeNo, Notifier};
+use p2pfs::net::remote::BoxFuture;
 use tokio::sync::oneshot;
 
 use crate::fs::Kernel;
@@ -15,8 +16,11 @@ use crate::fs::Kernel;
 /// The way to the kernel; without a session, notices go nowhere.
 pub struct KernelLink {
     notifier: Arc<OnceLock<Notifier>>,
-    pages: mpsc::Sender<u64>,
+    pages: mpsc::Sender<DropPages>,
 }
+
+/// Whose pages are dropped, and who waits for it.
+type DropPages = (u64, Option<oneshot::Sender<()>>);
 
 impl KernelLink {
     /// A link that a session is still to be connected to.
@@ -56,9 +60,10 @@ impl KernelLink {
     }
 }
 
-fn drop_pages(queue: &mpsc::Receiver<u64>, notifier: &OnceLock<Notifier>) {
+fn drop_pages(queue: &mpsc::Receiver<DropPages>, notifier: &OnceLock<Notifier>) {
     while let Ok(first) = queue.recv() {
-        let nodes: BTreeSet<u64> = std::iter::once(first).chain(queue.try_iter()).collect();
+        let asked: Vec<DropPages> = std::iter::once(first).chain(queue.try_iter()).collect();
+        let nodes: BTreeSet<u64> = asked.iter().map(|(ino, _)| *ino).collect();
         let Some(notifier) = notifier.get() else {
             continue;
         };
@@ -66,6 +71,9 @@ fn drop_pages(queue: &mpsc::Receiver<u64>, notifier: &OnceLock<Notifier>) {
             if let Err(error) = notifier.inval_inode(INodeNo(ino), 0, 0) {
                 tracing::debug!(ino, %error, "the kernel did not drop pages");
             }
+        }
+        for waits in asked.into_iter().filter_map(|(_, waits)| waits) {
+            let _ = waits.send(());
         }
     }
 }
@@ -81,7 +89,15 @@ impl Kernel for KernelLink {
 
     fn drop_pages(&self, ino: u64) {
         // the thread lives as long as we do
-        let _ = self.pages.send(ino);
+        let _ = self.pages.send((ino, None));
+    }
+
+    fn pages_dropped(&self, ino: u64) -> BoxFuture<()> {
+        let (done, dropped) = oneshot::channel();
+        let _ = self.pages.send((ino, Some(done)));
+        Box::pin(async move {
+            let _ = dropped.await;
+        })
     }
 }
 

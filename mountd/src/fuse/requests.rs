@@ -11,16 +11,18 @@ use bytes::Bytes;
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, Generation,
     INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLock, ReplyLseek,
+    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use p2pfs::id::HandleId;
 use p2pfs::limits::BODY_BYTES_MAX;
+use p2pfs::wire::lease::{LockFamily, LockKind};
 use p2pfs::wire::log::{AttrChange, Mutation, NewMode, RenameMode};
 use p2pfs::wire::name::Target;
 
 use super::convert::{access, error, file_attr, name, seek, set_time, write_mode};
-use super::{Adaptor, BACKGROUND_MAX, listing, opened, ttl};
+use super::waiting::{self, Signals};
+use super::{Adaptor, BACKGROUND_MAX, listing, locks, opened, ttl};
 use crate::fs::Fs;
 
 /// What one request to copy may do at most, bytes.
@@ -40,6 +42,8 @@ impl Filesystem for Adaptor {
             InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
             // the host applies the umask, or a default ACL instead of it
             InitFlags::FUSE_DONT_MASK,
+            InitFlags::FUSE_POSIX_LOCKS,
+            InitFlags::FUSE_FLOCK_LOCKS,
         ] {
             if let Err(missing) = config.add_capabilities(wanted) {
                 tracing::debug!(?missing, "the kernel's FUSE lacks something that is optional");
@@ -71,13 +75,13 @@ impl Filesystem for Adaptor {
 
     fn getattr(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         handle: Option<FileHandle>,
         reply: ReplyAttr,
     ) {
         let handle = handle.map(|handle| HandleId(handle.0));
-        self.answer_attr(|fs| async move { fs.getattr(ino.0, handle).await }, reply);
+        self.by(request).answer_attr(|fs| async move { fs.getattr(ino.0, handle).await }, reply);
     }
 
     fn setattr(
@@ -111,8 +115,8 @@ impl Filesystem for Adaptor {
             .answer_attr(|fs| async move { fs.setattr(ino.0, handle, change).await }, reply);
     }
 
-    fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
-        self.answer(
+    fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
+        self.by(request).answer(
             |fs| async move { fs.readlink(ino.0).await },
             move |result| match result {
                 Ok(target) => reply.data(target.as_bytes()),
@@ -242,7 +246,7 @@ impl Filesystem for Adaptor {
 
     fn read(
         &self,
-        _request: &Request,
+        request: &Request,
         _ino: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -260,7 +264,7 @@ impl Filesystem for Adaptor {
                 fs.read(handle, offset, size).await
             }
         };
-        self.answer_data(read, reply);
+        self.by(request).answer_data(read, reply);
     }
 
     fn write(
@@ -289,20 +293,92 @@ impl Filesystem for Adaptor {
             // the kernel's pages, changed through a mapping: also when the key is gone
             let work = Self::asked_by(by.asking, write(Arc::clone(&self.fs)));
             let _runtime = self.runtime.enter();
-            return Self::answer_within(self.valve.enter_anyway(), work, answer);
+            return Self::answer_within(self.valve.enter_anyway(), None, work, answer);
         }
         by.answer(write, answer);
     }
 
     fn flush(
         &self,
-        _request: &Request,
+        request: &Request,
         _ino: INodeNo,
         handle: FileHandle,
-        _owner: LockOwner,
+        owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        self.answer_empty(|fs| async move { fs.flush(HandleId(handle.0)).await }, reply);
+        self.by(request)
+            .answer_empty(|fs| async move { fs.flush(HandleId(handle.0), owner.0).await }, reply);
+    }
+
+    fn getlk(
+        &self,
+        request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        owner: LockOwner,
+        start: u64,
+        end: u64,
+        kind: i32,
+        _pid: u32,
+        reply: ReplyLock,
+    ) {
+        // flock(2) has no such question
+        let bytes = locks::bytes(handle, owner, start, end, LockFamily::Range);
+        let kind = if kind == libc::F_RDLCK { LockKind::Shared } else { LockKind::Exclusive };
+        self.by(request).answer(
+            move |fs| async move { fs.blocker(bytes, kind).await },
+            move |result| match result {
+                Ok(found) => locks::tell(found, reply),
+                Err(errno) => reply.error(errno),
+            },
+        );
+    }
+
+    fn setlk(
+        &self,
+        request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        owner: LockOwner,
+        start: u64,
+        end: u64,
+        kind: i32,
+        pid: u32,
+        wait: bool,
+        reply: ReplyEmpty,
+    ) {
+        let caller = request.pid();
+        let bytes = move |family| locks::bytes(handle, owner, start, end, family);
+        let family = waiting::lock_family(caller);
+        let kind = match kind {
+            libc::F_RDLCK => LockKind::Shared,
+            libc::F_WRLCK => LockKind::Exclusive,
+            libc::F_UNLCK => {
+                let families = match family {
+                    Some(family) => vec![family],
+                    None => vec![LockFamily::Range, LockFamily::Whole],
+                };
+                let unlock = |fs: Arc<Fs>| async move {
+                    for family in families {
+                        fs.unlock(bytes(family)).await?;
+                    }
+                    Ok(())
+                };
+                return self.answer_empty(unlock, reply);
+            }
+            _ => return reply.error(Errno::EINVAL),
+        };
+        // What cannot be told is a byte range, as with NFS
+        let bytes = bytes(family.unwrap_or(LockFamily::Range));
+        let lock = |fs: Arc<Fs>| async move {
+            tokio::select! {
+                locked = fs.lock(bytes, kind, pid, wait) => locked,
+                () = waiting::interrupted(caller, Signals::Any) => {
+                    Err(p2pfs::wire::errno::Errno::EINTR)
+                }
+            }
+        };
+        self.answer_empty(lock, reply);
     }
 
     fn release(
@@ -322,17 +398,18 @@ impl Filesystem for Adaptor {
 
     fn fsync(
         &self,
-        _request: &Request,
+        request: &Request,
         _ino: INodeNo,
         handle: FileHandle,
         data_only: bool,
         reply: ReplyEmpty,
     ) {
-        self.answer_empty(|fs| async move { fs.sync(HandleId(handle.0), data_only).await }, reply);
+        self.by(request)
+            .answer_empty(|fs| async move { fs.sync(HandleId(handle.0), data_only).await }, reply);
     }
 
-    fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        self.answer(
+    fn opendir(&self, request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.by(request).answer(
             move |fs| async move { fs.open_dir(ino.0).await },
             move |result| match result {
                 Ok(handle) => {
@@ -346,13 +423,13 @@ impl Filesystem for Adaptor {
 
     fn readdir(
         &self,
-        _request: &Request,
+        request: &Request,
         _ino: INodeNo,
         handle: FileHandle,
         offset: u64,
         reply: ReplyDirectory,
     ) {
-        self.answer(
+        self.by(request).answer(
             move |fs| async move { fs.list(HandleId(handle.0), offset).await },
             move |result| match result {
                 Ok(portion) => listing::names(&portion, reply),
@@ -363,7 +440,7 @@ impl Filesystem for Adaptor {
 
     fn readdirplus(
         &self,
-        _request: &Request,
+        request: &Request,
         _ino: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -371,7 +448,7 @@ impl Filesystem for Adaptor {
     ) {
         let presentation = self.presentation;
         let fs = Arc::clone(&self.fs);
-        self.answer(
+        self.by(request).answer(
             move |fs| async move { fs.list(HandleId(handle.0), offset).await },
             move |result| match result {
                 Ok(portion) => listing::entries(&fs, &portion, presentation, reply),
@@ -404,8 +481,8 @@ impl Filesystem for Adaptor {
         self.fsync(request, ino, handle, data_only, reply);
     }
 
-    fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        self.answer(
+    fn statfs(&self, request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        self.by(request).answer(
             |fs| async move { fs.statfs().await },
             move |result| match result {
                 Ok(s) => reply.statfs(
@@ -520,7 +597,7 @@ impl Filesystem for Adaptor {
 
     fn lseek(
         &self,
-        _request: &Request,
+        request: &Request,
         _ino: INodeNo,
         handle: FileHandle,
         offset: i64,
@@ -530,7 +607,7 @@ impl Filesystem for Adaptor {
         let what = seek(whence);
         // before the beginning is as good as beyond the end
         let offset = u64::try_from(offset).unwrap_or(u64::MAX);
-        self.answer(
+        self.by(request).answer(
             move |fs| async move { fs.seek(HandleId(handle.0), offset, what?).await },
             move |result| match result {
                 Ok(found) => reply.offset(found.cast_signed()),
@@ -541,7 +618,7 @@ impl Filesystem for Adaptor {
 
     fn copy_file_range(
         &self,
-        _request: &Request,
+        request: &Request,
         _source_ino: INodeNo,
         source: FileHandle,
         source_offset: u64,
@@ -555,7 +632,7 @@ impl Filesystem for Adaptor {
         let (from, to) = ((HandleId(source.0), source_offset), (HandleId(handle.0), offset));
         // the answer has 32 bits
         let len = len.min(COPY_BYTES_MAX);
-        self.answer(
+        self.by(request).answer(
             move |fs| async move { fs.copy_range(from, to, len).await },
             move |result| match result {
                 Ok(copied) => reply.written(copied.min(COPY_BYTES_MAX) as u32),

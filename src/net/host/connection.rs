@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use quinn::{Connection, Incoming, RecvStream, SendStream, VarInt};
+use quinn::{Connection, ConnectionError, Incoming, RecvStream, SendStream, VarInt};
 use tokio::sync::Semaphore;
 
+use crate::id::HostRun;
 use crate::identity::PeerId;
 use crate::limits::{CALLS_IN_FLIGHT_MAX, HANDSHAKE, SESSIONS_MAX};
 use crate::net::host::lane;
@@ -45,9 +46,9 @@ pub(super) async fn serve(shared: Arc<Shared>, incoming: Incoming, introduced: I
     let room = Arc::new(Semaphore::new(CALLS_IN_FLIGHT_MAX));
     while let Ok((send, receive)) = connection.accept_bi().await {
         let (session, connection) = (Arc::clone(&session), connection.clone());
-        let room = Arc::clone(&room);
+        let (run, room) = (shared.run, Arc::clone(&room));
         tokio::spawn(async move {
-            if let Err(error) = serve_stream(&session, &connection, room, send, receive).await
+            if let Err(error) = serve_stream(&session, run, &connection, room, send, receive).await
                 && error.is_misbehaviour()
             {
                 tracing::warn!(%error, "a client misbehaved: closing its connection");
@@ -56,6 +57,18 @@ pub(super) async fn serve(shared: Arc<Shared>, incoming: Incoming, introduced: I
         });
     }
     session.handle_closed(&connection);
+    if is_over(&connection) && session.uses(&connection) {
+        shared.lock().sessions.remove(&session.id());
+        session.end();
+    }
+}
+
+/// Whether the client has ended its session.
+fn is_over(connection: &Connection) -> bool {
+    let Some(ConnectionError::ApplicationClosed(close)) = connection.close_reason() else {
+        return false;
+    };
+    CloseReason::from_code(close.error_code.into_inner()) == CloseReason::Ended
 }
 
 pub(super) fn close(connection: &Connection, reason: CloseReason) {
@@ -135,6 +148,7 @@ fn decide(
 
 async fn serve_stream(
     session: &Arc<HostSession>,
+    run: HostRun,
     connection: &Connection,
     room: Arc<Semaphore>,
     send: SendStream,
@@ -145,8 +159,8 @@ async fn serve_stream(
         Some(StreamKind::Call) => session.serve_call(send, receive).await,
         Some(StreamKind::Log) => session.serve_log(connection, send, receive).await,
         Some(StreamKind::Calls) => lane::serve(session, room, send, receive).await,
-        // No leases are granted yet
-        Some(StreamKind::Identify | StreamKind::Lease) | None => {
+        Some(StreamKind::Lease) => session.serve_lease(connection, run, send, receive).await,
+        Some(StreamKind::Identify) | None => {
             close(connection, CloseReason::Misbehaved);
             Ok(())
         }

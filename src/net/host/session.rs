@@ -7,20 +7,23 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use quinn::{Connection, RecvStream, SendStream};
+use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::id::{Epoch, Seq, SessionId};
+use crate::id::{Epoch, HostRun, Seq, SessionId};
 use crate::identity::PeerId;
+use crate::limits::LEASE_TERM;
 use crate::net::endpoint::PathInfo;
 use crate::net::host::connection::close;
-use crate::net::serve::Authorised;
+use crate::net::serve::{Authorised, Notices};
 use crate::net::stream::{self, ReceiveError};
 use crate::proto::redo::applier::{Applier, Output};
 use crate::proto::redo::execute::How;
 use crate::proto::redo::record::Header;
 use crate::wire::call::{Call, Reply};
 use crate::wire::errno::Errno;
+use crate::wire::lease::{LeaseRequest, Notice};
 use crate::wire::log::{Change, Cursor, LogAck, LogEntry, Outcome, Reason, Refused};
 use crate::wire::rendezvous::Routing;
 use crate::wire::session::{CloseReason, Identify};
@@ -227,7 +230,7 @@ impl HostSession {
         mut receive: RecvStream,
     ) -> Result<(), ReceiveError> {
         if let Some(acks) = self.take_acks(connection) {
-            tokio::spawn(write_acks(send, acks));
+            tokio::spawn(write_all(send, acks));
         }
         loop {
             let (entry, body) = match stream::receive::<LogEntry>(&mut receive).await {
@@ -244,6 +247,65 @@ impl HostSession {
                 return Ok(());
             }
         }
+    }
+
+    /// The stream of leases and locks: requests come in, notices go out.
+    pub(super) async fn serve_lease(
+        self: &Arc<Self>,
+        connection: &Connection,
+        run: HostRun,
+        send: SendStream,
+        mut receive: RecvStream,
+    ) -> Result<(), ReceiveError> {
+        let (notices, out) = mpsc::unbounded_channel();
+        let standing = {
+            let state = self.lock();
+            if state.connection.stable_id() != connection.stable_id() {
+                return Ok(());
+            }
+            state.connections > 1
+        };
+        let term_ms = u32::try_from(LEASE_TERM.as_millis()).unwrap_or(u32::MAX);
+        let _ = notices.send(Notice::Run { run, term_ms, standing });
+        tokio::spawn(write_all(send, out));
+        self.authorised.export.attend_locks(Notices(notices));
+        loop {
+            let request = match stream::receive::<LeaseRequest>(&mut receive).await {
+                Ok((request, _)) => request,
+                Err(ReceiveError::Ended) => return Ok(()),
+                Err(error) => return Err(error),
+            };
+            if self.lock().connection.stable_id() != connection.stable_id() {
+                return Ok(());
+            }
+            let export = Arc::clone(&self.authorised.export);
+            let asked = tokio::task::spawn_blocking(move || export.ask_lock(request)).await;
+            if let Ok(Err(error)) = asked {
+                tracing::warn!(%error, "a client misbehaved: closing its connection");
+                close(connection, CloseReason::Misbehaved);
+                return Ok(());
+            }
+        }
+    }
+
+    /// Nobody comes back: neither to what is open nor to locks.
+    pub(super) fn end(&self) {
+        let export = Arc::clone(&self.authorised.export);
+        tokio::task::spawn_blocking(move || export.end());
+    }
+
+    /// The client has stayed away for long.
+    pub(super) fn leave(&self) {
+        let export = Arc::clone(&self.authorised.export);
+        tokio::task::spawn_blocking(move || export.leave());
+    }
+
+    pub(super) fn uses(&self, connection: &Connection) -> bool {
+        self.lock().connection.stable_id() == connection.stable_id()
+    }
+
+    pub(super) fn id(&self) -> SessionId {
+        self.id
     }
 
     fn take_acks(&self, connection: &Connection) -> Option<mpsc::UnboundedReceiver<LogAck>> {
@@ -390,13 +452,13 @@ async fn wake(session: Weak<HostSession>, at: Instant) {
     }
 }
 
-/// Sends acknowledgements, as many at once as there are.
-async fn write_acks(mut send: SendStream, mut acks: mpsc::UnboundedReceiver<LogAck>) {
+/// Sends acknowledgements or notices, as many at once as there are.
+async fn write_all<T: Serialize>(mut send: SendStream, mut all: mpsc::UnboundedReceiver<T>) {
     let mut batch = Vec::new();
-    while acks.recv_many(&mut batch, 256).await > 0 {
+    while all.recv_many(&mut batch, 256).await > 0 {
         let mut buffer = BytesMut::new();
-        for ack in batch.drain(..) {
-            if stream::put_header(&mut buffer, &ack, 0).is_err() {
+        for one in batch.drain(..) {
+            if stream::put_header(&mut buffer, &one, 0).is_err() {
                 return;
             }
         }

@@ -15,6 +15,7 @@ use crate::net::endpoint::PathInfo;
 use crate::net::remote::Submitted;
 use crate::net::session::PutAway;
 use crate::net::session::link::Link;
+use crate::net::session::locks::{AnyLost, LockDesk};
 use crate::proto::PeerMisbehaved;
 use crate::proto::calls::{self, Caller};
 use crate::proto::redo::log::{self, Log};
@@ -35,6 +36,7 @@ pub(crate) struct Core {
     pub(crate) wake: Notify,
     /// Why nothing is to be expected of the host now.
     refusal: watch::Sender<Option<Errno>>,
+    lost: AnyLost,
 }
 
 #[derive(Debug)]
@@ -46,6 +48,7 @@ struct Inner {
     applied: HashMap<Seq, Waiter>,
     rooms: VecDeque<(usize, oneshot::Sender<Result<(), Errno>>)>,
     link: Option<Link>,
+    locks: LockDesk,
     closing: bool,
     /// What is asked is refused so; what was accepted is still delivered.
     shut: Option<Errno>,
@@ -111,12 +114,14 @@ impl Core {
             applied: HashMap::new(),
             rooms: VecDeque::new(),
             link: None,
+            locks: LockDesk::default(),
             closing: false,
             shut: None,
             view,
         };
         let refusal = watch::Sender::new(None);
-        Arc::new(Self { inner: Mutex::new(inner), wake: Notify::new(), refusal })
+        let (inner, lost) = (Mutex::new(inner), AnyLost::default());
+        Arc::new(Self { inner, wake: Notify::new(), refusal, lost })
     }
 
     /// Asks and waits; dropping the future cancels the call.
@@ -208,6 +213,7 @@ impl Core {
         inner.log.handle_connected(connection, &grant.cursor)?;
         link.listen(self, connection);
         inner.link = Some(link);
+        inner.locks.handle_link();
         inner.view.state = "connected";
         inner.view.connection = connection;
         inner.view.grant = grant;
@@ -222,6 +228,7 @@ impl Core {
     pub(crate) fn lost(self: &Arc<Self>, connection: ConnectionId, now: Instant) {
         let mut inner = self.lock();
         inner.link = None;
+        inner.locks.handle_link();
         inner.view.state = "reconnecting";
         inner.caller.handle_lost(connection, now);
         inner.log.handle_lost(connection);
@@ -277,6 +284,7 @@ impl Core {
         inner.caller.end();
         inner.log.end();
         inner.link = None;
+        inner.locks.end();
         inner.refuse(self, Errno::ENOTCONN);
         inner.pump(self);
     }
@@ -369,6 +377,19 @@ impl Core {
                 "errors": view.refused_writes,
             },
         })
+    }
+
+    pub(super) fn with_locks<T>(
+        &self,
+        change: impl FnOnce(&mut LockDesk, Option<&Link>, ConnectionId) -> T,
+    ) -> T {
+        let mut inner = self.lock();
+        let Inner { locks, link, view, .. } = &mut *inner;
+        change(locks, link.as_ref(), view.connection)
+    }
+
+    pub(super) fn lost_locks(&self) -> &AnyLost {
+        &self.lost
     }
 
     /// The machines are changed in whole steps, so a panic elsewhere does not spoil them.

@@ -13,6 +13,7 @@ use crate::net::session::lanes::CallLanes;
 use crate::net::stream::{self, ReceiveError, SendError};
 use crate::wire::call::{Ask, Call, Reply};
 use crate::wire::errno::Errno;
+use crate::wire::lease::{LeaseRequest, Notice};
 use crate::wire::log::{LogAck, LogEntry};
 use crate::wire::session::{CloseReason, Identify, StreamKind, Verdict};
 
@@ -32,6 +33,9 @@ pub(crate) struct Link {
     control: mpsc::UnboundedSender<Shipment>,
     bulk: mpsc::UnboundedSender<Shipment>,
     calls: CallLanes,
+    leases: mpsc::UnboundedSender<LeaseRequest>,
+    /// Where notices come from, until somebody listens.
+    notices: Option<RecvStream>,
     /// Where acknowledgements come from, until somebody listens.
     receives: Vec<RecvStream>,
 }
@@ -53,8 +57,10 @@ impl Link {
     pub(crate) async fn open(connection: Connection) -> Result<Self, LinkError> {
         let (control, first) = open_lane(&connection).await?;
         let (bulk, second) = open_lane(&connection).await?;
+        let (leases, notices) = open_leases(&connection).await?;
         let calls = CallLanes::open(&connection).await?;
-        Ok(Self { connection, control, bulk, calls, receives: vec![first, second] })
+        let (receives, notices) = (vec![first, second], Some(notices));
+        Ok(Self { connection, control, bulk, calls, leases, notices, receives })
     }
 
     /// Hands what the host says of entries to `core`.
@@ -63,11 +69,17 @@ impl Link {
             tokio::spawn(read_lane(self.connection.clone(), id, receive, Arc::clone(core)));
         }
         self.calls.listen(&self.connection, core);
+        if let Some(notices) = self.notices.take() {
+            tokio::spawn(read_notices(self.connection.clone(), id, notices, Arc::clone(core)));
+        }
     }
 
     /// Starts a call; its answer goes to `core`. A call on a lane cannot be taken back.
     pub(crate) fn call(&self, core: &Arc<Core>, id: RequestId, call: Call) -> Option<AbortHandle> {
-        let is_large = matches!(call, Call::Read { len, .. } if len as usize > LANE_READ_BYTES);
+        let is_large = matches!(
+            call,
+            Call::Read { len, .. } | Call::ReadVersion { len, .. } if len as usize > LANE_READ_BYTES
+        );
         if !is_large {
             self.calls.ask(Ask { id, call });
             return None;
@@ -93,6 +105,12 @@ impl Link {
     pub(crate) fn ship(&self, entry: LogEntry, body: Bytes) {
         let lane = if body.len() > BULK_BYTES { &self.bulk } else { &self.control };
         let _ = lane.send((entry, body));
+    }
+
+    /// Puts a request on the stream of leases and locks. What went with the connection is asked
+    /// again.
+    pub(crate) fn ask(&self, request: LeaseRequest) {
+        let _ = self.leases.send(request);
     }
 }
 
@@ -134,6 +152,43 @@ async fn open_lane(
     let (lane, shipments) = mpsc::unbounded_channel();
     tokio::spawn(write_lane(send, shipments));
     Ok((lane, receive))
+}
+
+async fn open_leases(
+    connection: &Connection,
+) -> Result<(mpsc::UnboundedSender<LeaseRequest>, RecvStream), LinkError> {
+    let (mut send, receive) = connection.open_bi().await?;
+    send.write_all(&[StreamKind::Lease.to_byte()]).await.map_err(SendError::from)?;
+    let (lane, mut requests) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Some(request) = requests.recv().await {
+            if stream::send(&mut send, &[], &request, Bytes::new()).await.is_err() {
+                return;
+            }
+        }
+    });
+    Ok((lane, receive))
+}
+
+async fn read_notices(
+    connection: Connection,
+    id: ConnectionId,
+    mut receive: RecvStream,
+    core: Arc<Core>,
+) {
+    loop {
+        let misbehaved = match stream::receive::<Notice>(&mut receive).await {
+            Ok((notice, _)) => match core.noticed(id, &notice) {
+                Ok(()) => continue,
+                Err(error) => error.to_string(),
+            },
+            Err(error) if error.is_misbehaviour() => error.to_string(),
+            Err(_) => return,
+        };
+        tracing::warn!(error = misbehaved, "the host misbehaved: closing the connection");
+        close(&connection, CloseReason::Misbehaved);
+        return;
+    }
 }
 
 async fn write_lane(mut send: SendStream, mut shipments: mpsc::UnboundedReceiver<Shipment>) {

@@ -370,7 +370,7 @@ impl Supervisor {
 
     fn end(&mut self, end: End) {
         if let Some((_, connection)) = self.connection.take() {
-            link::close(&connection, CloseReason::Done);
+            link::close(&connection, CloseReason::Ended);
         }
         self.core.end();
         self.phase.send_modify(|phase| phase.end = Some(end));

@@ -209,6 +209,7 @@ impl<T> Grantor<T> {
             | LeaseRequest::Lock { .. }
             | LeaseRequest::Unlock { .. }
             | LeaseRequest::CancelLock { .. }
+            | LeaseRequest::TestLock { .. }
             | LeaseRequest::Premake { .. } => Err(PeerMisbehaved::Unasked),
         }
     }

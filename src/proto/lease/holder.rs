@@ -251,6 +251,7 @@ impl Holder {
                 Ok(())
             }
             Notice::LockReclaimed { .. }
+            | Notice::LockTested { .. }
             | Notice::Locked { .. }
             | Notice::Premade { .. }
             | Notice::Working => Ok(()),

@@ -4,6 +4,8 @@
 //! (the *held* directory) instead, and removed there when the last handle is closed: so a host that
 //! was killed finds it again.
 
+pub mod record;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::id::{HandleId, NodeId, SessionId};
@@ -63,6 +65,16 @@ impl Opens {
     /// Whether a node must be held when it loses its last name.
     pub fn is_open(&self, node: NodeId) -> bool {
         self.handles.contains_key(&node)
+    }
+
+    /// Whether a node is under cover: it has one name more than anybody is to see.
+    pub fn is_held(&self, node: NodeId) -> bool {
+        self.held.contains(&node)
+    }
+
+    /// What a session's handle is of; rights were checked when it was opened.
+    pub fn find(&self, session: SessionId, handle: HandleId) -> Option<(NodeId, Access)> {
+        self.sessions.get(&session)?.get(&handle).copied()
     }
 
     /// A node has lost its last name and was moved under cover. If nobody has it open any more, it

@@ -214,18 +214,18 @@ fn decode_part<T: DeserializeOwned>(epoch: Epoch, bytes: &[u8]) -> Option<(Seq, 
 }
 
 /// What follows a sum, if it fits.
-fn whole(bytes: &[u8]) -> Option<&[u8]> {
+pub(super) fn whole(bytes: &[u8]) -> Option<&[u8]> {
     let (sum, rest) = take::<8>(bytes).ok()?;
     (u64::from_le_bytes(sum) == sum_of(rest)).then_some(rest)
 }
 
-fn take<const N: usize>(bytes: &[u8]) -> Result<([u8; N], &[u8]), RecordError> {
+pub(super) fn take<const N: usize>(bytes: &[u8]) -> Result<([u8; N], &[u8]), RecordError> {
     let (taken, rest) = bytes.split_first_chunk::<N>().ok_or(RecordError::Malformed)?;
     Ok((*taken, rest))
 }
 
 /// FNV-1a, 64 bits.
-fn sum_of(bytes: &[u8]) -> u64 {
+pub(super) fn sum_of(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |sum, byte| {
         (sum ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
     })

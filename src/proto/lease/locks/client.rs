@@ -6,7 +6,7 @@ use crate::id::{HandleId, NodeId, RequestId};
 use crate::limits::{LEASE_BATCH_MAX, LOCKS_MAX};
 use crate::proto::PeerMisbehaved;
 use crate::wire::errno::Errno;
-use crate::wire::lease::{LeaseRequest, Lock, LockFamily, LockKind, Notice};
+use crate::wire::lease::{Blocker, LeaseRequest, Lock, LockFamily, LockKind, Notice};
 
 use super::ranges::{Ranges, normal, overlap};
 
@@ -25,6 +25,7 @@ pub struct Locks {
     /// have replaced them.
     reclaiming: Vec<Lock>,
     restoring: BTreeMap<RequestId, Lock>,
+    tests: BTreeMap<RequestId, Lock>,
     broken: BTreeSet<HandleId>,
     /// Since the host was last asked how far it is, and before.
     unproven: BTreeSet<Key>,
@@ -62,6 +63,13 @@ pub enum ClientOutput {
         /// EAGAIN: somebody else has it. ENOLCK: too many.
         result: Result<(), Errno>,
     },
+    /// Tell who asked for the lock's blocker.
+    Tested {
+        /// Which request.
+        request: RequestId,
+        /// Nobody: the lock is free.
+        blocker: Option<Blocker>,
+    },
     /// A lock could not be had again: everything through its handle fails with EIO until it is
     /// closed.
     Broken(HandleId),
@@ -97,6 +105,20 @@ impl Locks {
         let (cancelled, crossed, again) = (false, false, false);
         self.ask(request, Asked { request, lock, wait, cancelled, crossed, again });
         request
+    }
+
+    /// Asks who keeps a lock from being had.
+    pub fn test(&mut self, lock: Lock) -> RequestId {
+        let request = self.number();
+        let lock = normal(lock);
+        self.tests.insert(request, lock);
+        self.send(LeaseRequest::TestLock { request, lock });
+        request
+    }
+
+    /// Nobody waits for the answer to [`Self::test`] any longer.
+    pub fn cancel_test(&mut self, request: RequestId) {
+        self.tests.remove(&request);
     }
 
     /// Lets bytes go. Where that leaves too many pieces, all are let go, and the handle is broken.
@@ -190,6 +212,15 @@ impl Locks {
                 self.ask(number, asked);
             }
         }
+        self.test_again();
+    }
+
+    /// Tests without an answer are asked again: what was sent went with the connection.
+    fn test_again(&mut self) {
+        let tests: Vec<_> = self.tests.iter().map(|(&request, &lock)| (request, lock)).collect();
+        for (request, lock) in tests {
+            self.send(LeaseRequest::TestLock { request, lock });
+        }
     }
 
     /// The host said something about locks; other notices are not heeded.
@@ -202,6 +233,16 @@ impl Locks {
             Notice::Locked { request, result } => self.locked(*request, *result),
             Notice::LockReclaimed { lock, held } => {
                 self.reclaimed(lock, *held);
+                Ok(())
+            }
+            Notice::LockTested { request, .. } if request.0 > self.newest => {
+                Err(PeerMisbehaved::Unasked)
+            }
+            Notice::LockTested { request, blocker } => {
+                if self.tests.remove(request).is_some() {
+                    let (request, blocker) = (*request, *blocker);
+                    self.outputs.push_back(ClientOutput::Tested { request, blocker });
+                }
                 Ok(())
             }
             _ => Ok(()),

@@ -7,7 +7,7 @@ use crate::id::{HandleId, NodeId, RequestId, SessionId};
 use crate::limits::{LEASE_BATCH_MAX, LEASE_TERM, LOCKS_MAX};
 use crate::proto::PeerMisbehaved;
 use crate::wire::errno::Errno;
-use crate::wire::lease::{LeaseRequest, Lock, LockFamily, Notice};
+use crate::wire::lease::{Blocker, LeaseRequest, Lock, LockFamily, Notice};
 
 use super::ranges::{Ranges, conflict, normal};
 
@@ -107,9 +107,10 @@ impl Request {
 }
 
 impl File {
-    fn holds_against(&self, session: SessionId, lock: &Lock) -> Option<&Lock> {
+    fn holds_against(&self, session: SessionId, lock: &Lock) -> Option<(SessionId, &Lock)> {
         let others = self.held.iter().filter(|(owner, _)| **owner != (session, lock.owner));
-        others.flat_map(|(_, ranges)| ranges.iter()).find(|held| conflict(held, lock))
+        let mut held = others.flat_map(|(owner, held)| held.iter().map(|lock| (owner.0, lock)));
+        held.find(|(_, held)| conflict(held, lock))
     }
 
     /// Whether the request at `index` has to wait for what others have, or asked for before.
@@ -183,7 +184,9 @@ impl Table {
             | LeaseRequest::Acquire { .. }
             | LeaseRequest::Return { .. }
             | LeaseRequest::Reclaim { .. }
-            | LeaseRequest::Premake { .. } => Err(PeerMisbehaved::Unasked),
+            | LeaseRequest::Premake { .. }
+            // the driver's own: the host's kernel must be asked too
+            | LeaseRequest::TestLock { .. } => Err(PeerMisbehaved::Unasked),
         }
     }
 
@@ -231,8 +234,40 @@ impl Table {
 
     /// Who keeps the owner from having this lock (`F_GETLK`).
     pub fn blocker(&self, session: SessionId, lock: &Lock) -> Option<Lock> {
+        self.blocking(session, lock).map(|(_, lock)| lock)
+    }
+
+    /// As [`Self::blocker`], as `session` may know of it.
+    pub fn blocker_told(&self, session: SessionId, lock: &Lock) -> Option<Blocker> {
+        let (of, Lock { start, end, kind, owner, .. }) = self.blocking(session, lock)?;
+        Some(Blocker { start, end, kind, owner: (of == session).then_some(owner) })
+    }
+
+    fn blocking(&self, session: SessionId, lock: &Lock) -> Option<(SessionId, Lock)> {
         let lock = normal(*lock);
-        self.files.get(&(lock.node, lock.family))?.holds_against(session, &lock).copied()
+        let file = self.files.get(&(lock.node, lock.family))?;
+        file.holds_against(session, &lock).map(|(of, held)| (of, *held))
+    }
+
+    /// Whether a session has locks.
+    pub fn has_locks(&self, session: SessionId) -> bool {
+        let owners = (session, 0)..=(session, u64::MAX);
+        let mut held = self.files.values().flat_map(|file| file.held.range(owners.clone()));
+        held.any(|(_, ranges)| !ranges.is_empty())
+    }
+
+    /// What the owner of a lock has of the file, in the same family.
+    pub fn owned(&self, session: SessionId, lock: &Lock) -> impl Iterator<Item = Lock> {
+        let file = self.files.get(&(lock.node, lock.family));
+        let held = file.and_then(|file| file.held.get(&(session, lock.owner)));
+        held.into_iter().flat_map(Ranges::iter).copied()
+    }
+
+    /// Whether the owner of a lock waits for one of the file, in the same family.
+    pub fn is_asking(&self, session: SessionId, lock: &Lock) -> bool {
+        let file = self.files.get(&(lock.node, lock.family));
+        let mut asked = file.into_iter().flat_map(|file| &file.queue);
+        asked.any(|request| request.owner() == (session, lock.owner))
     }
 
     /// The wait after a restart may be over.
@@ -448,15 +483,5 @@ impl Table {
 
     fn send(&mut self, session: SessionId, notice: Notice) {
         self.outputs.push_back(Output::Send { session, notice });
-    }
-}
-
-#[cfg(test)]
-impl Table {
-    /// What the owner of a lock holds.
-    pub(in super::super) fn given_to(&self, session: SessionId, lock: &Lock) -> Vec<Lock> {
-        let file = self.files.get(&(lock.node, lock.family));
-        let held = file.and_then(|file| file.held.get(&(session, lock.owner)));
-        held.into_iter().flat_map(Ranges::iter).copied().collect()
     }
 }

@@ -112,6 +112,8 @@ fn an_owner_replaces_its_own_locks() {
     desk.lock(0, 2, lock(1, 5, 14, LockKind::Shared), false);
     let shared = |start, end| lock(1, start, end, LockKind::Shared);
     assert_eq!(desk.table.blocker(session(1), &shared(0, 14)), Some(exclusive(1, 0, 4)));
+    let owner = |who| desk.table.blocker_told(session(who), &shared(0, 4)).map(|by| by.owner);
+    assert_eq!(owner(1), Some(None), "whoever has it is another session's");
     assert_eq!(desk.table.blocker(session(1), &shared(5, 14)), None);
 }
 
@@ -292,7 +294,8 @@ fn compare(seed: u64, desk: &mut Desk, clients: &mut [Locks]) {
     for (client, locks) in clients.iter().enumerate() {
         for owner in 1..=2 {
             let held = locks.held_by(node(1), LockFamily::Range, owner);
-            let given = desk.table.given_to(session(client), &exclusive(owner, 0, 0));
+            let given: Vec<_> =
+                desk.table.owned(session(client), &exclusive(owner, 0, 0)).collect();
             assert_eq!(held, given, "seed {seed}: owner {owner} of client {client}");
         }
     }

@@ -1,0 +1,216 @@
+//! What is open stays open when the host is killed or its machine restarted (N1): on real mounts.
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::Read;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::{Dir, RawDir};
+
+use crate::world::{Home, eventually, need_mount, need_root};
+
+/// Files that are open, each with something that its name or mode no longer says.
+struct Open {
+    plain: File,
+    unlinked: File,
+    replaced: File,
+    made_unwritable: File,
+    mode_taken: File,
+}
+
+impl Open {
+    fn all(home: &Home) -> Self {
+        let at = |name: &str| home.mountpoint.join(name);
+        for name in ["plain", "unlinked", "replaced", "mode-taken"] {
+            fs::write(at(name), format!("this is {name}\n")).unwrap();
+        }
+        let open = |name: &str| OpenOptions::new().read(true).write(true).open(at(name)).unwrap();
+        let made_unwritable =
+            OpenOptions::new().write(true).create_new(true).mode(0o444).open(at("unwritable"));
+        let all = Self {
+            plain: open("plain"),
+            unlinked: open("unlinked"),
+            replaced: open("replaced"),
+            made_unwritable: made_unwritable.unwrap(),
+            mode_taken: open("mode-taken"),
+        };
+        fs::remove_file(at("unlinked")).unwrap();
+        fs::write(at("other"), "somebody else\n").unwrap();
+        fs::rename(at("other"), at("replaced")).unwrap();
+        fs::set_permissions(at("mode-taken"), Permissions::from_mode(0)).unwrap();
+        assert_eq!(all.unlinked.metadata().unwrap().nlink(), 0);
+        assert_eq!(all.replaced.metadata().unwrap().nlink(), 0);
+        assert_eq!(held(home).len(), 2);
+        all
+    }
+
+    /// Reads what was there before, and writes on.
+    fn goes_on(&self, home: &Home) {
+        for (file, name) in [
+            (&self.plain, "plain"),
+            (&self.unlinked, "unlinked"),
+            (&self.replaced, "replaced"),
+            (&self.mode_taken, "mode-taken"),
+        ] {
+            let said = format!("this is {name}\n");
+            assert_eq!(content(file), said);
+            file.write_all_at(b"and more\n", said.len() as u64).unwrap();
+            file.sync_all().unwrap();
+            assert_eq!(content(file), said + "and more\n");
+        }
+        assert_eq!(self.unlinked.metadata().unwrap().nlink(), 0);
+        self.made_unwritable.write_all_at(b"written\n", 0).unwrap();
+        self.made_unwritable.sync_all().unwrap();
+        assert_eq!(fs::read(home.disk.join("unwritable")).unwrap(), b"written\n");
+        assert_eq!(fs::read(home.disk.join("replaced")).unwrap(), b"somebody else\n");
+        assert!(!home.disk.join("unlinked").exists());
+    }
+}
+
+#[test]
+fn what_is_open_goes_on_when_the_host_is_killed() {
+    need_mount!();
+    need_root!();
+    let mut home = Home::on_loopback();
+    home.mount("timeout=20,grace=60");
+    let open = Open::all(&home);
+    nothing_hidden_shows(&home);
+
+    home.restart_host();
+    open.goes_on(&home);
+    assert_eq!(held(&home).len(), 2);
+    home.restart_host();
+    nothing_hidden_shows(&home);
+    drop(open);
+    eventually("what nobody has open to go", Duration::from_secs(10), || held(&home).is_empty());
+    home.unmount();
+    assert_eq!(records(&home), 0, "of sessions that are over");
+}
+
+#[test]
+#[ignore = "does not hold yet: a creation that is redone opens its closed handle again"]
+fn what_is_open_goes_on_after_another_boot() {
+    need_mount!();
+    need_root!();
+    let mut home = Home::on_loopback();
+    home.mount("timeout=20,grace=60");
+    let open = Open::all(&home);
+
+    home.reboot_host();
+    open.goes_on(&home);
+    drop(open);
+    eventually("what nobody has open to go", Duration::from_secs(10), || held(&home).is_empty());
+    home.unmount();
+}
+
+#[test]
+fn a_listing_goes_on_when_the_host_is_killed() {
+    need_mount!();
+    need_root!();
+    let mut home = Home::on_loopback();
+    let dir = home.disk.join("many");
+    fs::create_dir(&dir).unwrap();
+    let names: Vec<String> =
+        (0..5000).map(|number| format!("a-name-of-number-{number:05}")).collect();
+    for name in &names {
+        File::create(dir.join(name)).unwrap();
+    }
+    home.mount("timeout=20,grace=60");
+    let listed = File::open(home.mountpoint.join("many")).unwrap();
+    let mut buffer = Vec::with_capacity(4096);
+    let mut raw = RawDir::new(&listed, buffer.spare_capacity_mut());
+    let mut seen = Vec::new();
+    for _ in 0..100 {
+        seen.push(raw.next().unwrap().unwrap().file_name().to_str().unwrap().to_owned());
+    }
+    home.restart_host();
+    while let Some(entry) = raw.next() {
+        seen.push(entry.unwrap().file_name().to_str().unwrap().to_owned());
+    }
+    seen.retain(|name| !name.starts_with('.'));
+    seen.sort();
+    assert_eq!(seen, names);
+    drop(listed);
+    home.unmount();
+}
+
+#[test]
+fn what_a_process_of_the_host_removes_is_read_on() {
+    need_mount!();
+    let home = Home::on_loopback();
+    home.mount("timeout=20");
+    let [removed, renamed] = ["removed", "renamed"].map(|name| {
+        fs::write(home.disk.join(name), "still here").unwrap();
+        File::open(home.mountpoint.join(name)).unwrap()
+    });
+    fs::remove_file(home.disk.join("removed")).unwrap();
+    fs::rename(home.disk.join("renamed"), home.disk.join("elsewhere")).unwrap();
+    assert_eq!(content(&removed), "still here");
+    assert_eq!(content(&renamed), "still here");
+    drop((removed, renamed));
+    home.unmount();
+}
+
+/// Another client's open file stays as well, and its last name is what counts.
+#[test]
+fn what_another_client_has_open_stays() {
+    need_mount!();
+    need_root!();
+    let mut home = Home::on_loopback();
+    home.mount("timeout=20,grace=60");
+    let second = home.second_mount("timeout=20,grace=60");
+    fs::write(home.mountpoint.join("shared"), "for both").unwrap();
+    fs::hard_link(home.mountpoint.join("shared"), home.mountpoint.join("twice")).unwrap();
+    let open = File::open(second.mountpoint.join("shared")).unwrap();
+    fs::remove_file(home.mountpoint.join("shared")).unwrap();
+    assert_eq!(held(&home).len(), 0, "it has a name yet");
+    fs::remove_file(home.mountpoint.join("twice")).unwrap();
+    assert_eq!(held(&home).len(), 1);
+    home.restart_host();
+    assert_eq!(content(&open), "for both");
+    drop(open);
+    eventually("what nobody has open to go", Duration::from_secs(10), || held(&home).is_empty());
+    second.unmount(&home);
+    home.unmount();
+}
+
+fn content(mut file: &File) -> String {
+    use std::io::Seek;
+
+    file.rewind().unwrap();
+    let mut content = String::new();
+    file.read_to_string(&mut content).unwrap();
+    content
+}
+
+fn held(home: &Home) -> Vec<PathBuf> {
+    let entries = fs::read_dir(home.disk.join(".p2pfs/held")).into_iter().flatten();
+    entries.map(|entry| entry.unwrap().path()).collect()
+}
+
+/// Files in which the host remembers what sessions have open.
+fn records(home: &Home) -> usize {
+    let state = home.world.state(crate::world::Side::Host).join("sessions");
+    let entries = fs::read_dir(state).unwrap().map(|entry| entry.unwrap().path());
+    entries.filter(|path| path.extension().is_some_and(|is| is == "opens")).count()
+}
+
+/// No client sees what is kept, nor gets at it.
+fn nothing_hidden_shows(home: &Home) {
+    let ours = home.mountpoint.join(".p2pfs");
+    assert!(!ours.exists());
+    let held = held(home);
+    let name = held.first().and_then(|path| path.file_name()).unwrap_or_default();
+    assert!(!ours.join("held").join(name).exists());
+    assert!(fs::create_dir(&ours).is_err());
+    assert!(fs::rename(home.mountpoint.join("hello"), &ours).is_err());
+    for dir in [Path::new(""), Path::new("..")] {
+        let listed = Dir::read_from(File::open(home.mountpoint.join(dir)).unwrap()).unwrap();
+        let hidden = listed.flatten().any(|entry| {
+            entry.file_name().to_bytes().starts_with(b".fuse_hidden")
+                || (dir == Path::new("") && entry.file_name().to_bytes() == b".p2pfs")
+        });
+        assert!(!hidden);
+    }
+}
