@@ -145,7 +145,7 @@ fn append(path: &Path, writer: usize) {
 
 /// Of different lengths, some longer than a page.
 fn record(writer: usize, at: usize) -> String {
-    format!("{writer}:{at}:{}", "x".repeat(if at % 50 == 0 { 9000 } else { at }))
+    format!("{writer}:{at}:{}", "x".repeat(if at.is_multiple_of(50) { 9000 } else { at }))
 }
 
 /// No read-ahead either: then a read asks for what it wants only.

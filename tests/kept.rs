@@ -38,7 +38,7 @@ impl Open {
         fs::remove_file(at("unlinked")).unwrap();
         fs::write(at("other"), "somebody else\n").unwrap();
         fs::rename(at("other"), at("replaced")).unwrap();
-        fs::set_permissions(at("mode-taken"), Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(at("mode-taken"), Permissions::from_mode(0o0)).unwrap();
         assert_eq!(all.unlinked.metadata().unwrap().nlink(), 0);
         assert_eq!(all.replaced.metadata().unwrap().nlink(), 0);
         assert_eq!(held(home).len(), 2);

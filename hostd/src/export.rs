@@ -302,11 +302,11 @@ impl Export for View {
     }
 
     fn attend_locks(&self, notices: Notices) {
-        View::attend_locks(self, notices);
+        Self::attend_locks(self, notices);
     }
 
     fn ask_lock(&self, request: LeaseRequest) -> Result<(), PeerMisbehaved> {
-        View::ask_lock(self, request)
+        Self::ask_lock(self, request)
     }
 
     fn leave(&self) {

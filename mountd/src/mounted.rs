@@ -1,5 +1,7 @@
 //! The life of one mount: meet the host, mount, serve, deliver, unmount.
 
+mod pulled;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,12 +22,14 @@ use serde_json::{Value, json};
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::{mpsc, oneshot};
 
+use self::pulled::Key;
+
 use crate::daemonise::Parent;
 use crate::fs::Fs;
 use crate::fuse::mount::{MountSettings, Mounted, check_mountpoint, mount};
 use crate::fuse::notify::KernelLink;
 use crate::fuse::{abort_on_panic, serve};
-use crate::gate::{self, valve::Valve, watch::KeyWatch};
+use crate::gate::{valve::Valve, watch::KeyWatch};
 use crate::options::MountOptions;
 use crate::spec::Spec;
 use crate::{control, known_hosts, sealed};
@@ -34,10 +38,6 @@ use crate::{control, known_hosts, sealed};
 const SYNC_ANSWER: Duration = Duration::from_secs(20);
 /// How long a session may take to say goodbye.
 const GOODBYE: Duration = Duration::from_secs(2);
-/// When the key is pulled: how long requests that are being answered may take to leave, and how
-/// long the kernel may take to drop its pages. Both fit, with what the gate takes, into a second.
-const EMPTY: Duration = Duration::from_millis(50);
-const WIPE: Duration = Duration::from_millis(150);
 
 /// What is to be mounted where.
 #[derive(Clone, Debug)]
@@ -165,16 +165,6 @@ pub(crate) struct Mount {
     _dir: MountDir,
 }
 
-/// What the gate needs to know.
-struct Key {
-    watch: KeyWatch,
-    owned: KeyContents,
-    device: DeviceId,
-    state: PathBuf,
-    valve: Arc<Valve>,
-    link: Arc<KernelLink>,
-}
-
 /// What commands look at.
 struct Shared {
     mountpoint: PathBuf,
@@ -200,30 +190,9 @@ impl Mount {
         // before the key is opened: a removal in between is noticed
         let watch = KeyWatch::new(&request.spec.key);
         let opened = open_key(&request.spec.key)?;
-        let (device, contents) = (opened.device, opened.contents);
-        let host = contents.host;
-        let owned = contents.clone();
-        let config = ClientConfig {
-            secret: contents.secret,
-            device: device.clone(),
-            pair_key: contents.pair_key,
-            host,
-            host_mac: contents.host_mac,
-            servers: contents.servers,
-            share: request.spec.share.clone(),
-            client_name: machine_name(),
-            timeout: options.timeout,
-            grace: options.grace,
-            wait: options.wait,
-            resume: None,
-        };
-        sealed::deliver(&request.state, &owned, &config).await?;
-        let session = ClientSession::establish(config).await?;
+        let (device, owned) = (opened.device, opened.contents);
+        let session = meet(request, &device, &owned).await?;
         let grant = session.grant();
-        let mac = MacAddress(grant.host_mac);
-        if let Err(error) = known_hosts::record(&request.state, host, &grant.host_name, mac) {
-            tracing::warn!(%error, "the host could not be recorded");
-        }
         let link = KernelLink::new().map_err(no_threads)?;
         let remote: Arc<dyn Remote> = session.clone();
         let fs = Fs::new(remote, link.clone(), options.cache);
@@ -311,70 +280,6 @@ impl Mount {
         result.map(|()| End::Unmounted)
     }
 
-    /// The key is pulled and the valve shut: from here on nothing can be read. Delivers what was
-    /// accepted.
-    async fn shut(&mut self) -> Result<End, Failure> {
-        let (key, shared) = (&self.key, &self.shared);
-        shared.session.shut(Errno::ENOKEY);
-        shared.draining.store(true, Ordering::Relaxed);
-        let _ = tokio::time::timeout(EMPTY, key.valve.empty()).await;
-        match key.link.drop_everything(shared.fs.numbers()) {
-            Ok(dropped) => {
-                if tokio::time::timeout(WIPE, dropped).await.is_err() {
-                    tracing::warn!("the kernel takes long to drop its pages");
-                }
-            }
-            Err(error) => tracing::error!(%error, "the kernel's pages could not be dropped"),
-        }
-        if let Err(error) = self.mounted.abort() {
-            tracing::debug!(%error, "the kernel's connection ends with this process");
-        }
-        if let Err(error) = self.mounted.detach() {
-            tracing::error!("{}", stuck(&self.mounted, &error).report());
-        }
-        match tokio::time::timeout(self.drain, self.deliver()).await {
-            Ok(Ok(())) => {
-                let _ = tokio::time::timeout(GOODBYE, self.shared.session.close()).await;
-            }
-            Ok(Err(failure)) if failure.code != Code::HostOffline => return Err(failure),
-            Ok(Err(_)) | Err(_) => {
-                let kept = self.put_away()?;
-                tracing::warn!(kept = %kept.display(), "what was written is sealed");
-            }
-        }
-        Ok(End::KeyPulled)
-    }
-
-    /// Seals what is left, and says so with what went wrong.
-    fn keep_for_later(&self, failure: Failure) -> Failure {
-        if self.shared.session.is_delivered() {
-            return failure;
-        }
-        match self.put_away() {
-            Ok(kept) => {
-                let what = format!("{}; it is kept in {}", failure.what, kept.display());
-                Failure::new(failure.code, what, "the next mount with this key delivers it first")
-            }
-            Err(lost) => lost,
-        }
-    }
-
-    /// Seals what cannot be delivered, for the next mount with this key.
-    fn put_away(&self) -> Result<PathBuf, Failure> {
-        let (key, session) = (&self.key, &self.shared.session);
-        let share = session.grant().share;
-        let (owned, away) = (&key.owned, session.put_away());
-        sealed::seal(&key.state, &owned.id, &owned.secret, owned.host, &share, &away).map_err(
-            |error| {
-                Failure::new(
-                    Code::Internal,
-                    format!("what was written cannot be kept and is lost: {error}"),
-                    format!("make room in {}", key.state.display()),
-                )
-            },
-        )
-    }
-
     /// Waits until everything is on the host's disk, or the session is over.
     async fn deliver(&self) -> Result<(), Failure> {
         if self.shared.session.is_delivered() {
@@ -384,17 +289,6 @@ impl Mount {
             synced = self.shared.fs.sync_all() => synced.map_err(undelivered),
             failure = self.shared.session.ended() => Err(failure),
         }
-    }
-}
-
-impl Key {
-    /// Resolves when the key is pulled, and the valve is shut.
-    async fn pulled(&self) {
-        // the owner allows it to be used without the stick
-        if self.owned.portable {
-            return std::future::pending().await;
-        }
-        gate::pulled(&self.watch, &self.owned.id, &self.device, &self.valve).await;
     }
 }
 
@@ -446,6 +340,37 @@ impl Shared {
             Err(_) => Ok(json!({"done": false, "upto": upto.0})),
         }
     }
+}
+
+/// Opens a session with the key's host, after what earlier ones have left is delivered.
+async fn meet(
+    request: &MountRequest,
+    device: &DeviceId,
+    key: &KeyContents,
+) -> Result<Arc<ClientSession>, Failure> {
+    let options = &request.options;
+    let config = ClientConfig {
+        secret: key.secret.clone(),
+        device: device.clone(),
+        pair_key: key.pair_key.clone(),
+        host: key.host,
+        host_mac: key.host_mac,
+        servers: key.servers.clone(),
+        share: request.spec.share.clone(),
+        client_name: machine_name(),
+        timeout: options.timeout,
+        grace: options.grace,
+        wait: options.wait,
+        resume: None,
+    };
+    sealed::deliver(&request.state, key, &config).await?;
+    let session = ClientSession::establish(config).await?;
+    let grant = session.grant();
+    let mac = MacAddress(grant.host_mac);
+    if let Err(error) = known_hosts::record(&request.state, key.host, &grant.host_name, mac) {
+        tracing::warn!(%error, "the host could not be recorded");
+    }
+    Ok(session)
 }
 
 /// Takes a mount away again if mounting fails behind it.

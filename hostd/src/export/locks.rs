@@ -4,6 +4,7 @@
 //! its own, which keeps processes of this machine out. Nothing here waits: what a process of this
 //! machine has is tried again and again, by one thread, while somebody waits for it.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -205,18 +206,16 @@ impl Share {
 
     fn take(&self, desk: &mut Desk, session: SessionId, lock: &Lock) -> bool {
         let key = (session, lock.node, lock.family, lock.owner);
-        if !desk.files.contains_key(&key) {
-            match self.lockable(session, lock) {
-                Ok(file) => {
-                    desk.files.insert(key, file);
-                }
+        let file = match desk.files.entry(key) {
+            Entry::Occupied(there) => there.into_mut(),
+            Entry::Vacant(free) => match self.lockable(session, lock) {
+                Ok(file) => free.insert(file),
                 Err(error) => {
                     tracing::warn!(%error, "a file cannot be opened to be locked");
                     return false;
                 }
-            }
-        }
-        let Some(file) = desk.files.get(&key) else { return false };
+            },
+        };
         let error = match locked::take(file.as_fd(), lock) {
             Ok(()) => return true,
             Err(error) => error,

@@ -278,7 +278,7 @@ fn a_file_that_nobody_else_has_changed_is_beneath_what_was_refused() {
         }
         desk.wait(1);
         let expected =
-            copy.strip_prefix(b"old").map_or(copy.to_vec(), |end| [b"old", end].concat());
+            copy.strip_prefix(b"old").map_or_else(|| copy.to_vec(), |end| [b"old", end].concat());
         assert_eq!(desk.data(".p2pfs-conflicts/dir/file"), Some(&expected[..]), "{reason:?}");
     }
 }

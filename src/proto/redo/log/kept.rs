@@ -111,17 +111,16 @@ impl<B: Clone + Default> Log<B> {
         }
         // a number that is missing must not hold up what is told of those behind it
         for seq in (log.stable.next().0..=log.last.0).map(Seq) {
-            if !log.entries.contains_key(&seq) {
-                let held = Held {
+            log.entries.entry(seq).or_insert_with(|| {
+                log.unanswered.insert(seq);
+                Held {
                     after: Vec::new(),
                     promise: Promise::Accepted,
                     again: true,
                     flying: 0,
                     life: Life::Failed,
-                };
-                log.entries.insert(seq, held);
-                log.unanswered.insert(seq);
-            }
+                }
+            });
         }
         log
     }
