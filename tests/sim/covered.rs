@@ -1,5 +1,5 @@
-//! What every full range of seeds has met so far: a pair of state and event that is not met any more
-//! is one that nobody tests. Rare ones are left out.
+//! What every full range of seeds has met so far: a pair of state and event that is not met any
+//! more is one that nobody tests. Rare ones are left out.
 
 use super::coverage::Pair;
 
