@@ -37,7 +37,8 @@ for line in sys.stdin:
             said = "ok"
         elif what == "who":
             ask = struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 0, 0, 0)
-            kind, _, start, length, pid = struct.unpack("hhqqi4x", fcntl.fcntl(file, fcntl.F_GETLK, ask))
+            found = fcntl.fcntl(file, fcntl.F_GETLK, ask)
+            kind, _, start, length, pid = struct.unpack("hhqqi4x", found)
             said = "nobody" if kind == fcntl.F_UNLCK else f"{start} {length}"
         elif what == "read":
             said = "read " + os.pread(file, 100, 0).decode()

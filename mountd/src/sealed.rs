@@ -1,8 +1,8 @@
 //! What was accepted and could not be delivered: sealed in the state directory until the same key
 //! is there again, and the host.
 //!
-//! `STATE/sealed/KEY-SESSION`: a magic line, a salt, and chunks that only the key's own secret opens
-//! ([`Sealing`]): first what the session was, then each entry of its log with its data.
+//! `STATE/sealed/KEY-SESSION`: a magic line, a salt, and chunks that only the key's own secret
+//! opens ([`Sealing`]): first what the session was, then each entry of its log with its data.
 
 use std::fs;
 use std::io;
@@ -91,7 +91,8 @@ pub(crate) async fn deliver(
             Ok(opened) if opened.0.host == key.host => opened,
             Ok(_) => continue,
             Err(error) => {
-                tracing::error!(path = %path.display(), %error, "what is sealed here cannot be read");
+                let path = path.display();
+                tracing::error!(%path, %error, "what is sealed here cannot be read");
                 continue;
             }
         };
@@ -119,7 +120,8 @@ pub(crate) async fn deliver(
         match delivered {
             Ok(Ok(())) => {
                 let refused = path.with_extension("refused");
-                tracing::error!(path = %refused.display(), "the host refused some of what was sealed");
+                let shown = refused.display();
+                tracing::error!(path = %shown, "the host refused some of what was sealed");
                 fs::rename(&path, &refused)
                     .map_err(|error| undelivered(&path, &error.to_string()))?;
             }

@@ -37,7 +37,8 @@ pub trait Remote: Send + Sync {
     /// for the grace, `ENOTCONN` when the session has ended.
     fn given_up(&self) -> BoxFuture<Errno>;
 
-    /// Locks a file; `ENOLCK` where there are no locks. `wait`: until it can be had; else `EAGAIN` if somebody else has it. Dropping
+    /// Locks a file; `ENOLCK` where there are no locks. `wait`: until it can be had; else `EAGAIN`
+    /// if somebody else has it. Dropping
     /// the future cancels the wait.
     fn lock(&self, _lock: Lock, _wait: bool) -> BoxFuture<Result<(), Errno>> {
         Box::pin(std::future::ready(Err(Errno::ENOLCK)))

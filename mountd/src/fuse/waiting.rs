@@ -1,8 +1,8 @@
 //! Who waits for an answer of ours, as `/proc` tells.
 //!
 //! fuser answers the kernel's INTERRUPT requests with ENOSYS, so nobody tells us that a caller has
-//! got a signal. Whoever waits for long is looked at again and again instead: an answer, whatever it
-//! says, is what frees it.
+//! got a signal. Whoever waits for long is looked at again and again instead: an answer, whatever
+//! it says, is what frees it.
 
 use std::fs;
 use std::time::Duration;
