@@ -33,6 +33,8 @@ use p2pfs::wire::log::{
 };
 use p2pfs::wire::name::{Name, Target};
 
+use tokio::sync::watch;
+
 use crate::cache::BlockCache;
 use crate::caller;
 use crate::lock::lock;
@@ -81,6 +83,8 @@ pub struct Fs {
     idle: Mutex<Vec<u64>>,
     /// Handles that the host is to be told of.
     closed: Mutex<Vec<Arc<Handle>>>,
+    /// How many of them it has not answered.
+    unreleased: watch::Sender<usize>,
     space: Space,
     /// Whether the host is told who asks (`map=identity`).
     tells_caller: AtomicBool,
@@ -138,6 +142,7 @@ impl Fs {
             last: AtomicU64::new(0),
             idle: Mutex::default(),
             closed: Mutex::default(),
+            unreleased: watch::Sender::new(0),
             space: Space::default(),
             tells_caller: AtomicBool::new(false),
             asks_capability: AtomicBool::new(true),
@@ -247,8 +252,11 @@ impl Fs {
     }
 
     /// Takes a file's name away.
-    pub async fn unlink(&self, parent: u64, name: Name) -> Result<(), Errno> {
+    pub async fn unlink(self: &Arc<Self>, parent: u64, name: Name) -> Result<(), Errno> {
         let directory = self.inodes.get(parent)?;
+        if self.is_tight(0) {
+            self.released().await;
+        }
         let parent = directory.node.into();
         let mutation = Mutation::Unlink { parent, name, occupant: Occupant::Any };
         self.name_change(&[&directory], mutation).await.map(drop)

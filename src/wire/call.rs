@@ -127,8 +127,8 @@ pub enum Call {
         asked: Asked,
     },
     /// Opens a file for reading and reads its start. -> [`Reply::Attr`], as [`Call::Open`], with
-    /// the data as body: shorter than `len` only at the end of the file, or empty where the start could
-    /// not be read.
+    /// the data as body: shorter than `len` only at the end of the file, or empty where the start
+    /// could not be read.
     OpenRead {
         /// The file.
         node: NodeId,

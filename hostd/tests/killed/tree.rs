@@ -32,6 +32,12 @@ enum Content {
     },
 }
 
+/// What is open and has no name any more is kept under its identity, which is another one each time.
+fn known_name(name: PathBuf) -> PathBuf {
+    let held = Path::new(".p2pfs/held");
+    if name.parent() == Some(held) { held.join("one") } else { name }
+}
+
 /// Everything below a directory.
 pub(crate) fn read(root: &Path) -> BTreeMap<PathBuf, Node> {
     let mut nodes = BTreeMap::new();
@@ -51,11 +57,14 @@ pub(crate) fn read(root: &Path) -> BTreeMap<PathBuf, Node> {
                 mode: meta.mode(),
                 owner: (meta.uid(), meta.gid()),
                 links: meta.nlink(),
-                link_of: first.entry(meta.ino()).or_insert_with(|| name.clone()).clone(),
+                link_of: first
+                    .entry(meta.ino())
+                    .or_insert_with(|| known_name(name.clone()))
+                    .clone(),
                 xattrs: xattrs(&path),
                 content: content(&path, &meta),
             };
-            nodes.insert(name, node);
+            nodes.insert(known_name(name), node);
         }
     }
     nodes

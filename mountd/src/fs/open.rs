@@ -19,6 +19,8 @@ use crate::lock::lock;
 const OPEN_READ_BYTES: u64 = 64 << 10;
 /// How long closed handles wait for each other: the host is told of all in one packet.
 const RELEASE_AFTER: Duration = Duration::from_millis(5);
+/// How long a removal on a disk that is nearly full waits for them.
+const RELEASE_MAX: Duration = Duration::from_secs(1);
 
 impl Fs {
     /// Opens a file.
@@ -94,6 +96,7 @@ impl Fs {
     pub fn release(self: &Arc<Self>, handle: HandleId) {
         let Some(open) = self.handles.remove(handle) else { return };
         self.close_locks(handle);
+        self.unreleased.send_modify(|count| *count += 1);
         let first = {
             let mut closed = lock(&self.closed);
             closed.push(open);
@@ -116,5 +119,14 @@ impl Fs {
         if let Err(error) = self.remote.call(Call::Release { handle, upto }).await {
             tracing::debug!(%handle, %error, "the host did not take a release");
         }
+        self.unreleased.send_modify(|count| *count -= 1);
+    }
+
+    /// Waits, not for long, until the host knows of what is closed: the space of a file that is
+    /// removed is free only then.
+    pub(super) async fn released(&self) {
+        let mut count = self.unreleased.subscribe();
+        let released = count.wait_for(|count| *count == 0);
+        let _ = tokio::time::timeout(RELEASE_MAX, released).await;
     }
 }
