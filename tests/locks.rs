@@ -288,7 +288,6 @@ fn locks_outlive_the_host() {
 
 /// Two writers of one database, each on its own mount.
 #[test]
-#[ignore = "does not hold yet: sqlite3 reports a disk I/O error now and then"]
 fn a_database_of_two_writers_is_whole() {
     need_mount!();
     if let Some(reason) = programs::missing(&["sqlite3"]) {

@@ -246,9 +246,8 @@ impl Export for View {
             }
             Call::SyncAll { .. } => self.sync_share().map(|()| Reply::Done)?,
             Call::Release { handle, .. } => {
-                self.handles().remove(&handle);
-                self.close_locks(handle);
-                self.share.opens.close(self.session, handle);
+                let open = self.handles().remove(&handle);
+                self.close(handle, open);
                 Reply::Done
             }
             Call::Forget { nodes } => self.forget(&nodes).map(|()| Reply::Done)?,
@@ -377,6 +376,17 @@ impl View {
 
     fn handles(&self) -> MutexGuard<'_, HashMap<HandleId, Arc<OpenFile>>> {
         lock(&self.handles)
+    }
+
+    /// A handle of the session is closed.
+    fn close(&self, handle: HandleId, open: Option<Arc<OpenFile>>) {
+        self.close_locks(handle);
+        self.share.opens.close(self.session, handle);
+        if let Some(open) = open
+            && meta::attr(open.path.as_fd()).is_ok_and(|attr| attr.nlink == 0)
+        {
+            self.nodes().let_go(open.node);
+        }
     }
 
     /// What holds the node: its open file, which also reaches it unlinked, or whatever finds it.

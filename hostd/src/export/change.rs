@@ -165,6 +165,9 @@ impl View {
         // A directory has one name
         let named = |attr| self.shown(occupant.node, attr).nlink > 0;
         let linked = flags.is_empty() && meta::attr(occupant.fd.as_fd()).is_ok_and(named);
+        if !linked {
+            self.nodes().let_go(occupant.node);
+        }
         Ok(Outcome::Removed { node: occupant.node, linked })
     }
 
@@ -203,6 +206,9 @@ impl View {
         let replaced = found.new_name.as_ref().map(|occupant| occupant.node);
         // Two names of one node: rename(2) does nothing
         let replaced = replaced.filter(|replaced| replaced != node);
+        if let (Some(replaced), RenameMode::Replace) = (replaced, mode) {
+            self.nodes().let_go(replaced);
+        }
         Ok(Outcome::Renamed { node: *node, replaced })
     }
 

@@ -236,6 +236,12 @@ impl Nodes {
         self.table().hold(id, fd);
     }
 
+    /// A node has no name any more: its space is free when the last one has closed it.
+    pub(super) fn let_go(&self, id: NodeId) {
+        let held = self.table().held.pop(&id);
+        drop(held);
+    }
+
     /// A node has another place now: its name moved.
     pub(super) fn moved(&self, parent: NodeId, dir: &OwnedFd, name: &Name) {
         if self.handle.is_some() {

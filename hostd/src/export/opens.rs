@@ -261,6 +261,21 @@ impl View {
         attr
     }
 
+    /// As [`Self::shown`], for a node that is to be opened. One without a name can only be opened
+    /// once more; by a name, somebody else has taken it away meanwhile: `ESTALE` makes the client's
+    /// kernel look the name up again.
+    pub(super) fn openable(&self, node: NodeId, attr: Attr) -> Result<Attr, Errno> {
+        let attr = self.shown(node, attr);
+        let is_open = || {
+            let table = self.share.opens.lock();
+            table.opens.of(self.session).any(|(_, open, _)| open == node)
+        };
+        if attr.nlink == 0 && attr.is_file() && !is_open() {
+            return Err(Errno::ESTALE);
+        }
+        Ok(attr)
+    }
+
     /// As [`Self::shown`], in what a change tells.
     pub(super) fn shown_in(&self, mutation: &Mutation, outcome: Outcome) -> Outcome {
         let node = match mutation {

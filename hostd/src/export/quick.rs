@@ -104,6 +104,10 @@ impl View {
     fn open_now(&self, node: NodeId, handle: HandleId) -> Option<Result<Attr, Errno>> {
         let path = self.nodes().find_held(node)?;
         let attr = meta::attr(path.as_fd()).ok().filter(Attr::is_file)?;
+        let attr = match self.openable(node, attr) {
+            Ok(attr) => attr,
+            Err(error) => return Some(Err(error)),
+        };
         if matches!(self.handle(handle), Ok(open) if open.node == node) {
             return Some(Ok(attr));
         }
@@ -122,10 +126,9 @@ impl View {
         if open.access != Access::Read || !is_held {
             return None;
         }
-        handles.remove(&handle);
+        let open = handles.remove(&handle);
         drop(handles);
-        self.close_locks(handle);
-        self.share.opens.close(self.session, handle);
+        self.close(handle, open);
         Some(Ok(Reply::Done))
     }
 

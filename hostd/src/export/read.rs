@@ -60,6 +60,7 @@ impl View {
         if !attr.is_file() && !attr.is_dir() {
             return Err(Errno::from_number(ENXIO));
         }
+        let attr = self.openable(node, attr)?;
         if matches!(self.handle(handle), Ok(open) if open.node == node) {
             return Ok(attr);
         }
