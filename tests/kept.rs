@@ -89,7 +89,6 @@ fn what_is_open_goes_on_when_the_host_is_killed() {
 }
 
 #[test]
-#[ignore = "does not hold yet: a creation that is redone opens its closed handle again"]
 fn what_is_open_goes_on_after_another_boot() {
     need_mount!();
     need_root!();

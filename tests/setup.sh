@@ -18,7 +18,7 @@ package_of() {
     setfacl) echo acl ;;
     setfattr) echo attr ;;
     setcap) echo libcap2-bin ;;
-    setpriv) echo util-linux ;;
+    setpriv | flock | unshare) echo util-linux ;;
     libacl) echo libacl1-dev ;;
     chattr | mkfs.ext4) echo e2fsprogs ;;
     ip) echo iproute2 ;;

@@ -1,6 +1,6 @@
 //! What calls, entries and the supervisor share: the machines, under one lock.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::AbortHandle;
 
-use crate::id::{ConnectionId, HostRun, RequestId, Seq, SessionId};
+use crate::id::{ConnectionId, HandleId, HostRun, RequestId, Seq, SessionId};
 use crate::limits::LOG_BYTES_UNAPPLIED_MAX;
 use crate::net::endpoint::PathInfo;
 use crate::net::remote::Submitted;
@@ -21,7 +21,7 @@ use crate::proto::calls::{self, Caller};
 use crate::proto::redo::log::{self, Log};
 use crate::wire::call::{Call, Reply};
 use crate::wire::errno::Errno;
-use crate::wire::log::{Change, Cursor, LogAck, Mutation, Outcome, Promise};
+use crate::wire::log::{Change, Cursor, LogAck, LogEntry, Mutation, Outcome, Promise, Sent};
 use crate::wire::rendezvous::Routing;
 use crate::wire::session::Grant;
 
@@ -50,6 +50,8 @@ struct Inner {
     link: Option<Link>,
     locks: LockDesk,
     closing: bool,
+    /// Handles that are closed, and the last entry of their nodes, until that is stable.
+    closed: BTreeMap<HandleId, Seq>,
     /// What is asked is refused so; what was accepted is still delivered.
     shut: Option<Errno>,
     view: View,
@@ -116,6 +118,7 @@ impl Core {
             link: None,
             locks: LockDesk::default(),
             closing: false,
+            closed: BTreeMap::new(),
             shut: None,
             view,
         };
@@ -134,6 +137,7 @@ impl Core {
             {
                 return Err(errno);
             }
+            inner.note_closed(&call);
             let id = inner.caller.call(call);
             inner.answers.insert(id, (answer, None));
             inner.pump(&core);
@@ -423,7 +427,8 @@ impl Inner {
         }
         while let Some(output) = self.log.poll_output() {
             match output {
-                log::Output::Ship { entry, body, .. } => {
+                log::Output::Ship { mut entry, body, .. } => {
+                    self.leave_closed(&mut entry);
                     if let Some(link) = &self.link {
                         link.ship(entry, body);
                     }
@@ -448,6 +453,24 @@ impl Inner {
                 }
                 log::Output::Progress => self.give_room(),
             }
+        }
+    }
+
+    /// A creation that is done again must not open what is closed by then.
+    fn note_closed(&mut self, call: &Call) {
+        if let Call::Release { handle, upto } = call {
+            let stable = self.log.stable();
+            self.closed.retain(|_, last| *last > stable);
+            self.closed.insert(*handle, *upto);
+        }
+    }
+
+    fn leave_closed(&self, entry: &mut LogEntry) {
+        if let Mutation::Create { open, .. } = &mut entry.change.mutation
+            && entry.sent != Sent::First
+            && open.is_some_and(|open| self.closed.contains_key(&open.handle))
+        {
+            *open = None;
         }
     }
 
