@@ -1,8 +1,8 @@
 //! File locks: of this share's sessions among each other, and with processes of this machine.
 //!
 //! The table knows what sessions have; each owner's locks on a file are also held on an open file
-//! of its own, which keeps processes of this machine out. Nothing here waits: what a process of this
-//! machine has is tried again and again, by one thread, while somebody waits for it.
+//! of its own, which keeps processes of this machine out. Nothing here waits: what a process of
+//! this machine has is tried again and again, by one thread, while somebody waits for it.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};

@@ -32,7 +32,7 @@ enum Content {
     },
 }
 
-/// What is open and has no name any more is kept under its identity, which is another one each time.
+/// What is open and has no name any more is kept under its identity, another one each time.
 fn known_name(name: PathBuf) -> PathBuf {
     let held = Path::new(".p2pfs/held");
     if name.parent() == Some(held) { held.join("one") } else { name }
