@@ -186,6 +186,21 @@ fn a_locked_mount_can_be_unmounted() {
     home.world.unmount(&home.mountpoint);
 }
 
+/// D3, D4: mounting by hand takes the place of what waits for the key.
+#[test]
+fn a_mount_by_hand_takes_the_place_of_a_locked_one() {
+    need_mount!();
+    let home = home("timeout=10");
+    home.pull();
+    eventually("the mount to be locked", Duration::from_secs(5), || home.is_locked());
+    let other = home.world.directory("other");
+    fs::rename(home.key.dir.with_extension("away"), other.join("K")).unwrap();
+    let source = format!("{}:docs", other.join("K").display());
+    home.world.mount(&source, &home.mountpoint, "timeout=10").ok();
+    assert!(home.reads());
+    home.world.unmount(&home.mountpoint);
+}
+
 /// The memory of the test's processes of mountd in which `needle` stands.
 fn in_memory_of(world: &World, needle: &str) -> Vec<String> {
     use std::io::{Read, Seek, SeekFrom};

@@ -124,7 +124,11 @@ pub(crate) fn unmount(state: &Path, mountpoint: &Path) -> Result<(), Failure> {
 /// Waits until the process of an earlier mount at this place has delivered what was written.
 pub(crate) fn wait_for_end(dir: &Path, mountpoint: &Path, limit: Duration) -> Result<(), Failure> {
     let start = Instant::now();
-    while let Ok(Some(_)) = admin::request(dir, &json!({"command": "status"})) {
+    while let Ok(Some(status)) = admin::request(dir, &json!({"command": "status"})) {
+        if status["state"] == "locked" {
+            // it only waits for its key: whoever mounts now takes its place
+            admin::request(dir, &json!({"command": "unmount"}))?;
+        }
         if start.elapsed() > limit {
             return Err(Failure::new(
                 Code::Mountpoint,

@@ -166,7 +166,7 @@ impl View {
         let named = |attr| self.shown(occupant.node, attr).nlink > 0;
         let linked = flags.is_empty() && meta::attr(occupant.fd.as_fd()).is_ok_and(named);
         if !linked {
-            self.nodes().let_go(occupant.node);
+            self.let_go(occupant);
         }
         Ok(Outcome::Removed { node: occupant.node, linked })
     }
@@ -206,10 +206,20 @@ impl View {
         let replaced = found.new_name.as_ref().map(|occupant| occupant.node);
         // Two names of one node: rename(2) does nothing
         let replaced = replaced.filter(|replaced| replaced != node);
-        if let (Some(replaced), RenameMode::Replace) = (replaced, mode) {
-            self.nodes().let_go(replaced);
+        if let (Some(occupant), RenameMode::Replace) = (&found.new_name, mode)
+            && replaced.is_some()
+        {
+            self.let_go(occupant);
         }
         Ok(Outcome::Renamed { node: *node, replaced })
+    }
+
+    /// A file that lost its last name is not to keep its space. What takes none stays within reach
+    /// of clients that still know it: only they have FIFOs open, or stand in a directory.
+    fn let_go(&self, occupant: &Occupant) {
+        if meta::attr(occupant.fd.as_fd()).is_ok_and(|attr| attr.is_file()) {
+            self.nodes().let_go(occupant.node);
+        }
     }
 
     /// Puts what is about to replace another file on the disk: a crash must not leave neither of
