@@ -261,7 +261,9 @@ impl Stat {
             links: stat.st_nlink,
             owner: (stat.st_uid, stat.st_gid),
             size: if kind == FileType::Directory { 0 } else { stat.st_size as u64 },
-            modified: (seconds < SET).then_some((seconds, stat.st_mtime_nsec as i64)),
+            // a FIFO's times are the client's own business, as over NFS
+            modified: (seconds < SET && kind != FileType::Fifo)
+                .then_some((seconds, stat.st_mtime_nsec as i64)),
         }
     }
 }
