@@ -59,7 +59,6 @@ impl Mount {
             Ok(Ok(())) => {
                 let _ = tokio::time::timeout(GOODBYE, self.shared.session.close()).await;
             }
-            Ok(Err(failure)) if failure.code != Code::HostOffline => return Err(failure),
             Ok(Err(_)) | Err(_) => {
                 let kept = self.put_away()?;
                 tracing::warn!(kept = %kept.display(), "what was written is sealed");
