@@ -18,6 +18,8 @@ mod cli;
 mod fsx;
 /// The key gates the mount: pulled, nothing can be read; back, it is mounted again.
 mod gate;
+/// The habits of git, SQLite, a compiler.
+mod habits;
 /// What is open when the host is killed or its machine restarted.
 mod kept;
 /// File locks between clients, and with processes of the host.

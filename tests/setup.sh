@@ -21,6 +21,8 @@ package_of() {
     setpriv | flock | unshare) echo util-linux ;;
     libacl) echo libacl1-dev ;;
     chattr | mkfs.ext4) echo e2fsprogs ;;
+    ar) echo binutils ;;
+    mkfs.btrfs | btrfs) echo btrfs-progs ;;
     ip) echo iproute2 ;;
     nft) echo nftables ;;
     nsenter) echo util-linux ;;

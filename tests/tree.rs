@@ -52,6 +52,39 @@ fn everything_that_a_node_has_crosses_as_root() {
     home.unmount();
 }
 
+/// `tar` leaves sockets out, so what it unpacks is compared with what it unpacks on the disk.
+#[test]
+fn an_archive_is_unpacked_and_packed_as_on_the_disk() {
+    need_mount!();
+    need_root!();
+    if let Some(reason) = programs::missing(&["tar", "setfacl", "setcap"]) {
+        return skip(&reason);
+    }
+    let home = Home::on_loopback_with(&["--authorise", "--map", "identity"], |_| {});
+    let source = home.world.directory("original");
+    generate::everything(&source);
+    let archive = home.world.path("archive");
+    pack(&source, &archive);
+    home.mount("allow_other,timeout=20");
+
+    let (here, plain) = (home.mountpoint.join("there"), home.world.directory("plain"));
+    fs::create_dir(&here).unwrap();
+    for to in [&here, &plain] {
+        let (archive, to) = (archive.to_str().unwrap(), to.to_str().unwrap());
+        let kept = ["--xattrs", "--xattrs-include=*", "--acls", "-p"];
+        tool("tar", &[&kept[..], &["-xf", archive, "-C", to]].concat());
+    }
+    home.sync();
+    let unpacked = Tree::read(&plain);
+    unpacked.assert_same(&Tree::read(&here));
+    unpacked.assert_same(&Tree::read(&home.disk.join("there")));
+    let (again, from_disk) = (home.world.path("again"), home.world.path("from-disk"));
+    pack(&here, &again);
+    pack(&plain, &from_disk);
+    assert!(fs::read(again).unwrap() == fs::read(from_disk).unwrap(), "the archives differ");
+    home.unmount();
+}
+
 #[test]
 fn names_are_bytes_and_identities_are_the_hosts() {
     need_mount!();
@@ -118,6 +151,15 @@ fn crosses(cache: &str) {
         home.unmount();
         fs::remove_dir_all(home.disk.join(tool)).unwrap();
     }
+}
+
+/// Packs all that tar can, so that the same tree is the same bytes.
+#[track_caller]
+fn pack(from: &Path, archive: &Path) {
+    let (from, archive) = (from.to_str().unwrap(), archive.to_str().unwrap());
+    let kept = ["--xattrs", "--xattrs-include=*", "--acls", "--sort=name"];
+    let format = ["--format=posix", "--pax-option=delete=atime,delete=ctime,exthdr.name=%d/%f"];
+    tool("tar", &[&kept[..], &format[..], &["-cf", archive, "-C", from, "."]].concat());
 }
 
 /// Copies a whole directory, all that can be kept, to one that does not exist.
