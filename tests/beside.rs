@@ -153,3 +153,30 @@ fn forget_pages(file: &File) {
     fadvise(file, 0, None, Advice::Random).unwrap();
     fadvise(file, 0, None, Advice::DontNeed).unwrap();
 }
+
+/// What was asked for a moment ago says nothing about now: names, listings, contents.
+#[test]
+fn what_the_host_makes_is_there_at_once() {
+    need_mount!();
+    let home = Home::on_loopback();
+    home.mount("timeout=20");
+    let names = |dir: &Path| -> Vec<_> {
+        let mut names: Vec<_> =
+            fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    fs::create_dir(home.mountpoint.join("new")).unwrap();
+    for round in 0..50 {
+        let name = format!("new/{round:02}");
+        let (here, there) = (home.mountpoint.join(&name), home.disk.join(&name));
+        assert!(!here.exists());
+        assert_eq!(names(&home.mountpoint.join("new")).len(), round);
+        fs::write(&there, "first").unwrap();
+        assert_eq!(fs::read_to_string(&here).unwrap(), "first");
+        assert_eq!(names(&home.mountpoint.join("new")), names(&home.disk.join("new")));
+        fs::write(&there, "second, longer").unwrap();
+        assert_eq!(fs::read_to_string(&here).unwrap(), "second, longer");
+    }
+    home.unmount();
+}

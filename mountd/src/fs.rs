@@ -167,26 +167,20 @@ impl Fs {
     /// The entry `name` of a directory; counts a reference of the kernel.
     pub async fn lookup(&self, parent: u64, name: Name) -> Result<Found, Errno> {
         let directory = self.inodes.get(parent)?;
-        if directory.lacks(&name) {
-            return Err(Errno::ENOENT);
-        }
-        let (asked, names) = (self.tick(), directory.names());
-        let call = Asked::Lookup { parent: directory.node, name: name.clone() };
-        match self.remote.call(self.by_caller(call)).await {
-            Ok((Reply::Entry(entry), _)) => Ok(self.found(entry, parent, asked)),
-            Ok(_) => Err(Errno::EPROTO),
-            Err(error) => {
-                if error == Errno::ENOENT {
-                    directory.note_absent(name, names);
-                }
-                Err(error)
-            }
+        let asked = self.tick();
+        let call = Asked::Lookup { parent: directory.node, name };
+        match self.remote.call(self.by_caller(call)).await?.0 {
+            Reply::Entry(entry) => Ok(self.found(entry, parent, asked)),
+            _ => Err(Errno::EPROTO),
         }
     }
 
     /// Attributes. Waits for the writes that were accepted before: `fstat` shows their times too.
     pub async fn getattr(&self, ino: u64, handle: Option<HandleId>) -> Result<Found, Errno> {
         let inode = self.node(ino, handle)?;
+        if let Some(attr) = inode.take_opened() {
+            return Ok(Found { node: inode.node, attr, settled: true });
+        }
         self.applied(&inode, inode.last()).await?;
         let asked = self.tick();
         let call = Call::GetAttr { node: inode.node, handle };
@@ -451,6 +445,11 @@ impl Fs {
         let outcome = submitted.wait().await;
         for directory in directories {
             directory.rename_tick(self.next_tick());
+        }
+        if let Ok(Outcome::Renamed { node, .. } | Outcome::Removed { node, .. }) = outcome
+            && let Ok(moved) = self.inodes.get(node.ino)
+        {
+            moved.forget_opened();
         }
         outcome
     }

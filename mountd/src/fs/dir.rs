@@ -96,6 +96,7 @@ impl Fs {
     /// The entries behind `cookie`, which is 0 at the start.
     pub async fn list(&self, handle: HandleId, cookie: u64) -> Result<Portion, Errno> {
         let handle = self.handles.get(handle)?;
+        handle.inode.forget_opened();
         let (dots_from, host_cookie) = match cookie {
             0 => (0, 0),
             COOKIE_DOT => (1, 0),

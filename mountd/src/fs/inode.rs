@@ -9,16 +9,15 @@ use p2pfs::id::{NodeId, Seq};
 use p2pfs::net::remote::Submitted;
 use p2pfs::wire::call::{Attr, DataVersion, ReadVersion};
 use p2pfs::wire::errno::Errno;
-use p2pfs::wire::name::Name;
 use tokio::sync::Notify;
 
 use crate::lock::lock;
 
 /// setuid and setgid.
 const PRIVILEGES: u32 = 0o6000;
-/// How long a name that was looked for in vain counts as absent: as long as a program takes from
-/// looking to making.
-const ABSENT: Duration = Duration::from_millis(50);
+/// How long the attributes that came with a directory's opening are an answer: as long as a program
+/// takes from opening to `fstat`.
+const OPENED: Duration = Duration::from_millis(5);
 
 /// What a change that is under way will do to a file's length.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -57,8 +56,8 @@ struct State {
     settled: u64,
     /// The tick when the directory's names last changed by us.
     names: u64,
-    /// The name that was last looked for in vain, and when.
-    absent: Option<(Name, Instant)>,
+    /// What came with the opening of the directory, until anything else is asked or done.
+    opened: Option<(Attr, Instant)>,
     /// The length as last seen.
     size: u64,
     /// Whether a write takes setuid or setgid away, as last seen.
@@ -154,6 +153,7 @@ impl Inode {
     pub(crate) fn submit(&self, effect: Effect, ship: impl FnOnce() -> Submitted) -> Submitted {
         let mut state = lock(&self.state);
         let submitted = ship();
+        state.opened = None;
         state.pending.insert(submitted.seq, effect);
         state.last = state.last.max(submitted.seq);
         submitted
@@ -178,6 +178,7 @@ impl Inode {
     pub(crate) fn settle(&self, seq: Seq, result: Result<Option<Attr>, Errno>, tick: u64) {
         let mut state = lock(&self.state);
         state.pending.remove(&seq);
+        state.opened = None;
         state.settled = tick;
         match result {
             Ok(Some(attr)) if state.newest.is_none_or(|newest| newest.seq < seq) => {
@@ -334,22 +335,23 @@ impl Inode {
     pub(crate) fn rename_tick(&self, tick: u64) {
         let mut state = lock(&self.state);
         state.names = tick;
-        state.absent = None;
+        state.opened = None;
     }
 
-    /// The host has no such name in the directory; `names` is from before it was asked.
-    pub(crate) fn note_absent(&self, name: Name, names: u64) {
-        let mut state = lock(&self.state);
-        // a change of ours that began or ended meanwhile may have made it
-        if state.names == names {
-            state.absent = Some((name, Instant::now()));
-        }
+    /// Attributes that came with the opening of a directory.
+    pub(crate) fn note_opened(&self, attr: Attr) {
+        lock(&self.state).opened = Some((attr, Instant::now()));
     }
 
-    /// Whether the name was looked for in vain just now: whoever makes a file looks twice.
-    pub(crate) fn lacks(&self, name: &Name) -> bool {
-        let state = lock(&self.state);
-        state.absent.as_ref().is_some_and(|(absent, at)| absent == name && at.elapsed() < ABSENT)
+    /// Those, once: whoever walks a tree asks for them right after the opening.
+    pub(crate) fn take_opened(&self) -> Option<Attr> {
+        let (attr, at) = lock(&self.state).opened.take()?;
+        (at.elapsed() < OPENED).then_some(attr)
+    }
+
+    /// They are as old as what comes next.
+    pub(crate) fn forget_opened(&self) {
+        lock(&self.state).opened = None;
     }
 
     /// When the directory's names last changed by us.
@@ -367,7 +369,7 @@ impl State {
             newest: None,
             settled: 0,
             names: 0,
-            absent: None,
+            opened: None,
             size: 0,
             privileged: false,
             no_xattrs: None,

@@ -59,7 +59,10 @@ impl Fs {
         let Reply::OpenDir(attr, page) = self.remote.call(self.by_caller(call)).await?.0 else {
             return Err(Errno::EPROTO);
         };
-        self.seen(&inode, attr, asked);
+        let found = self.seen(&inode, attr, asked);
+        if found.settled {
+            inode.note_opened(found.attr);
+        }
         let opened = self.opened(handle, inode, false, told);
         if let Ok(open) = self.handles.get(handle) {
             open.listing.lock().await.begin(page, asked);
