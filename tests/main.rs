@@ -38,6 +38,8 @@ mod posix_model;
 mod refused;
 /// Client and host in this process: sessions over real sockets.
 mod session;
+/// A file that the host cannot answer for.
+mod stalled;
 /// A tree of real-looking files through the mount and back.
 mod tree;
 /// Golden bytes of every settled message.
