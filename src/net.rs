@@ -6,6 +6,7 @@ mod endpoint;
 pub mod host;
 mod interfaces;
 pub mod log;
+mod nat;
 mod pathmux;
 mod quic;
 pub mod remote;
