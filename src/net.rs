@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod daemon;
+pub mod doctor;
 mod endpoint;
 pub mod host;
 mod interfaces;
