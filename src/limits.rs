@@ -86,5 +86,7 @@ pub const LEASE_TERM: Duration = Duration::from_secs(30);
 pub const LEASE_RECALL: Duration = Duration::from_secs(20);
 /// How long a host keeps the record of a session that nobody resumes.
 pub const SESSION_RECORD: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Kernel buffers of the UDP socket, bytes: 50 ms at 1 Gbit/s.
+pub const SOCKET_BUFFER_BYTES: usize = 7 << 20;
 /// The largest UDP payload that a path is asked to carry, bytes.
 pub const MTU_MAX: u16 = 1400;

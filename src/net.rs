@@ -2,10 +2,12 @@
 
 pub mod admin;
 pub mod daemon;
+pub mod doctor;
 mod endpoint;
 pub mod host;
 mod interfaces;
 pub mod log;
+mod nat;
 mod pathmux;
 mod quic;
 pub mod remote;

@@ -20,6 +20,7 @@ pub mod frame;
 pub mod lease;
 pub mod log;
 pub mod name;
+pub mod nat;
 pub mod probe;
 pub mod rendezvous;
 pub mod session;

@@ -26,6 +26,8 @@ mod kept;
 mod locks;
 /// Three programs with three state directories on loopback, and a kernel mount.
 mod loopback;
+/// The lab of NATs itself, with plain sockets.
+mod natlab;
 /// Host, client and server behind NATs, in network namespaces.
 mod netns;
 /// What a host remembers: keys and shares over restarts, revocation, `-o wait`.

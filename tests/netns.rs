@@ -3,25 +3,16 @@
 use std::fs;
 use std::time::Duration;
 
-use crate::world::lab::{Attached, Lab};
+use crate::world::lab::{Kind, Lab, need_lab};
 use crate::world::outcome::tool;
-use crate::world::{Home, Side, eventually, need_mount, skip};
-
-/// Leaves the test, saying why, unless there can be network namespaces.
-macro_rules! need_lab {
-    () => {
-        need_mount!();
-        if let Some(reason) = Lab::obstacle() {
-            return skip(&reason);
-        }
-    };
-}
+use crate::world::{Home, Side, eventually, need_mount};
 
 #[test]
 fn both_sides_behind_nat_meet_directly() {
+    need_mount!();
     need_lab!();
     // Fig. 1(a)
-    let home = Home::in_lab(Lab::new(Attached::BehindNat, Attached::BehindNat));
+    let home = Home::in_lab(Lab::new(Kind::Port, Kind::Port));
 
     exchange(&home);
 
@@ -38,9 +29,10 @@ fn both_sides_behind_nat_meet_directly() {
 
 #[test]
 fn a_client_straight_on_the_wan_meets_a_host_behind_nat() {
+    need_mount!();
     need_lab!();
     // Fig. 1(b)
-    let home = Home::in_lab(Lab::new(Attached::BehindNat, Attached::Straight));
+    let home = Home::in_lab(Lab::new(Kind::Port, Kind::None));
 
     exchange(&home);
 

@@ -23,6 +23,7 @@ use p2pfs::wire::codec::{DecodeError, decode, encode};
 use p2pfs::wire::errno::Errno;
 use p2pfs::wire::log::{Caller, Cursor};
 use p2pfs::wire::name::{Name, Target};
+use p2pfs::wire::nat::{Filtering, Mapping, NatBehaviour};
 use p2pfs::wire::rendezvous::{
     FromServer, MatchId, Public, Role, Routing, Seal, Sealed, StunAddress, ToServer,
 };
@@ -260,11 +261,27 @@ fn routing_has_its_bytes_under_the_seal() {
         tcp_public: Some("203.0.113.7:50000".parse().unwrap()),
         udp_private: vec!["[fd00::2]:4000".parse().unwrap()],
         udp_public: None,
+        nat: None,
     };
     golden("routing", &routing);
     let seal = Seal::Host(MatchId([3; 16]), &[6; 24]);
     let sealed = seal.seal(&PairKey::from_bytes([7; 32]), [8; 24], &routing).unwrap();
     golden("routing_sealed", &sealed);
+}
+
+#[test]
+fn a_nats_behaviour_has_its_bytes_and_follows_the_routing() {
+    let nat = NatBehaviour {
+        mapping: Some(Mapping::AddressAndPortDependent),
+        filtering: Some(Filtering::AddressDependent),
+        keeps_port: Some(true),
+    };
+    golden("nat_behaviour", &nat);
+    golden("nat_behaviour_unknown", &NatBehaviour::default());
+    let routing = Routing { nat: Some(nat), ..Routing::default() };
+    let seal = Seal::Host(MatchId([3; 16]), &[6; 24]);
+    let sealed = seal.seal(&PairKey::from_bytes([7; 32]), [8; 24], &routing).unwrap();
+    golden("routing_sealed_nat", &sealed);
 }
 
 fn sealed() -> Sealed {

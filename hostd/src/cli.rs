@@ -8,10 +8,11 @@ use clap::{Args, Parser, Subcommand};
 use p2pfs::address::ServerAddress;
 use p2pfs::failure::{Code, Failure};
 use p2pfs::net::daemon;
+use p2pfs::net::doctor::SECOND_OPINION;
 
 use crate::keys::{Access, Map};
 use crate::owner::Request;
-use crate::{keys, pair, serve, status};
+use crate::{doctor, keys, pair, serve, status};
 
 /// Serves folders of this machine to the owner's keys.
 #[derive(Debug, Parser)]
@@ -34,6 +35,21 @@ enum Command {
     Keys {
         #[command(subcommand)]
         command: KeysCommand,
+    },
+    /// Say what works from here, what does not, and what to do; 1 if something is missing
+    Doctor {
+        /// Look at this server [default: those that are remembered]
+        #[arg(long = "server", value_name = "ADDRESS")]
+        servers: Vec<ServerAddress>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// What stun-client says of the NAT
+    #[command(name = SECOND_OPINION, hide = true)]
+    SecondOpinion {
+        /// Where STUN answers
+        server: SocketAddr,
     },
     /// Show shares, servers and sessions
     Status {
@@ -133,6 +149,8 @@ pub fn run() -> anyhow::Result<()> {
             KeysCommand::Revoke { id } => keys::change(&dir, &Request::Revoke { id })?,
             KeysCommand::Remove { id } => keys::change(&dir, &Request::Remove { id })?,
         },
+        Command::Doctor { servers, json } => doctor::run(&dir, servers, json)?,
+        Command::SecondOpinion { server } => doctor::second_opinion(server)?,
         Command::Status { json } => status::run(&dir, json)?,
     }
     Ok(())

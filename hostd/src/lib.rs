@@ -10,6 +10,7 @@
 mod accounts;
 pub mod cli;
 pub mod config;
+pub mod doctor;
 pub mod export;
 pub mod keys;
 pub mod machine;

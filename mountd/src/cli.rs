@@ -1,13 +1,15 @@
 //! The command line of `p2pfs-mountd`.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
+use p2pfs::address::ServerAddress;
 use p2pfs::failure::{Code, Failure};
-use p2pfs::net::{daemon, log};
+use p2pfs::net::{daemon, doctor, log};
 
 use crate::daemonise::{self, Parent};
 use crate::mounted::{self, MountRequest};
@@ -49,6 +51,14 @@ enum Command {
         #[command(flatten)]
         state: State,
     },
+    /// Say what works from here, what does not, and what to do; 1 if something is missing.
+    Doctor(DoctorArguments),
+    /// What stun-client says of the NAT.
+    #[command(name = doctor::SECOND_OPINION, hide = true)]
+    SecondOpinion {
+        /// Where STUN answers.
+        server: SocketAddr,
+    },
     /// Put mount.p2pfs where mount(8) looks (as root).
     Install {
         /// Use DIR/sbin instead of /sbin.
@@ -62,6 +72,20 @@ enum Command {
         #[command(subcommand)]
         command: KeyCommand,
     },
+}
+
+#[derive(Args, Debug)]
+struct DoctorArguments {
+    /// A key's directory: it is looked at, and it names the servers.
+    key: Option<PathBuf>,
+    /// Look at this server [default: those of the hosts that were mounted here].
+    #[arg(long = "server", value_name = "ADDRESS")]
+    servers: Vec<ServerAddress>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    state: State,
 }
 
 #[derive(Debug, Subcommand)]
@@ -164,6 +188,10 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Unmount { mountpoint, state } => control::unmount(&dir(state)?, &mountpoint),
         Command::Sync { mountpoint, state } => control::sync(&dir(state)?, &mountpoint),
         Command::Status { json, state } => control::status(&dir(state)?, json),
+        Command::Doctor(DoctorArguments { key, servers, json, state }) => {
+            crate::doctor::run(&dir(state)?, &crate::doctor::Request { key, servers, json })
+        }
+        Command::SecondOpinion { server } => crate::doctor::second_opinion(server),
         Command::Install { prefix, .. } => install::install(prefix.as_deref()),
         Command::Key { command: KeyCommand::Show { key, json, .. } } => key::show(&key, json),
     }

@@ -33,8 +33,8 @@ fn hash(path: &Path) -> u64 {
     path.as_os_str().as_bytes().iter().fold(0xcbf2_9ce4_8422_2325, step)
 }
 
-/// Prints all mounts.
-pub(crate) fn status(state: &Path, as_json: bool) -> Result<(), Failure> {
+/// What the processes of all mounts say.
+pub(crate) fn mounts_status(state: &Path) -> Vec<Value> {
     let mut found = Vec::new();
     if let Ok(entries) = fs::read_dir(mounts(state)) {
         for entry in entries.flatten() {
@@ -45,6 +45,12 @@ pub(crate) fn status(state: &Path, as_json: bool) -> Result<(), Failure> {
         }
     }
     found.sort_by_key(|mount| mount["mountpoint"].to_string());
+    found
+}
+
+/// Prints all mounts.
+pub(crate) fn status(state: &Path, as_json: bool) -> Result<(), Failure> {
+    let found = mounts_status(state);
     if as_json {
         println!("{:#}", json!({ "mounts": found }));
         return Ok(());

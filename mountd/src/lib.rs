@@ -12,6 +12,7 @@ pub mod caller;
 mod cli;
 mod control;
 mod daemonise;
+mod doctor;
 pub mod fs;
 pub mod fuse;
 mod gate;

@@ -367,7 +367,9 @@ async fn meet(
     let session = ClientSession::establish(config).await?;
     let grant = session.grant();
     let mac = MacAddress(grant.host_mac);
-    if let Err(error) = known_hosts::record(&request.state, key.host, &grant.host_name, mac) {
+    if let Err(error) =
+        known_hosts::record(&request.state, key.host, &grant.host_name, mac, &key.servers)
+    {
         tracing::warn!(%error, "the host could not be recorded");
     }
     Ok(session)

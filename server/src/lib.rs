@@ -88,7 +88,7 @@ impl Server {
             .map_err(|error| unusable("TCP", options.listen, "--listen", &error))?;
         let sockets = StunSockets::bind(options.stun, options.stun_alt).await?;
         let stun = sockets.addresses();
-        let told = stun.iter().map(|stun| told(*stun, listen)).collect();
+        let told = sockets.told().into_iter().map(|stun| told(stun, listen)).collect();
 
         let mut tasks = JoinSet::new();
         let hub = Hub::start(told, &mut tasks);

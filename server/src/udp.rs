@@ -67,7 +67,17 @@ impl StunSockets {
         Ok(Self { sockets })
     }
 
-    /// The addresses that clients are told.
+    /// The addresses that clients are told: where the second one is named in answers (RFC 5780),
+    /// they must not have sent to it when they find out how their NAT filters.
+    pub(crate) fn told(&self) -> Vec<SocketAddr> {
+        let mut addresses = self.addresses();
+        if self.sockets.len() == 4 {
+            addresses.truncate(1);
+        }
+        addresses
+    }
+
+    /// The addresses that were asked for.
     pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
         match &self.sockets[..] {
             [one, _, _, two] => vec![one.1, two.1],

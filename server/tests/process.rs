@@ -271,9 +271,9 @@ async fn garbage_neither_kills_the_server_nor_gets_more_than_it_brought() {
     let mut answer = [0; 2000];
     let length = udp.recv(&mut answer).unwrap();
     assert!(length <= request.len());
-    let (transaction, mapped) = stun::binding_response(&answer[..length]).unwrap();
-    assert_eq!(transaction, Transaction([5; 12]));
-    assert_eq!(mapped, Some(udp.local_addr().unwrap()));
+    let answered = stun::binding_response(&answer[..length]).unwrap();
+    assert_eq!(answered.transaction, Transaction([5; 12]));
+    assert_eq!(answered.mapped, Some(udp.local_addr().unwrap()));
 
     for bytes in garbage.iter().rev().step_by(10) {
         let mut tcp = TcpStream::connect(server.tcp()).unwrap();

@@ -261,6 +261,10 @@ impl Driver {
                         changed
                     });
                 }
+                StunOutput::Behaves(nat) => {
+                    tracing::debug!(?nat, "how the NAT behaves");
+                    self.routing.send_if_modified(|routing| routing.nat.replace(nat) != Some(nat));
+                }
             }
         }
         let mux = &self.mux;
@@ -282,6 +286,7 @@ impl Driver {
         };
         let private: Vec<SocketAddr> =
             addresses.into_iter().map(|ip| SocketAddr::new(ip, port)).collect();
+        self.stun.set_own(&private);
         self.routing.send_if_modified(|routing| {
             let changed = routing.udp_private != private;
             routing.udp_private = private;

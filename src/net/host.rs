@@ -20,6 +20,7 @@ use crate::identity::{MacAddress, PeerId, SecretKey};
 use crate::limits::SESSION_LINGER;
 use crate::net::daemon;
 use crate::net::endpoint::{Endpoint, PathEvent, PathInfo};
+use crate::net::nat::routing_json;
 use crate::net::pathmux::Virtual;
 use crate::net::quic;
 use crate::net::rendezvous::{
@@ -269,7 +270,7 @@ impl Shared {
             .collect();
         let age = statuses.iter().filter_map(|status| status.age).min();
         json!({
-            "routing": { "own": own },
+            "routing": { "own": routing_json(&own) },
             "servers": servers,
             "rendezvous": { "age_s": age.map(|age| age.as_secs_f64()) },
             "sessions": sessions,

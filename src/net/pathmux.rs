@@ -24,10 +24,9 @@ use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 
+use crate::limits::SOCKET_BUFFER_BYTES;
 use crate::wire::probe::Probe;
 
-/// Kernel buffers of the socket, bytes: 50 ms at 1 Gbit/s.
-const SOCKET_BUFFER_BYTES: usize = 7 << 20;
 /// Control datagrams that may wait for the driver; more are dropped, as a network would.
 const CONTROL_QUEUE: usize = 1024;
 

@@ -9,11 +9,13 @@ use tokio::task::JoinHandle;
 
 use crate::address::ServerAddress;
 use crate::identity::{MacAddress, PairKey, PeerId, SecretKey};
+pub(crate) use crate::net::rendezvous::inquiry::{Inquiry, inquire};
 pub use crate::net::rendezvous::link::{Acceptor, receive, send};
 pub use crate::proto::rendezvous::{Introduction, RecordedKey};
-use crate::wire::rendezvous::Routing;
+use crate::wire::rendezvous::{Routing, STUN_ADDRESSES_MAX};
 
 mod driver;
+mod inquiry;
 mod link;
 
 /// Which side of a pairing registers.

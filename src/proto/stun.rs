@@ -1,6 +1,9 @@
-//! The STUN client: asks each server again and again where our socket is seen (R2).
+//! The STUN client: asks each server again and again where our socket is seen (R2), and finds out
+//! how the NAT behaves whenever it is another one.
 //!
 //! Pure: it shares its socket with QUIC and probes, so datagrams are handed in and out.
+
+mod behaviour;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -8,7 +11,10 @@ use std::time::{Duration, Instant};
 
 use crate::identity::{Hidden, hmac};
 use crate::limits::STUN_RTO;
-use crate::wire::stun::{self, Transaction};
+use crate::wire::nat::{Mapping, NatBehaviour};
+use crate::wire::stun::{self, Answered, Transaction};
+
+use self::behaviour::{Discovery, Next};
 
 /// Servers that are asked at once.
 pub const SERVERS_MAX: usize = 16;
@@ -24,6 +30,8 @@ pub struct StunClient {
     drawn: u64,
     interval: Duration,
     servers: Vec<Server>,
+    own: Vec<SocketAddr>,
+    nat: Option<Nat>,
     outputs: VecDeque<StunOutput>,
 }
 
@@ -39,6 +47,17 @@ pub enum StunOutput {
     },
     /// A server sees our socket here: for the first time, or elsewhere than before.
     Mapped(SocketAddr),
+    /// The NAT behaves so: after the first mapping, and after each change of it.
+    Behaves(NatBehaviour),
+}
+
+/// What is known of the NAT, by one server that has two addresses.
+#[derive(Debug)]
+struct Nat {
+    server: SocketAddr,
+    mapped: SocketAddr,
+    behaviour: NatBehaviour,
+    discovery: Option<Discovery>,
 }
 
 #[derive(Debug)]
@@ -72,6 +91,8 @@ impl StunClient {
             drawn: 0,
             interval,
             servers: Vec::new(),
+            own: Vec::new(),
+            nat: None,
             outputs: VecDeque::new(),
         }
     }
@@ -91,6 +112,11 @@ impl StunClient {
         }
         self.servers = kept;
         self.handle_timeout(now);
+    }
+
+    /// Our socket's addresses on this machine: one that is seen as it is has no NAT before it.
+    pub fn set_own(&mut self, own: &[SocketAddr]) {
+        self.own = own.to_vec();
     }
 
     /// Asks this often from now on.
@@ -113,25 +139,102 @@ impl StunClient {
 
     /// Takes a datagram; whether it was ours: an answer to what we asked, from whom we asked.
     pub fn handle_datagram(&mut self, datagram: &[u8], from: SocketAddr, now: Instant) -> bool {
-        let Some((answered, mapped)) = stun::binding_response(datagram) else {
+        let Some(answered) = stun::binding_response(datagram) else {
             return false;
         };
         let from = canonical(from);
+        if self.discovers(&answered, from, now) {
+            return true;
+        }
         let asked = |server: &&mut Server| match server.state {
-            State::Asking { transaction, .. } => server.address == from && transaction == answered,
+            State::Asking { transaction, .. } => {
+                server.address == from && transaction == answered.transaction
+            }
             State::Resting { .. } => false,
         };
         let Some(server) = self.servers.iter_mut().find(asked) else {
             return false;
         };
         server.state = State::Resting { until: now + self.interval };
-        if let Some(mapped) = mapped.map(canonical)
-            && server.mapped != Some(mapped)
-        {
-            server.mapped = Some(mapped);
-            self.outputs.push_back(StunOutput::Mapped(mapped));
+        if let Some(mapped) = answered.mapped.map(canonical) {
+            if server.mapped != Some(mapped) {
+                server.mapped = Some(mapped);
+                self.outputs.push_back(StunOutput::Mapped(mapped));
+            }
+            self.notice(from, mapped, answered.other.map(canonical), now);
         }
         true
+    }
+
+    /// A server sees us at `mapped`: begins to find out about a NAT that is not known yet.
+    fn notice(
+        &mut self,
+        server: SocketAddr,
+        mapped: SocketAddr,
+        other: Option<SocketAddr>,
+        now: Instant,
+    ) {
+        let asked = |nat: &&Nat| self.servers.iter().any(|one| one.address == nat.server);
+        let known = self.nat.as_ref().filter(asked);
+        if known.is_some_and(|nat| nat.server != server || nat.mapped == mapped) {
+            return;
+        }
+        // another port alone is the same NAT, whose filter has opened since
+        let same = known.filter(|nat| nat.mapped.ip() == mapped.ip());
+        let filtering = same.and_then(|nat| nat.behaviour.filtering);
+        let differs =
+            |other: &SocketAddr| other.ip() != server.ip() && other.port() != server.port();
+        let Some(other) = other.filter(differs) else {
+            // nothing to find out by this server; another one may do
+            if known.is_none() {
+                self.tell(mapped, NatBehaviour::default());
+            }
+            return;
+        };
+        let transaction = self.draw();
+        let discovery = Discovery::new(server, other, mapped, filtering, transaction, now);
+        let behaviour = NatBehaviour { filtering, ..NatBehaviour::default() };
+        self.nat = Some(Nat { server, mapped, behaviour, discovery: Some(discovery) });
+        self.handle_timeout(now);
+    }
+
+    /// Whether an answer belongs to the discovery that is under way.
+    fn discovers(&mut self, answered: &Answered, from: SocketAddr, now: Instant) -> bool {
+        let answered = Answered { mapped: answered.mapped.map(canonical), ..*answered };
+        let discovery = self.nat.as_mut().and_then(|nat| nat.discovery.as_mut());
+        let Some(next) = discovery.map(|one| one.handle_answer(&answered, from)) else {
+            return false;
+        };
+        self.proceed(next, now);
+        next != Next::Wait
+    }
+
+    fn proceed(&mut self, next: Next, now: Instant) {
+        let transaction = if next == Next::Step { Some(self.draw()) } else { None };
+        let Some(nat) = &mut self.nat else { return };
+        match (next, transaction) {
+            (Next::Step, Some(transaction)) => {
+                if let Some(discovery) = &mut nat.discovery {
+                    discovery.begin(transaction, now);
+                }
+                self.handle_timeout(now);
+            }
+            (Next::Done(found), _) => {
+                nat.discovery = None;
+                nat.behaviour = found;
+                let mapped = nat.mapped;
+                self.tell(mapped, found);
+            }
+            (Next::Wait | Next::Step, _) => {}
+        }
+    }
+
+    fn tell(&mut self, mapped: SocketAddr, mut behaviour: NatBehaviour) {
+        if self.own.contains(&mapped) {
+            behaviour.mapping = Some(Mapping::Unmapped);
+        }
+        behaviour.keeps_port = self.own.first().map(|own| own.port() == mapped.port());
+        self.outputs.push_back(StunOutput::Behaves(behaviour));
     }
 
     /// Sends what is due.
@@ -140,6 +243,15 @@ impl StunClient {
             if self.servers[index].wake() <= now {
                 self.advance(index, now);
             }
+        }
+        let Some(discovery) = self.nat.as_mut().and_then(|nat| nat.discovery.as_mut()) else {
+            return;
+        };
+        if let Some((to, bytes)) = discovery.due(now) {
+            self.outputs.push_back(StunOutput::Transmit { to, bytes });
+        } else {
+            let next = discovery.give_up(now);
+            self.proceed(next, now);
         }
     }
 
@@ -176,7 +288,8 @@ impl StunClient {
 
     /// When [`Self::handle_timeout`] wants to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.servers.iter().map(Server::wake).min()
+        let discovery = self.nat.iter().filter_map(|nat| nat.discovery.as_ref());
+        self.servers.iter().map(Server::wake).chain(discovery.map(Discovery::wake)).min()
     }
 }
 
@@ -186,119 +299,4 @@ fn canonical(address: SocketAddr) -> SocketAddr {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const INTERVAL: Duration = Duration::from_secs(5);
-
-    fn address(text: &str) -> SocketAddr {
-        text.parse().unwrap()
-    }
-
-    struct World {
-        client: StunClient,
-        now: Instant,
-        server: SocketAddr,
-    }
-
-    impl World {
-        fn new() -> Self {
-            let now = Instant::now();
-            let server = address("203.0.113.5:3478");
-            let mut client = StunClient::new([1; 32], INTERVAL);
-            client.set_servers(&[server], now);
-            Self { client, now, server }
-        }
-
-        fn requests(&mut self) -> Vec<Vec<u8>> {
-            std::iter::from_fn(|| self.client.poll_output())
-                .filter_map(|output| match output {
-                    StunOutput::Transmit { bytes, .. } => Some(bytes),
-                    StunOutput::Mapped(_) => None,
-                })
-                .collect()
-        }
-
-        fn mapped(&mut self) -> Vec<SocketAddr> {
-            std::iter::from_fn(|| self.client.poll_output())
-                .filter_map(|output| match output {
-                    StunOutput::Mapped(address) => Some(address),
-                    StunOutput::Transmit { .. } => None,
-                })
-                .collect()
-        }
-
-        fn answer(&mut self, request: &[u8], seen: &str, from: SocketAddr) -> bool {
-            let answer = stun::answer(request, address(seen), None).unwrap();
-            self.client.handle_datagram(&answer.bytes, from, self.now)
-        }
-
-        fn wait(&mut self) {
-            self.now = self.client.poll_timeout().unwrap();
-            self.client.handle_timeout(self.now);
-        }
-    }
-
-    #[test]
-    fn a_mapping_is_told_once_and_again_when_it_changes() {
-        let mut world = World::new();
-        for (seen, told) in
-            [("198.51.100.1:4000", true), ("198.51.100.1:4000", false), ("198.51.100.1:4001", true)]
-        {
-            let request = world.requests().pop().unwrap();
-            assert!(world.answer(&request, seen, world.server));
-            let expected: Vec<_> = told.then(|| address(seen)).into_iter().collect();
-            assert_eq!(world.mapped(), expected);
-            let rested = world.now + INTERVAL;
-            world.wait();
-            assert_eq!(world.now, rested);
-        }
-    }
-
-    #[test]
-    fn an_answer_from_elsewhere_or_to_nothing_or_twice_changes_nothing() {
-        let mut world = World::new();
-        let request = world.requests().pop().unwrap();
-        let elsewhere = address("203.0.113.6:3478");
-        assert!(!world.answer(&request, "198.51.100.1:4000", elsewhere));
-        let unasked = stun::binding_request(Transaction([9; 12]));
-        assert!(!world.answer(&unasked, "198.51.100.1:4000", world.server));
-        assert!(world.mapped().is_empty());
-        let as_mapped = address("[::ffff:203.0.113.5]:3478");
-        assert!(world.answer(&request, "198.51.100.1:4000", as_mapped));
-        assert!(!world.answer(&request, "198.51.100.1:4001", world.server));
-        assert_eq!(world.mapped(), [address("198.51.100.1:4000")]);
-    }
-
-    #[test]
-    fn a_silent_server_is_asked_with_growing_pauses_then_anew() {
-        let mut world = World::new();
-        let first = world.requests().pop().unwrap();
-        let start = world.now;
-        let mut pauses = Vec::new();
-        for _ in 1..REQUESTS_MAX {
-            let before = world.now;
-            world.wait();
-            pauses.push((world.now - before).as_millis());
-            assert_eq!(world.requests(), std::slice::from_ref(&first));
-        }
-        assert_eq!(pauses, [250, 500, 1000, 2000, 2000, 2000]);
-        world.wait();
-        assert!(world.requests().is_empty());
-        world.wait();
-        assert_ne!(world.requests().pop().unwrap(), first);
-        assert!(world.now - start < Duration::from_secs(20));
-    }
-
-    #[test]
-    fn servers_come_and_go_without_disturbing_the_others() {
-        let mut world = World::new();
-        let request = world.requests().pop().unwrap();
-        let other = address("203.0.113.6:3478");
-        world.client.set_servers(&[other, world.server, other], world.now);
-        assert_eq!(world.requests().len(), 1);
-        assert!(world.answer(&request, "198.51.100.1:4000", world.server));
-        world.client.set_servers(&[], world.now);
-        assert_eq!(world.client.poll_timeout(), None);
-    }
-}
+mod tests;

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::identity::{BlindedMac, MacAddress, PairKey, PeerId};
 use crate::limits::{CANDIDATES_MAX, CONTROL_BYTES_MAX, SEALED_BYTES_MAX};
 use crate::wire::codec::{self, DecodeError, EncodeError};
+use crate::wire::nat::NatBehaviour;
 
 /// Blinded MACs in one message: what fits into [`CONTROL_BYTES_MAX`], four times over.
 pub const INDICES_PER_MESSAGE: usize = 256;
@@ -32,6 +33,9 @@ pub struct Routing {
     pub udp_private: Vec<SocketAddr>,
     /// The same on the public side, as STUN sees it.
     pub udp_public: Option<SocketAddr>,
+    /// How the NAT in between behaves; follows the rest under the seal, where it is known.
+    #[serde(skip)]
+    pub nat: Option<NatBehaviour>,
 }
 
 /// One introduction of a client to a host; chosen by the server.
@@ -235,7 +239,10 @@ impl Seal<'_> {
         routing: &Routing,
     ) -> Result<Sealed, EncodeError> {
         let secret = Routing { tcp_public: None, udp_public: None, ..routing.clone().bounded() };
-        let plain = codec::encode(&secret)?;
+        let plain = match secret.nat {
+            Some(nat) => codec::encode(&(&secret, nat))?,
+            None => codec::encode(&secret)?,
+        };
         let bytes = self
             .cipher(pair_key)
             .encrypt(&nonce.into(), Payload { msg: &plain, aad: &self.occasion() })
@@ -255,7 +262,10 @@ impl Seal<'_> {
             .cipher(pair_key)
             .decrypt(&sealed.nonce.into(), Payload { msg: &sealed.bytes, aad: &self.occasion() })
             .ok()?;
-        codec::decode(&plain).ok().filter(Routing::is_bounded)
+        let with_nat =
+            |(routing, nat): (Routing, NatBehaviour)| Routing { nat: Some(nat), ..routing };
+        let routing = codec::decode(&plain).or_else(|_| codec::decode(&plain).map(with_nat));
+        routing.ok().filter(Routing::is_bounded)
     }
 
     fn cipher(self, pair_key: &PairKey) -> XChaCha20Poly1305 {
@@ -327,6 +337,8 @@ pub fn unframe<T: DeserializeOwned>(value: &[u8]) -> Result<T, DecodeError> {
 
 #[cfg(test)]
 mod tests {
+    use crate::wire::nat::Mapping;
+
     use super::*;
 
     fn address(port: u16) -> SocketAddr {
@@ -340,6 +352,11 @@ mod tests {
             tcp_public: Some(address(1)),
             udp_private: vec!["[2001:db8::1]:1".parse().unwrap(); CANDIDATES_MAX],
             udp_public: Some(address(2)),
+            nat: Some(NatBehaviour {
+                mapping: Some(Mapping::EndpointIndependent),
+                filtering: None,
+                keeps_port: Some(true),
+            }),
         }
     }
 
@@ -351,6 +368,7 @@ mod tests {
         let opened = seal.open(&pair_key, &sealed).unwrap();
         assert_eq!(opened.udp_private, full().udp_private);
         assert_eq!(opened.mac, full().mac);
+        assert_eq!(opened.nat, full().nat);
         assert_eq!(opened.udp_public, None);
         let message = ToServer::Seek { index: BlindedMac([0; 16]), sealed };
         let framed = frame(&message).unwrap();

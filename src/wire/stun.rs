@@ -45,8 +45,29 @@ pub fn is_stun(datagram: &[u8]) -> bool {
         && datagram[4..8] == MAGIC_COOKIE
 }
 
+/// What an answer to a binding request says.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Answered {
+    /// Whose answer it is.
+    pub transaction: Transaction,
+    /// Where the server sees us, if it granted the request.
+    pub mapped: Option<SocketAddr>,
+    /// The server's other address (RFC 5780), if it has one.
+    pub other: Option<SocketAddr>,
+}
+
 /// A binding request.
 pub fn binding_request(transaction: Transaction) -> Vec<u8> {
+    request(transaction, None)
+}
+
+/// A binding request that wants its answer from the server's other IP address, its other port, or
+/// both (RFC 5780).
+pub fn change_request(transaction: Transaction, ip: bool, port: bool) -> Vec<u8> {
+    request(transaction, Some(u8::from(ip) << 2 | u8::from(port) << 1))
+}
+
+fn request(transaction: Transaction, change: Option<u8>) -> Vec<u8> {
     let mut request = Message::builder(
         stun_types::message::MessageType::from_class_method(MessageClass::Request, BINDING),
         transaction_id(transaction),
@@ -56,25 +77,37 @@ pub fn binding_request(transaction: Transaction) -> Vec<u8> {
     if let Ok(software) = Software::new(SOFTWARE) {
         let _ = request.add_attribute(&software);
     }
+    if let Some(flags) = change {
+        let _ = request.add_attribute(&RawAttribute::new(CHANGE_REQUEST, &[0, 0, 0, flags]));
+    }
     let _ = request.add_fingerprint();
     request.finish()
 }
 
-/// Reads the answer to a binding request: whose, and the mapped address if it was granted one.
-pub fn binding_response(datagram: &[u8]) -> Option<(Transaction, Option<SocketAddr>)> {
+/// Reads the answer to a binding request.
+pub fn binding_response(datagram: &[u8]) -> Option<Answered> {
     let message = parse(datagram)?;
     if !message.has_method(BINDING) || !message.is_response() {
         return None;
     }
     let id = message.transaction_id();
-    let mapped = (message.class() == MessageClass::Success)
+    let granted = message.class() == MessageClass::Success;
+    let mapped = granted
         .then(|| message.attribute::<XorMappedAddress>().ok())
         .flatten()
-        .map(|mapped| mapped.addr(id))
-        .filter(|mapped| mapped.port() != 0 && !mapped.ip().is_unspecified());
+        .map(|mapped| mapped.addr(id));
+    let other = granted
+        .then(|| message.raw_attribute(OTHER_ADDRESS))
+        .flatten()
+        .and_then(|other| read_plain_address(&other.value));
+    let usable = |address: &SocketAddr| address.port() != 0 && !address.ip().is_unspecified();
     let mut number = [0; 12];
     number.copy_from_slice(&datagram[8..20]);
-    Some((Transaction(number), mapped))
+    Some(Answered {
+        transaction: Transaction(number),
+        mapped: mapped.filter(usable),
+        other: other.filter(usable),
+    })
 }
 
 /// The server's side: answers a binding request from `source`; `None` for everything that is none.
@@ -134,6 +167,16 @@ fn plain_address(address: SocketAddr) -> Vec<u8> {
     value
 }
 
+fn read_plain_address(value: &[u8]) -> Option<SocketAddr> {
+    let (head, ip) = value.split_at_checked(4)?;
+    let port = u16::from_be_bytes([head[2], head[3]]);
+    match head[1] {
+        1 => Some((<[u8; 4]>::try_from(ip).ok()?, port).into()),
+        2 => Some((<[u8; 16]>::try_from(ip).ok()?, port).into()),
+        _ => None,
+    }
+}
+
 /// A dual-stack socket reports IPv4 as mapped IPv6.
 fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
@@ -166,6 +209,23 @@ mod tests {
         request
     }
 
+    fn mapped(response: &[u8]) -> Option<SocketAddr> {
+        let answered = binding_response(response).unwrap();
+        assert_eq!((answered.transaction, answered.other), (ID, None));
+        answered.mapped
+    }
+
+    #[test]
+    fn a_wish_for_another_source_is_read_as_it_was_meant() {
+        let other = "[2001:db8::6]:3479".parse().unwrap();
+        let source = "[2001:db8::7]:4000".parse().unwrap();
+        for (ip, port) in [(false, false), (false, true), (true, true)] {
+            let answer = answer(&change_request(ID, ip, port), source, Some(other)).unwrap();
+            assert_eq!((answer.change_ip, answer.change_port), (ip, port));
+            assert_eq!(binding_response(&answer.bytes).unwrap().other, Some(other));
+        }
+    }
+
     fn answered(request: &[u8], source: &str) -> Vec<u8> {
         let answer = answer(request, source.parse().unwrap(), None).unwrap();
         assert!(!answer.change_ip && !answer.change_port);
@@ -178,7 +238,7 @@ mod tests {
             let request = binding_request(ID);
             let response = answered(&request, source);
             assert!(response.len() <= request.len());
-            assert_eq!(binding_response(&response), Some((ID, Some(source.parse().unwrap()))));
+            assert_eq!(mapped(&response), Some(source.parse().unwrap()));
         }
     }
 
@@ -197,10 +257,7 @@ mod tests {
     #[test]
     fn a_mapped_ipv4_address_is_told_as_ipv4() {
         let response = answered(&bare(), "[::ffff:203.0.113.7]:4000");
-        assert_eq!(
-            binding_response(&response),
-            Some((ID, Some("203.0.113.7:4000".parse().unwrap())))
-        );
+        assert_eq!(mapped(&response), Some("203.0.113.7:4000".parse().unwrap()));
     }
 
     #[test]
@@ -209,7 +266,7 @@ mod tests {
         request[3] = 8;
         request.extend([0, 3, 0, 4, 0, 0, 0, 2]); // CHANGE-REQUEST
         let response = answered(&request, "203.0.113.7:4000");
-        assert_eq!(binding_response(&response), Some((ID, None)));
+        assert_eq!(mapped(&response), None);
         let error = Message::from_bytes(&response).unwrap();
         assert_eq!(error.attribute::<ErrorCode>().unwrap().code(), 420);
     }
@@ -226,7 +283,8 @@ mod tests {
             let source = "203.0.113.7:4000".parse().unwrap();
             let answer = answer(&request, source, Some(other)).unwrap();
             assert_eq!((answer.change_ip, answer.change_port), (change_ip, change_port));
-            assert_eq!(binding_response(&answer.bytes), Some((ID, Some(source))));
+            let answered = Answered { transaction: ID, mapped: Some(source), other: Some(other) };
+            assert_eq!(binding_response(&answer.bytes), Some(answered));
             assert_eq!(answer.bytes[32..], [0x80, 0x2c, 0, 8, 0, 1, 0x0d, 0x97, 203, 0, 113, 6]);
         }
     }

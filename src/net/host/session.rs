@@ -16,6 +16,7 @@ use crate::identity::PeerId;
 use crate::limits::LEASE_TERM;
 use crate::net::endpoint::PathInfo;
 use crate::net::host::connection::close;
+use crate::net::nat::routing_json;
 use crate::net::serve::{Authorised, Notices};
 use crate::net::stream::{self, ReceiveError};
 use crate::proto::redo::applier::{Applier, Output};
@@ -149,7 +150,7 @@ impl HostSession {
             "age_s": self.began.elapsed().as_secs(),
             "path": path.map(PathInfo::to_json),
             "auth": { "process": 120, "to": path.map(PathInfo::auth_to) },
-            "routing": { "peer": routing },
+            "routing": { "peer": routing.map(routing_json) },
             "applied": state.applier.cursor().0,
             "stable": state.applier.stable().0,
         })

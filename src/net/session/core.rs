@@ -12,6 +12,7 @@ use tokio::task::AbortHandle;
 use crate::id::{ConnectionId, HandleId, HostRun, RequestId, Seq, SessionId};
 use crate::limits::LOG_BYTES_UNAPPLIED_MAX;
 use crate::net::endpoint::PathInfo;
+use crate::net::nat::routing_json;
 use crate::net::remote::Submitted;
 use crate::net::session::PutAway;
 use crate::net::session::link::Link;
@@ -371,7 +372,7 @@ impl Core {
             "map": if view.identity { "identity" } else { "squash" },
             "path": view.path.map(PathInfo::to_json),
             "auth": { "process": 120, "to": view.path.map(PathInfo::auth_to) },
-            "routing": { "own": view.own, "peer": view.peer },
+            "routing": { "own": routing_json(&view.own), "peer": routing_json(&view.peer) },
             "rendezvous": { "age_s": view.rendezvous_age.map(|age| age.as_secs_f64()) },
             "pending": {
                 "entries": unstable,
