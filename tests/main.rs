@@ -14,6 +14,10 @@ mod attributes;
 mod beside;
 /// `--help`, wrong usage, exit codes: what needs no daemon.
 mod cli;
+/// The NAT stays closed.
+mod closed;
+/// `doctor`, behind NATs and on a bare machine.
+mod doctor;
 /// fsx on the mount.
 mod fsx;
 /// The key gates the mount: pulled, nothing can be read; back, it is mounted again.
@@ -26,6 +30,8 @@ mod kept;
 mod locks;
 /// Three programs with three state directories on loopback, and a kernel mount.
 mod loopback;
+/// The paths between the kinds of NAT, as a table.
+mod matrix;
 /// The lab of NATs itself, with plain sockets.
 mod natlab;
 /// Host, client and server behind NATs, in network namespaces.
@@ -38,6 +44,8 @@ mod pjdfstest;
 mod posix_model;
 /// Each way to be refused: its code, its hint, and nothing left behind.
 mod refused;
+/// The rendezvous goes on for ever.
+mod rendezvous;
 /// Client and host in this process: sessions over real sockets.
 mod session;
 /// A file that the host cannot answer for.

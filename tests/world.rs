@@ -139,6 +139,50 @@ impl World {
         self.start(Side::Server, &args)
     }
 
+    /// A server in the lab, on the standard ports, which tells how NATs behave; for both protocols
+    /// where a side has IPv6 only.
+    pub(crate) fn lab_server(&self) -> Daemon {
+        let [ip, alt] = lab::SERVER;
+        let mut args = vec!["run".to_owned(), "--public".to_owned(), ip.to_owned()];
+        let more = if self.lab().needs_v6() {
+            ["--listen", "[::]:443", "--stun", "[::]:3478"].map(str::to_owned).to_vec()
+        } else {
+            let (listen, stun, alt) =
+                (format!("{ip}:443"), format!("{ip}:3478"), format!("{alt}:3479"));
+            vec![
+                "--listen".to_owned(),
+                listen,
+                "--stun".to_owned(),
+                stun,
+                "--stun-alt".to_owned(),
+                alt,
+            ]
+        };
+        args.extend(more);
+        self.start(Side::Server, &args.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    /// The server's address as a side reaches it.
+    pub(crate) fn server_for(&self, server: &Daemon, side: Side) -> String {
+        let ip = self.lab().server_for(side);
+        let ready = server.ready.as_str();
+        if ip.is_ipv4() {
+            ready.to_owned()
+        } else {
+            ready.replace(lab::SERVER[0], &format!("[{ip}]"))
+        }
+    }
+
+    /// The lab that this world is in.
+    pub(crate) fn lab(&self) -> &lab::Lab {
+        self.lab.as_ref().unwrap()
+    }
+
+    /// The same, to be changed.
+    pub(crate) fn lab_mut(&mut self) -> &mut lab::Lab {
+        self.lab.as_mut().unwrap()
+    }
+
     /// A host that serves `shares` (`NAME=DIR`) and registers with `server`.
     pub(crate) fn host(&self, server: &str, shares: &[String]) -> Daemon {
         let mut args = vec!["serve", "--server", server];

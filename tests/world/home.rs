@@ -33,7 +33,23 @@ impl Home {
 
     /// In network namespaces.
     pub(crate) fn in_lab(lab: Lab) -> Self {
-        Self::new(World::in_lab(lab), "203.0.113.5:443", &["--authorise"], |_| {})
+        Self::in_lab_with(lab, &[])
+    }
+
+    /// The same, with more arguments for the host.
+    pub(crate) fn in_lab_with(lab: Lab, host: &[&str]) -> Self {
+        let world = World::in_lab(lab);
+        let disk = world.directory("disk");
+        fs::write(disk.join("hello"), "from home\n").unwrap();
+        let server = world.lab_server();
+        let hosts = world.server_for(&server, Side::Host);
+        let share = format!("disk={}", disk.display());
+        let args = [&["serve", "--server", &hosts, "--share", &share], host].concat();
+        let host = world.start(Side::Host, &args);
+        let clients = world.server_for(&server, Side::Client);
+        let key = world.pair("key", &["--authorise", "--server", &clients]);
+        let mountpoint = world.directory("home");
+        Self { world, server, host, disk, key, mountpoint }
     }
 
     fn new(world: World, listen: &str, pair: &[&str], prepare: impl FnOnce(&Path)) -> Self {

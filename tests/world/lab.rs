@@ -111,11 +111,6 @@ impl Lab {
         lab
     }
 
-    /// What it was built from.
-    pub(crate) fn plan(&self) -> Plan {
-        self.plan
-    }
-
     /// Whether one of the sides has no IPv4.
     pub(crate) fn needs_v6(&self) -> bool {
         !self.plan.host.has_v4() || !self.plan.client.has_v4()
@@ -175,6 +170,11 @@ impl Lab {
         self.join_wan("stranger", "eth0", Duration::ZERO);
         self.ip("stranger", "addr add 203.0.113.99/24 dev eth0");
         "stranger"
+    }
+
+    /// Adds rules to a node's firewall.
+    pub(crate) fn nft(&self, node: &str, rules: &str) {
+        run(self.command_at(node, "nft").args(["-f", "-"]), Some(rules));
     }
 
     /// Gives a side's NAT another public address: what went through it is gone.
@@ -293,8 +293,7 @@ impl Lab {
                 ("net/netfilter/nf_conntrack_udp_timeout_stream", &old.to_string()),
             ],
         );
-        let mut nft = self.command_at(router, "nft");
-        run(nft.args(["-f", "-"]), Some(&rules::rules(kind)));
+        self.nft(router, &rules::rules(kind));
         // the first rules load the module that has these settings
         self.set(
             router,

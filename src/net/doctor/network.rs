@@ -69,7 +69,7 @@ pub async fn examine(servers: &[ServerAddress], program: &str) -> Network {
     let stun = inquiries.iter().find_map(|inquiry| inquiry.stun.first().copied());
     let mut facts = Facts {
         own,
-        server: !inquiries.is_empty(),
+        server: (!told.is_empty()).then_some(!inquiries.is_empty()),
         tcp: inquiries.first().map(|inquiry| (inquiry.local, inquiry.observed)),
         ..Facts::default()
     };

@@ -11,8 +11,8 @@ use crate::wire::nat::{Filtering, Mapping, NatBehaviour};
 pub(super) struct Facts {
     /// This machine's own addresses.
     pub(super) own: Vec<IpAddr>,
-    /// Whether a server answered over TLS.
-    pub(super) server: bool,
+    /// Whether a server answered over TLS, if one was asked.
+    pub(super) server: Option<bool>,
     /// Where a server sees our UDP socket, if UDP passes at all.
     pub(super) udp_public: Option<SocketAddr>,
     pub(super) nat: Option<NatBehaviour>,
@@ -69,10 +69,10 @@ pub(super) fn verdicts(facts: &Facts) -> Vec<Verdict> {
         verdict("tcp-public", tcp(facts)),
         verdict(
             "relay",
-            if facts.server {
-                (Works::Yes, "unless the server's owner turned it off")
-            } else {
-                (Works::No, "no server can be reached")
+            match facts.server {
+                Some(true) => (Works::Yes, "unless the server's owner turned it off"),
+                Some(false) => (Works::No, "no server can be reached"),
+                None => (Works::Unknown, "no server was there to ask"),
             },
         ),
     ]
@@ -93,8 +93,8 @@ fn ipv6(facts: &Facts) -> (Works, &'static str) {
 fn udp(facts: &Facts) -> (Works, &'static str) {
     if facts.udp_public.is_none() {
         return match facts.server {
-            true => (Works::No, "UDP does not get through to the server and back"),
-            false => (Works::Unknown, "no server was there to ask"),
+            Some(true) => (Works::No, "UDP does not get through to the server and back"),
+            Some(false) | None => (Works::Unknown, "no server was there to ask"),
         };
     }
     let nat = facts.nat.unwrap_or_default();
@@ -165,7 +165,7 @@ mod tests {
         let seen = "203.0.113.10:5000".parse().unwrap();
         let home = Facts {
             own: vec![IpAddr::from([10, 1, 0, 2])],
-            server: true,
+            server: Some(true),
             udp_public: Some(seen),
             nat: Some(nat(Mapping::EndpointIndependent)),
             tcp: Some((local, seen)),
@@ -177,7 +177,7 @@ mod tests {
         assert_eq!(works(&office), ["yes", "no", "no", "yes", "some", "yes"]);
         let v6 = Facts { own: vec!["2001:db8::1".parse().unwrap()], ..home };
         assert_eq!(works(&v6)[1], "some");
-        let nothing = ["no", "no", "unknown", "no", "unknown", "no"];
+        let nothing = ["no", "no", "unknown", "no", "unknown", "unknown"];
         assert_eq!(works(&Facts::default()), nothing);
     }
 }

@@ -164,9 +164,4 @@ impl Kind {
     pub(crate) fn has_v6(self) -> bool {
         matches!(self, Self::V6Only | Self::None)
     }
-
-    /// Whether a NAT changes the address.
-    pub(crate) fn is_mapped(self) -> bool {
-        !matches!(self, Self::None | Self::Fw | Self::V6Only)
-    }
 }
