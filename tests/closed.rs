@@ -23,6 +23,13 @@ table ip asked { chain first { type filter hook prerouting priority -400;
   }
 }";
 
+/// Counts what a stranger brings into the LAN.
+const ENTERED: &str = "
+table ip entered { chain last { type filter hook postrouting priority 400;
+  oifname \"lan\" ip saddr 203.0.113.99 counter;
+  }
+}";
+
 #[test]
 fn a_stranger_gets_no_byte_through_the_nat() {
     need_mount!();
@@ -40,6 +47,7 @@ fn silent(kind: Kind) {
     let stranger = home.world.lab_mut().stranger();
     home.world.lab().nft(stranger, HEARD);
     home.world.lab().nft("host-nat", ASKED);
+    home.world.lab().nft("host-nat", ENTERED);
     home.world.lab().nft("client-nat", ASKED);
     eventually("the host at the server", Duration::from_secs(20), || {
         home.world.status(Side::Server)["hosts"] == 1
@@ -60,6 +68,8 @@ fn silent(kind: Kind) {
     for router in ["host-nat", "client-nat"] {
         assert_eq!(packets(home.world.lab(), router, "asked"), 0, "{router} was asked");
     }
+    let entered = packets(home.world.lab(), "host-nat", "entered");
+    assert_eq!(entered > 0, kind == Kind::Full, "{entered} packets came in");
     let after = home.world.status(Side::Host);
     assert_eq!(after["sessions"].as_array().unwrap().len(), 1, "{after:#}");
     assert_eq!(after["routing"]["own"]["udp_public"], own["udp_public"]);
