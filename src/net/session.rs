@@ -212,6 +212,10 @@ impl Remote for ClientSession {
         Box::pin(Core::given_up(Arc::clone(&self.core)))
     }
 
+    fn round_trip(&self) -> Duration {
+        self.core.round_trip()
+    }
+
     fn lock(&self, lock: Lock, wait: bool) -> BoxFuture<Result<(), Errno>> {
         Box::pin(Core::lock_file(Arc::clone(&self.core), lock, wait))
     }

@@ -335,6 +335,10 @@ impl Core {
         change(&mut self.lock().view);
     }
 
+    pub(crate) fn round_trip(&self) -> Duration {
+        self.lock().link.as_ref().map(Link::round_trip).unwrap_or_default()
+    }
+
     pub(crate) fn has_path(&self) -> bool {
         self.lock().view.path.is_some()
     }

@@ -1,6 +1,7 @@
 //! One approved connection: lanes of calls, streams for large reads, and the log's two lanes.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use quinn::{Connection, RecvStream, SendStream, VarInt};
@@ -98,6 +99,11 @@ impl Link {
             }
         });
         Some(task.abort_handle())
+    }
+
+    /// As QUIC measures it.
+    pub(crate) fn round_trip(&self) -> Duration {
+        self.connection.rtt()
     }
 
     /// Puts an entry on its lane. A lane that is gone went with the connection: the log ships
