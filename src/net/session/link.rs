@@ -120,13 +120,15 @@ impl Link {
     }
 }
 
-/// Request 21 and the host's verdict (steps 121-123).
+/// Request 21 and the host's verdict (steps 121-123); `asked`: the host wanted it (141-144).
 pub(crate) async fn identify(
     connection: &Connection,
     request: &Identify,
+    asked: bool,
 ) -> Result<Verdict, LinkError> {
     let (mut send, mut receive) = connection.open_bi().await?;
-    let kind = [StreamKind::Identify.to_byte()];
+    let kind = if asked { StreamKind::IdentifyAsked } else { StreamKind::Identify };
+    let kind = [kind.to_byte()];
     stream::send(&mut send, &kind, request, Bytes::new()).await?;
     let _ = send.finish();
     let (verdict, _) = stream::receive(&mut receive).await?;
