@@ -54,8 +54,6 @@ pub(crate) struct PathInfo {
     /// The peer's address, or the relay's.
     pub(crate) address: Option<SocketAddr>,
     pub(crate) rtt: Option<Duration>,
-    /// Whether the relay is reached by UDP.
-    pub(crate) by_udp: bool,
     pub(crate) tried: Vec<Tried>,
 }
 
@@ -106,15 +104,13 @@ impl PathInfo {
         })
     }
 
-    /// Where request 21 went, in the patent's terms: what the relay brings comes to one of the
-    /// host's public ports.
+    /// Where request 21 went, in the patent's terms: what the relay brings comes from the
+    /// server, as does all that the host's registration brings.
     pub(crate) fn auth_to(&self) -> &'static str {
         match self.rung {
             Rung::UdpPrivate | Rung::TcpPrivate => "private",
             Rung::UdpIpv6 | Rung::UdpPublic => "udp-public",
-            Rung::TcpPublic => "tcp-public",
-            Rung::Relay if self.by_udp => "udp-public",
-            Rung::Relay => "tcp-public",
+            Rung::TcpPublic | Rung::Relay => "tcp-public",
         }
     }
 }

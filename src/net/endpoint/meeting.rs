@@ -287,10 +287,8 @@ impl Meeting {
             Path::Tcp(stream) => self.streams.get(&stream).copied(),
             Path::Relay => self.relay.as_ref().and_then(|relay| relay.server),
         };
-        let binding = self.relay.as_ref().and_then(|relay| relay.binding.as_ref());
-        let by_udp = binding.is_some_and(Binding::is_bound);
         let tried = self.ladder.tried().to_vec();
-        PathInfo { rung, address, rtt, by_udp, tried }
+        PathInfo { rung, address, rtt, tried }
     }
 
     fn tell(&self, event: PathEvent) {
