@@ -88,5 +88,18 @@ pub const LEASE_RECALL: Duration = Duration::from_secs(20);
 pub const SESSION_RECORD: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Kernel buffers of the UDP socket, bytes: 50 ms at 1 Gbit/s.
 pub const SOCKET_BUFFER_BYTES: usize = 7 << 20;
+/// Datagrams that are relayed over the connection to the server in one message, bytes: ten of
+/// [`MTU_MAX`], and the message keeps [`CONTROL_BYTES_MAX`].
+pub const RELAYED_BYTES_MAX: usize = 15_000;
+/// How long a relayed match is kept that nobody binds to any more.
+pub const RELAY_LIFE: Duration = Duration::from_secs(60);
+/// Relayed matches of one key at once, as a client: its mounts, and what they left behind.
+pub const RELAYS_PER_CLIENT_MAX: usize = 16;
+/// Bytes that a key may send through a relay in one second, after [`RELAY_BURST_BYTES`]: 1 Gbit/s.
+pub const RELAY_BYTES_PER_SECOND: u64 = 125_000_000;
+/// Bytes that a key may send through a relay at once.
+pub const RELAY_BURST_BYTES: u64 = 1 << 30;
+/// Frames that wait for a TCP path or the connection to the server; more are dropped.
+pub const FRAMES_QUEUED_MAX: usize = 64;
 /// The largest UDP payload that a path is asked to carry, bytes.
 pub const MTU_MAX: u16 = 1400;

@@ -1,6 +1,8 @@
 //! The I/O shell: the only place in this crate that touches tokio, quinn, sockets and clocks.
 
 pub mod admin;
+pub mod batch;
+mod congestion;
 pub mod daemon;
 pub mod doctor;
 mod endpoint;
@@ -15,4 +17,5 @@ pub mod rendezvous;
 pub mod serve;
 pub mod session;
 mod stream;
+mod tcp;
 pub mod tls;

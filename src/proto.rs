@@ -18,6 +18,7 @@
 //! * A refused input changes nothing, and is a [`PeerMisbehaved`] where the peer is to blame.
 //! * No machine knows another: drivers connect them.
 
+pub mod relay;
 pub mod rendezvous;
 pub mod stun;
 
@@ -39,7 +40,8 @@ pub enum PeerMisbehaved {
 }
 
 pub mod calls;
+pub mod ladder;
 pub mod lease;
-pub mod punch;
+pub mod path;
 pub mod redo;
 pub mod session;

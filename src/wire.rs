@@ -15,6 +15,7 @@
 
 pub mod call;
 pub mod codec;
+pub mod datagrams;
 pub mod errno;
 pub mod frame;
 pub mod lease;
@@ -22,6 +23,7 @@ pub mod log;
 pub mod name;
 pub mod nat;
 pub mod probe;
+pub mod relay;
 pub mod rendezvous;
 pub mod session;
 pub mod stun;

@@ -17,6 +17,7 @@ use p2pfs::net::rendezvous::RecordedKey;
 use p2pfs::net::serve::{Authorised, Export, Notices, Policy};
 use p2pfs::net::session::{ClientConfig, ClientSession};
 use p2pfs::proto::PeerMisbehaved;
+use p2pfs::proto::path::{Side, Wanted};
 use p2pfs::proto::redo::execute::How;
 use p2pfs::proto::redo::record::{Header, Recovered};
 use p2pfs::wire::call::{Call, Reply};
@@ -186,6 +187,7 @@ async fn home(state: &Path) -> Home {
         timeout: Duration::from_secs(10),
         grace: Some(Duration::from_secs(5)),
         wait: false,
+        wanted: Wanted::default(),
         resume: None,
     };
     let config = HostParts { secret: host_secret, recorded, server: server.address().clone() };
@@ -207,6 +209,8 @@ impl HostParts {
             mac: MAC,
             name: "home".to_owned(),
             listen: None,
+            role: Side::Both,
+            auth_wait: Duration::from_secs(2),
             servers: vec![self.server.clone()],
             keys: watch::channel(vec![self.recorded.clone()]).1,
             policy: Arc::clone(owner) as Arc<dyn Policy>,

@@ -9,6 +9,7 @@ use p2pfs::address::ServerAddress;
 use p2pfs::failure::{Code, Failure};
 use p2pfs::net::daemon;
 use p2pfs::net::doctor::SECOND_OPINION;
+use p2pfs::proto::path::Side;
 
 use crate::keys::{Access, Map};
 use crate::owner::Request;
@@ -74,6 +75,12 @@ pub struct ServeArgs {
     /// The UDP address to use [default: a free port on every interface]
     #[arg(long, value_name = "IP:PORT")]
     pub listen: Option<SocketAddr>,
+    /// When a client that has not come is asked to identify itself; 0: at once
+    #[arg(long, value_name = "SECONDS", default_value_t = 2)]
+    pub auth_wait: u32,
+    /// Which side of a TCP path this host may be
+    #[arg(long, value_name = "both|connect|listen", default_value = "both")]
+    pub role: Side,
 }
 
 /// `pair`.

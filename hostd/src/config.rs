@@ -213,6 +213,8 @@ mod tests {
             read_only: Vec::new(),
             servers: Vec::new(),
             listen: None,
+            auth_wait: 2,
+            role: p2pfs::proto::path::Side::Both,
         }
     }
 }

@@ -98,6 +98,8 @@ async fn serve(
         mac: daemon.owner.mac(),
         name: daemon.owner.name().to_owned(),
         listen: args.listen,
+        role: args.role,
+        auth_wait: Duration::from_secs(args.auth_wait.into()),
         servers: config.servers,
         keys: daemon.owner.recorded(),
         policy: Arc::new(house),

@@ -52,6 +52,12 @@ pub use write::{Until, WriteMode};
 /// How long a node that the kernel let go stays known: directories are often walked twice.
 const FORGET_AFTER: Duration = Duration::from_secs(1);
 
+/// How long the kernel may keep names and attributes at least, and at most: over a long link, where
+/// asking again takes its time, [`KEEP_ROUND_TRIPS`].
+const KEEP_MIN: Duration = Duration::from_secs(1);
+const KEEP_MAX: Duration = Duration::from_secs(5);
+const KEEP_ROUND_TRIPS: u32 = 100;
+
 /// What the file system tells the kernel by itself.
 pub trait Kernel: Send + Sync {
     /// Attributes of this node are out of date. Never waits; may be called while a request of the
@@ -86,6 +92,8 @@ pub struct Fs {
     /// How many of them it has not answered.
     unreleased: watch::Sender<usize>,
     space: Space,
+    /// How long the kernel may keep what it is told, milliseconds.
+    keep: AtomicU64,
     /// Whether the host is told who asks (`map=identity`).
     tells_caller: AtomicBool,
     /// Whether the kernel asks for `security.capability` before each write: not if it leaves to the
@@ -100,8 +108,15 @@ pub struct Found {
     pub node: NodeId,
     /// Its attributes, with the writes that are under way.
     pub attr: Attr,
-    /// Whether the kernel may keep them for a while.
-    pub settled: bool,
+    /// How long the kernel may keep them: not while changes of ours are under way.
+    pub keep: Duration,
+}
+
+impl Found {
+    /// Whether the kernel may keep it for a while.
+    pub fn is_settled(&self) -> bool {
+        !self.keep.is_zero()
+    }
 }
 
 /// An open file.
@@ -144,6 +159,7 @@ impl Fs {
             closed: Mutex::default(),
             unreleased: watch::Sender::new(0),
             space: Space::default(),
+            keep: AtomicU64::new(KEEP_MIN.as_millis() as u64),
             tells_caller: AtomicBool::new(false),
             asks_capability: AtomicBool::new(true),
         })
@@ -179,7 +195,7 @@ impl Fs {
     pub async fn getattr(&self, ino: u64, handle: Option<HandleId>) -> Result<Found, Errno> {
         let inode = self.node(ino, handle)?;
         if let Some(attr) = inode.take_opened() {
-            return Ok(Found { node: inode.node, attr, settled: true });
+            return Ok(Found { node: inode.node, attr, keep: self.keep() });
         }
         self.applied(&inode, inode.last()).await?;
         let asked = self.tick();
@@ -327,6 +343,17 @@ impl Fs {
         }
     }
 
+    /// How long the kernel may keep what it is told now.
+    fn keep(&self) -> Duration {
+        Duration::from_millis(self.keep.load(Ordering::Relaxed))
+    }
+
+    fn note_link(&self) {
+        let round_trips = self.remote.round_trip().saturating_mul(KEEP_ROUND_TRIPS);
+        let keep = round_trips.clamp(KEEP_MIN, KEEP_MAX);
+        self.keep.store(keep.as_millis() as u64, Ordering::Relaxed);
+    }
+
     /// Tells the host which nodes the kernel let go, again and again until the file system is
     /// dropped.
     pub async fn forget_for_ever(self: Arc<Self>) {
@@ -337,6 +364,7 @@ impl Fs {
         loop {
             interval.tick().await;
             let Some(fs) = fs.upgrade() else { return };
+            fs.note_link();
             fs.forget_idle().await;
         }
     }
@@ -517,7 +545,8 @@ impl Fs {
         if seen.changed {
             self.drop_blocks(inode);
         }
-        Found { node: inode.node, attr, settled: !seen.moving }
+        let keep = if seen.moving { Duration::ZERO } else { self.keep() };
+        Found { node: inode.node, attr, keep }
     }
 }
 

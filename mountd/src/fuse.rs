@@ -17,7 +17,6 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
 
 use bytes::Bytes;
 use fuser::{
@@ -35,8 +34,6 @@ use convert::{error, file_attr};
 use notify::KernelLink;
 use waiting::Signals;
 
-/// How long the kernel may keep attributes and entries.
-const TTL: Duration = Duration::from_secs(1);
 /// Requests of the kernel's own (read-ahead, writing back) under way at once.
 const BACKGROUND_MAX: u16 = 512;
 /// What is asked when the key is pulled: "required key not available".
@@ -195,7 +192,7 @@ impl Adaptor {
         self.answer(work, move |result| match result {
             Ok(found) => {
                 let attr = file_attr(&found, presentation);
-                reply.entry(&ttl(&found), &attr, Generation(found.node.generation));
+                reply.entry(&found.keep, &attr, Generation(found.node.generation));
             }
             Err(errno) => reply.error(errno),
         });
@@ -207,7 +204,7 @@ impl Adaptor {
     {
         let presentation = self.presentation;
         self.answer(work, move |result| match result {
-            Ok(found) => reply.attr(&ttl(&found), &file_attr(&found, presentation)),
+            Ok(found) => reply.attr(&found.keep, &file_attr(&found, presentation)),
             Err(errno) => reply.error(errno),
         });
     }
@@ -233,10 +230,6 @@ impl Adaptor {
             Err(errno) => reply.error(errno),
         });
     }
-}
-
-fn ttl(found: &Found) -> Duration {
-    if found.settled { TTL } else { Duration::ZERO }
 }
 
 fn opened(opened: Opened) -> (FileHandle, FopenFlags) {

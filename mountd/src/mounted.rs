@@ -361,6 +361,7 @@ async fn meet(
         timeout: options.timeout,
         grace: options.grace,
         wait: options.wait,
+        wanted: options.wanted,
         resume: None,
     };
     sealed::deliver(&request.state, key, &config).await?;

@@ -1,9 +1,11 @@
 //! Mount options: the words behind `-o`.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use p2pfs::failure::{Code, Failure};
+use p2pfs::proto::path::{UnknownWord, Wanted};
 
 use crate::fuse::Presentation;
 
@@ -29,6 +31,8 @@ pub struct MountOptions {
     pub timeout: Duration,
     /// `drain=`: how long what was accepted may take when the key is pulled.
     pub drain: Duration,
+    /// `paths=`, `relay=`, `role=`, `auth-to=`
+    pub wanted: Wanted,
     /// `wait`: try again after a denial until authorised.
     pub wait: bool,
     /// `state=`
@@ -36,14 +40,10 @@ pub struct MountOptions {
 }
 
 /// Options that only have their default value so far, and the values that they will have.
-const FIXED: [(&str, &str, &[&str]); 7] = [
+const FIXED: [(&str, &str, &[&str]); 3] = [
     ("offline", "cached", &["cached", "fail"]),
     ("close", "leased", &["leased", "applied"]),
     ("excl", "leased", &["leased", "sync"]),
-    ("paths", "auto", &["auto", "udp-first", "tcp-first"]),
-    ("relay", "first", &["first", "last", "never"]),
-    ("role", "both", &["both", "connect", "listen"]),
-    ("auth-to", "", &["private", "tcp-public", "udp-public"]),
 ];
 /// What every file system takes and nobody needs to know.
 const IGNORED: [&str; 8] =
@@ -60,6 +60,7 @@ impl Default for MountOptions {
             grace: Some(Duration::from_secs(30)),
             timeout: Duration::from_secs(30),
             drain: Duration::from_secs(5),
+            wanted: Wanted::default(),
             wait: false,
             state: None,
         }
@@ -125,6 +126,10 @@ impl MountOptions {
             "grace" => self.grace = Some(Duration::from_secs(number()?.into())),
             "timeout" => self.timeout = Duration::from_secs(number()?.max(1).into()),
             "drain" => self.drain = Duration::from_secs(number()?.into()),
+            "paths" => self.wanted.order = word(name, value)?,
+            "relay" => self.wanted.relay = Some(word(name, value)?),
+            "role" => self.wanted.side = word(name, value)?,
+            "auth-to" => self.wanted.auth_to = Some(word(name, value)?),
             "login" => return Err(not_yet(name, value, "no login")),
             "state" if !value.is_empty() => self.state = Some(PathBuf::from(value)),
             "state" => return Err(wrong("a directory")),
@@ -132,6 +137,11 @@ impl MountOptions {
         }
         Ok(true)
     }
+}
+
+/// One of a few words.
+fn word<T: FromStr<Err = UnknownWord>>(name: &str, value: &str) -> Result<T, Failure> {
+    value.parse().map_err(|UnknownWord(wanted)| wrong_value(name, value, wanted))
 }
 
 fn set_fixed(name: &str, value: &str) -> Result<bool, Failure> {
@@ -142,7 +152,6 @@ fn set_fixed(name: &str, value: &str) -> Result<bool, Failure> {
         return Err(wrong_value(name, value, &values.join(", ")));
     }
     if value != *default {
-        let default = if default.is_empty() { "its default" } else { default };
         return Err(not_yet(name, value, default));
     }
     Ok(true)
@@ -185,6 +194,8 @@ fn not_yet(name: &str, value: &str, default: &str) -> Failure {
 
 #[cfg(test)]
 mod tests {
+    use p2pfs::proto::path::{AuthTo, Order, RelayUse, Side};
+
     use super::*;
 
     #[test]
@@ -201,8 +212,21 @@ mod tests {
     #[test]
     fn what_every_file_system_takes_is_ignored() {
         let text = "noauto,nofail,_netdev,auto,defaults,user,x-a=b,offline=cached,close=leased,\
-                    excl=leased,paths=auto,relay=first,role=both,drain=5";
+                    excl=leased,paths=auto,role=both,drain=5";
         assert_eq!(MountOptions::parse(text, false), Ok(MountOptions::default()));
+    }
+
+    #[test]
+    fn what_the_paths_are_to_be_is_read() {
+        let text = "paths=tcp-first,relay=never,role=listen,auth-to=tcp-public";
+        let wanted = Wanted {
+            order: Order::TcpFirst,
+            relay: Some(RelayUse::Never),
+            side: Side::Listen,
+            auth_to: Some(AuthTo::TcpPublic),
+        };
+        assert_eq!(MountOptions::parse(text, false).unwrap().wanted, wanted);
+        assert_eq!(Wanted::default().relay_use(), RelayUse::First);
     }
 
     #[test]
@@ -217,7 +241,10 @@ mod tests {
             "umask=9",
             "offline=fail",
             "offline=perhaps",
-            "auth-to=private",
+            "auth-to=everywhere",
+            "paths=tcp",
+            "relay=no",
+            "role=host",
             "login=me",
             "state=",
             "ro=1",

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::control::Hub;
+use crate::relay::Relay;
 use crate::udp::StunCounter;
 
 /// What `status` tells.
@@ -20,13 +21,15 @@ struct Status {
     matches: u64,
     /// Answered since the start.
     stun_requests: u64,
-    relay: Relay,
+    relay: Relayed,
 }
 
 /// The relay's share of it.
 #[derive(Debug, Default, Deserialize, Serialize)]
-struct Relay {
+struct Relayed {
+    /// Matches that were relayed and are still kept.
     sessions: usize,
+    /// Forwarded since the start.
     bytes: u64,
 }
 
@@ -35,15 +38,21 @@ pub(crate) async fn listen(
     state: &Path,
     hub: Hub,
     counter: Arc<StunCounter>,
+    relay: Arc<Relay>,
 ) -> Result<Control, Failure> {
     Control::listen(state, move |request| {
-        let (hub, counter) = (hub.clone(), counter.clone());
-        Box::pin(async move { answer(&request, &hub, &counter).await })
+        let (hub, counter, relay) = (hub.clone(), counter.clone(), relay.clone());
+        Box::pin(async move { answer(&request, &hub, &counter, &relay).await })
     })
     .await
 }
 
-async fn answer(request: &Value, hub: &Hub, counter: &StunCounter) -> Result<Value, Failure> {
+async fn answer(
+    request: &Value,
+    hub: &Hub,
+    counter: &StunCounter,
+    relay: &Relay,
+) -> Result<Value, Failure> {
     if request["command"] != "status" {
         return Err(Failure::new(
             Code::Usage,
@@ -52,12 +61,13 @@ async fn answer(request: &Value, hub: &Hub, counter: &StunCounter) -> Result<Val
         ));
     }
     let stats = hub.stats().await.unwrap_or_default();
+    let (sessions, bytes) = relay.stats();
     let status = Status {
         hosts: stats.hosts,
         clients: stats.clients,
         matches: stats.matches,
         stun_requests: counter.get(),
-        relay: Relay::default(),
+        relay: Relayed { sessions, bytes },
     };
     Ok(json!(status))
 }
@@ -82,7 +92,13 @@ pub(crate) fn status(state: &Path, as_json: bool) -> Result<String, Failure> {
         )
     })?;
     Ok(format!(
-        "hosts          {}\nclients        {}\nmatches        {}\nSTUN requests  {}\n",
-        status.hosts, status.clients, status.matches, status.stun_requests
+        "hosts          {}\nclients        {}\nmatches        {}\nSTUN requests  {}\n\
+         relay          {} matches, {} bytes\n",
+        status.hosts,
+        status.clients,
+        status.matches,
+        status.stun_requests,
+        status.relay.sessions,
+        status.relay.bytes
     ))
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use p2pfs::identity::{PeerId, SecretKey};
-use p2pfs::limits::SERVER_PEERS_MAX;
+use p2pfs::limits::{RELAYED_BYTES_MAX, SERVER_PEERS_MAX};
 use p2pfs::net::daemon::random;
 use p2pfs::net::rendezvous::{Acceptor, receive, send};
 use p2pfs::proto::rendezvous::matcher::{Link, Matcher, MatcherOutput, MatcherStats};
@@ -16,6 +16,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use crate::quota::Quota;
+use crate::relay::Relay;
 
 /// For TLS: who is slower is dropped.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -42,10 +43,15 @@ enum Input {
 }
 
 impl Hub {
-    /// Starts the matcher; `stun` is what the daemons are told.
-    pub(crate) fn start(stun: Vec<StunAddress>, tasks: &mut JoinSet<()>) -> Self {
+    /// Starts the matcher; `stun` is what the daemons are told, `relay` what they may use.
+    pub(crate) fn start(
+        stun: Vec<StunAddress>,
+        relay: Option<Arc<Relay>>,
+        tasks: &mut JoinSet<()>,
+    ) -> Self {
         let (hub, inbox) = mpsc::channel(INBOX);
-        tasks.spawn(match_all(Matcher::new(stun, random()), inbox));
+        let matcher = Matcher::new(stun, relay.is_some(), random());
+        tasks.spawn(match_all(matcher, inbox, relay));
         Self(hub)
     }
 
@@ -58,7 +64,11 @@ impl Hub {
 }
 
 /// Owns the matcher: inputs in, outputs to the connections' outboxes.
-async fn match_all(mut matcher: Matcher, mut inbox: mpsc::Receiver<Input>) {
+async fn match_all(
+    mut matcher: Matcher,
+    mut inbox: mpsc::Receiver<Input>,
+    relay: Option<Arc<Relay>>,
+) {
     // dropping an outbox closes its connection
     let mut outboxes: BTreeMap<Link, mpsc::Sender<FromServer>> = BTreeMap::new();
     loop {
@@ -81,6 +91,16 @@ async fn match_all(mut matcher: Matcher, mut inbox: mpsc::Receiver<Input>) {
                 }
                 MatcherOutput::Close(link) => {
                     outboxes.remove(&link);
+                }
+                MatcherOutput::OpenRelay { match_id, sides } => {
+                    if let Some(relay) = &relay {
+                        relay.open(match_id, sides);
+                    }
+                }
+                MatcherOutput::CloseRelay(match_id) => {
+                    if let Some(relay) = &relay {
+                        relay.close(match_id);
+                    }
                 }
             }
         }
@@ -119,7 +139,7 @@ fn handle(
 }
 
 /// Accepts daemons.
-pub(crate) async fn serve(listener: TcpListener, secret: SecretKey, hub: Hub) {
+pub(crate) async fn serve(listener: TcpListener, secret: SecretKey, hub: Hub, relay: Arc<Relay>) {
     let acceptor = Acceptor::new(&secret);
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
     let mut quota = Quota::new(CONNECTIONS.0, CONNECTIONS.1);
@@ -133,7 +153,7 @@ pub(crate) async fn serve(listener: TcpListener, secret: SecretKey, hub: Hub) {
                         continue;
                     };
                     last += 1;
-                    let (acceptor, hub) = (acceptor.clone(), hub.clone());
+                    let (acceptor, hub, relay) = (acceptor.clone(), hub.clone(), relay.clone());
                     let handshakes = handshakes.clone();
                     connections.spawn(async move {
                         let Ok(turn) = handshakes.try_acquire_owned() else {
@@ -144,7 +164,7 @@ pub(crate) async fn serve(listener: TcpListener, secret: SecretKey, hub: Hub) {
                         drop(turn);
                         match shaken {
                             Ok(Ok((key, stream))) => {
-                                talk(stream, key, observed, Link(last), &hub).await;
+                                talk(stream, key, observed, Link(last), &hub, &relay).await;
                             }
                             Ok(Err(error)) => tracing::debug!(%observed, %error, "no handshake"),
                             Err(_) => tracing::debug!(%observed, "too slow a handshake"),
@@ -173,25 +193,42 @@ fn welcome(from: SocketAddr, quota: &mut Quota, present: usize) -> Option<Socket
 }
 
 /// One daemon's connection, until either side ends it.
-async fn talk<S>(stream: S, key: PeerId, observed: SocketAddr, link: Link, hub: &Hub)
+async fn talk<S>(stream: S, key: PeerId, observed: SocketAddr, link: Link, hub: &Hub, relay: &Relay)
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
 {
     let (mut read, mut write) = tokio::io::split(stream);
     let (outbox, mut outgoing) = mpsc::channel::<FromServer>(OUTBOX);
+    let mut relayed = relay.join(link, observed.ip());
     let connected = Input::Connected { link, key, observed, outbox };
     if hub.0.send(connected).await.is_err() {
+        relay.leave(link);
         return;
     }
     let reading = async {
         while let Ok(message) = receive::<ToServer>(&mut read).await {
+            if let ToServer::Relayed(datagrams) = message {
+                if datagrams.bytes.len() > RELAYED_BYTES_MAX {
+                    return;
+                }
+                relay.handle_relayed(link, datagrams);
+                continue;
+            }
             if hub.0.send(Input::Message(link, message)).await.is_err() {
                 return;
             }
         }
     };
     let writing = async {
-        while let Some(message) = outgoing.recv().await {
+        loop {
+            let message = tokio::select! {
+                biased;
+                message = outgoing.recv() => match message {
+                    Some(message) => message,
+                    None => return,
+                },
+                Some(datagrams) = relayed.recv() => FromServer::Relayed(datagrams),
+            };
             if send(&mut write, &message).await.is_err() {
                 return;
             }
@@ -201,6 +238,7 @@ where
         () = reading => {}
         () = writing => {}
     }
+    relay.leave(link);
     // the matcher's task is gone only when the server ends
     let _ = hub.0.send(Input::Disconnected(link)).await;
 }

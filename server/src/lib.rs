@@ -1,8 +1,9 @@
 //! Introduces clients to hosts: the p2pfs rendezvous server.
 //!
 //! ```text
-//! udp      STUN
+//! udp      STUN, and the relay's datagrams
 //! control  registration and matching, one TLS connection for each daemon
+//! relay    forwards between two that cannot reach each other yet, or not at all
 //! admin    status
 //! quota    how often an address may come
 //! ```
@@ -25,6 +26,7 @@ use tokio::task::JoinSet;
 
 use crate::cli::{Command, RunOptions};
 use crate::control::Hub;
+use crate::relay::Relay;
 use crate::udp::{StunCounter, StunSockets};
 
 mod admin;
@@ -32,6 +34,7 @@ pub mod cli;
 mod control;
 mod public;
 mod quota;
+mod relay;
 mod udp;
 
 /// The program.
@@ -91,11 +94,12 @@ impl Server {
         let told = sockets.told().into_iter().map(|stun| told(stun, listen)).collect();
 
         let mut tasks = JoinSet::new();
-        let hub = Hub::start(told, &mut tasks);
+        let relay = Relay::new();
+        let hub = Hub::start(told, (!options.no_relay).then(|| relay.clone()), &mut tasks);
         let counter = Arc::new(StunCounter::default());
-        let control = admin::listen(state, hub.clone(), counter.clone()).await?;
-        sockets.serve(&counter, &mut tasks);
-        tasks.spawn(control::serve(listener, secret.clone(), hub));
+        let control = admin::listen(state, hub.clone(), counter.clone(), relay.clone()).await?;
+        sockets.serve(&counter, &relay, &mut tasks);
+        tasks.spawn(control::serve(listener, secret.clone(), hub, relay));
 
         let (host, port) = public::address(options.public.as_ref(), listen);
         let address = ServerAddress { host, port, fingerprint: secret.peer_id().fingerprint() };
@@ -107,9 +111,6 @@ impl Server {
                 "check the owner and mode of the state directory, and the room on its disk",
             )
         })?;
-        if options.no_relay {
-            tracing::debug!("no relay, as told");
-        }
         Ok(Self { address, stun, _control: control, _tasks: tasks })
     }
 

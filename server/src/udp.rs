@@ -1,4 +1,5 @@
-//! The UDP side: STUN, from one address, or from two for a NAT's behaviour to be told (RFC 5780).
+//! The UDP side: STUN, from one address, or from two for a NAT's behaviour to be told (RFC 5780),
+//! and the relay.
 
 use std::io;
 use std::net::SocketAddr;
@@ -7,11 +8,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use p2pfs::failure::Failure;
+use p2pfs::net::batch::{BATCH_BYTES, BatchSocket};
+use p2pfs::proto::relay::table::Place;
+use p2pfs::wire::relay::is_relay;
 use p2pfs::wire::stun;
-use tokio::net::UdpSocket;
 use tokio::task::JoinSet;
 
 use crate::quota::Quota;
+use crate::relay::Relay;
 
 /// Requests of one address at once: a large household behind one NAT.
 const BURST: u32 = 256;
@@ -35,7 +39,7 @@ impl StunCounter {
 pub(crate) struct StunSockets {
     /// One; two that know nothing of each other; or four, where bit 0 of the place is the port and
     /// bit 1 the IP address.
-    sockets: Vec<(UdpSocket, SocketAddr)>,
+    sockets: Vec<(Arc<BatchSocket>, SocketAddr)>,
 }
 
 impl StunSockets {
@@ -86,19 +90,30 @@ impl StunSockets {
     }
 
     /// Answers on all of them.
-    pub(crate) fn serve(self, counter: &Arc<StunCounter>, tasks: &mut JoinSet<()>) {
+    pub(crate) fn serve(
+        self,
+        counter: &Arc<StunCounter>,
+        relay: &Arc<Relay>,
+        tasks: &mut JoinSet<()>,
+    ) {
         let all = Arc::new(self);
+        relay.serve_from(all.sockets.iter().map(|(socket, _)| Arc::clone(socket)).collect());
         for place in 0..all.sockets.len() {
-            tasks.spawn(all.clone().serve_one(place, counter.clone()));
+            tasks.spawn(all.clone().serve_one(place, counter.clone(), relay.clone()));
         }
     }
 
-    async fn serve_one(self: Arc<Self>, place: usize, counter: Arc<StunCounter>) {
+    async fn serve_one(
+        self: Arc<Self>,
+        place: usize,
+        counter: Arc<StunCounter>,
+        relay: Arc<Relay>,
+    ) {
         let other = self.changed(place, true, true).map(|(_, other)| *other);
         let mut quota = Quota::new(BURST, REQUEST_EVERY);
-        let mut buffer = [0; stun::STUN_BYTES_MAX + 1];
+        let mut buffer = vec![0; BATCH_BYTES];
         loop {
-            let (length, source) = match self.sockets[place].0.recv_from(&mut buffer).await {
+            let batch = match self.sockets[place].0.receive(&mut buffer).await {
                 Ok(received) => received,
                 Err(error) => {
                     tracing::debug!(%error, "the STUN socket");
@@ -106,36 +121,44 @@ impl StunSockets {
                     continue;
                 }
             };
-            let Some(answer) = stun::answer(&buffer[..length], source, other) else {
-                continue;
-            };
-            if !quota.admit(source.ip(), Instant::now()) {
+            let all = &mut buffer[..batch.length];
+            if all.first().copied().is_some_and(is_relay) {
+                relay.handle_batch(Place(place), batch.from, all, batch.stride);
                 continue;
             }
-            counter.0.fetch_add(1, Ordering::Relaxed);
-            let from = self.changed(place, answer.change_ip, answer.change_port);
-            let (from, _) = from.unwrap_or(&self.sockets[place]);
-            // never wait for one who asks: a lost answer is asked for again
-            match from.try_send_to(&answer.bytes, source) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => tracing::debug!(%error, "a STUN answer"),
-                Ok(_) => {}
+            for datagram in all.chunks(batch.stride) {
+                let Some(answer) = stun::answer(datagram, batch.from, other) else {
+                    continue;
+                };
+                if !quota.admit(batch.from.ip(), Instant::now()) {
+                    continue;
+                }
+                counter.0.fetch_add(1, Ordering::Relaxed);
+                let from = self.changed(place, answer.change_ip, answer.change_port);
+                let (from, _) = from.unwrap_or(&self.sockets[place]);
+                // never wait for one who asks: a lost answer is asked for again
+                from.send(batch.from, &answer.bytes, 0);
             }
         }
     }
 
     /// The socket that differs so from the one in `place`; only four sockets have such.
-    fn changed(&self, place: usize, ip: bool, port: bool) -> Option<&(UdpSocket, SocketAddr)> {
+    fn changed(
+        &self,
+        place: usize,
+        ip: bool,
+        port: bool,
+    ) -> Option<&(Arc<BatchSocket>, SocketAddr)> {
         let other = place ^ (usize::from(ip) << 1) ^ usize::from(port);
         self.sockets.get(other).filter(|_| self.sockets.len() == 4)
     }
 }
 
-async fn bind(address: SocketAddr, flag: &str) -> Result<(UdpSocket, SocketAddr), Failure> {
+async fn bind(address: SocketAddr, flag: &str) -> Result<(Arc<BatchSocket>, SocketAddr), Failure> {
     let bound = async {
-        let socket = UdpSocket::bind(address).await?;
+        let socket = BatchSocket::bind(address).await?;
         let local = socket.local_addr()?;
-        Ok((socket, local))
+        Ok((Arc::new(socket), local))
     };
     bound.await.map_err(|error: io::Error| crate::unusable("UDP", address, flag, &error))
 }

@@ -100,6 +100,7 @@ impl Peer {
             server: server.clone(),
             side: side(seen_keys),
             routing: seen_routing,
+            relayed: None,
         };
         let (sender, events) = mpsc::channel(16);
         Self {
@@ -137,7 +138,7 @@ impl Peer {
 
     async fn introduced(&mut self) -> Introduction {
         self.wait(|event| match event {
-            RendezvousEvent::Introduced(introduction) => Some(introduction.clone()),
+            RendezvousEvent::Introduced(introduction, _) => Some(introduction.clone()),
             _ => None,
         })
         .await

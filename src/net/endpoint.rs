@@ -1,7 +1,11 @@
-//! A daemon's UDP side: the mux, quinn above it, and the driver that runs STUN and probes.
+//! A daemon's network side: the mux, quinn above it, and the driver that runs STUN, matches and TCP
+//! streams.
 
-use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+mod candidates;
+mod driver;
+mod meeting;
+
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,23 +15,18 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::failure::{Code, Failure};
-use crate::limits::{RENDEZVOUS_IDLE_INTERVAL, RENDEZVOUS_INTERVAL};
-use crate::net::daemon;
-use crate::net::interfaces;
-use crate::net::pathmux::{Control, PathMux, Virtual};
+use crate::net::congestion::PathEpoch;
+use crate::net::pathmux::{PathMux, Virtual};
 use crate::net::quic;
-use crate::net::rendezvous::Introduction;
-use crate::proto::punch::{self, Punch, Rung};
-use crate::proto::stun::{StunClient, StunOutput};
-use crate::wire::probe::{Probe, ProbeTag, Role};
-use crate::wire::rendezvous::Routing;
+use crate::net::rendezvous::{Introduction, RelayInbox, ServerLink};
+use crate::proto::ladder::Tried;
+use crate::proto::path::{Rung, Wanted};
+use crate::wire::probe::Role;
+use crate::wire::rendezvous::{MatchId, Public, Routing};
 
-/// How often this machine's own addresses are read again.
-const INTERFACES_INTERVAL: Duration = Duration::from_secs(5);
-/// A match that never got a path is forgotten after this.
-const PATHLESS_MAX: Duration = Duration::from_secs(60);
+use self::driver::Driver;
 
-/// The UDP side.
+/// The network side.
 #[derive(Debug)]
 pub(crate) struct Endpoint {
     pub(crate) quic: quinn::Endpoint,
@@ -38,53 +37,108 @@ pub(crate) struct Endpoint {
 }
 
 /// What happens to a peer's path.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum PathEvent {
     Up(PathInfo),
     Down,
+    /// The host asks us to identify ourselves.
+    Asked,
+    /// What was tried so far.
+    Tried(Vec<Tried>),
 }
 
 /// A path.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct PathInfo {
-    pub(crate) address: SocketAddr,
     pub(crate) rung: Rung,
-    pub(crate) rtt: Duration,
-    /// Since the search began.
-    pub(crate) after: Duration,
+    /// The peer's address, or the relay's.
+    pub(crate) address: Option<SocketAddr>,
+    pub(crate) rtt: Option<Duration>,
+    pub(crate) tried: Vec<Tried>,
+}
+
+/// How a client identified itself (R7, R8, R21).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Auth {
+    /// 120: the client asked; 140: the host did.
+    pub(crate) process: u16,
+    /// Which of the host's addresses the request went to.
+    pub(crate) to: &'static str,
+    /// The rung that it went over.
+    pub(crate) over: Rung,
+}
+
+impl Auth {
+    /// Over this path, because the host `asked` or not.
+    pub(crate) fn over(path: &PathInfo, asked: bool) -> Self {
+        let process = if asked { 140 } else { 120 };
+        Self { process, to: path.auth_to(), over: path.rung }
+    }
+
+    /// As `status` shows it.
+    pub(crate) fn to_json(self) -> Value {
+        json!({ "process": self.process, "to": self.to, "over": self.over.as_str() })
+    }
+}
+
+/// How we meet a peer.
+#[derive(Debug)]
+pub(crate) struct Meet {
+    pub(crate) introduction: Introduction,
+    pub(crate) link: ServerLink,
+    pub(crate) role: Role,
+    pub(crate) wanted: Wanted,
+    /// As a host: when to ask the client to identify itself.
+    pub(crate) ask_after: Option<Duration>,
 }
 
 impl PathInfo {
     /// As `status` shows it.
-    pub(crate) fn to_json(self) -> Value {
-        let rung = self.rung.as_str();
+    pub(crate) fn to_json(&self) -> Value {
         json!({
-            "kind": "udp",
-            "rung": rung,
-            "address": self.address.to_string(),
-            "rtt_ms": self.rtt.as_secs_f64() * 1000.0,
-            "tried": [{ "rung": rung, "result": "up", "after_ms": self.after.as_millis() }],
+            "kind": self.rung.kind(),
+            "rung": self.rung.as_str(),
+            "address": self.address.map(|address| address.to_string()),
+            "rtt_ms": self.rtt.map(|rtt| rtt.as_secs_f64() * 1000.0),
+            "tried": tried_json(&self.tried),
         })
     }
 
-    /// Where request 21 went, in the patent's terms.
-    pub(crate) fn auth_to(self) -> &'static str {
+    /// Where request 21 went, in the patent's terms: what the relay brings comes from the
+    /// server, as does all that the host's registration brings.
+    pub(crate) fn auth_to(&self) -> &'static str {
         match self.rung {
-            Rung::UdpPrivate => "private",
+            Rung::UdpPrivate | Rung::TcpPrivate => "private",
             Rung::UdpIpv6 | Rung::UdpPublic => "udp-public",
+            Rung::TcpPublic | Rung::Relay => "tcp-public",
         }
     }
+}
+
+/// A peer's path as `status` shows it, also while there is none.
+pub(crate) fn path_json(path: Option<&PathInfo>, tried: &[Tried]) -> Value {
+    let nothing =
+        || json!({ "kind": null, "rung": null, "rtt_ms": null, "tried": tried_json(tried) });
+    path.map_or_else(nothing, PathInfo::to_json)
+}
+
+fn tried_json(tried: &[Tried]) -> Value {
+    let line = |tried: &Tried| {
+        let after = u64::try_from(tried.after.as_millis()).unwrap_or(u64::MAX);
+        json!({ "rung": tried.rung.as_str(), "result": tried.result, "after_ms": after })
+    };
+    tried.iter().map(line).collect()
 }
 
 #[derive(Debug)]
 enum Command {
     Stun(Vec<SocketAddr>),
     InUse(bool),
-    Punch { introduction: Box<Introduction>, role: Role, peer: Virtual, events: PathEvents },
+    Meet { meet: Box<Meet>, peer: Virtual, events: mpsc::UnboundedSender<PathEvent> },
+    Moved(MatchId, Public),
+    Authenticated(Virtual),
     Remove(Virtual),
 }
-
-type PathEvents = mpsc::UnboundedSender<PathEvent>;
 
 impl Endpoint {
     /// Binds and starts. A host gives `server`; a client dials with a configuration of its own.
@@ -111,13 +165,7 @@ impl Endpoint {
         .map_err(no_socket)?;
         let (routing, routing_out) = watch::channel(Routing { mac, ..Routing::default() });
         let (commands, commands_in) = mpsc::unbounded_channel();
-        let mut driver = Driver {
-            stun: StunClient::new(daemon::random(), RENDEZVOUS_IDLE_INTERVAL),
-            mux: Arc::clone(&mux),
-            routing,
-            matches: BTreeMap::new(),
-        };
-        driver.read_interfaces();
+        let driver = Driver::new(Arc::clone(&mux), quic.clone(), routing);
         let driver = tokio::spawn(driver.run(controls, commands_in));
         Ok(Self { quic, mux, commands, routing: routing_out, driver })
     }
@@ -125,6 +173,12 @@ impl Endpoint {
     /// Where we are, as far as we know; kept up to date.
     pub(crate) fn routing(&self) -> watch::Receiver<Routing> {
         self.routing.clone()
+    }
+
+    /// Where registrations put what the relay brings over their connections.
+    pub(crate) fn relay_inbox(&self) -> RelayInbox {
+        let mux = Arc::clone(&self.mux);
+        RelayInbox::new(move |relayed| mux.handle_relayed(relayed))
     }
 
     /// Asks these servers again and again where our socket is seen.
@@ -138,16 +192,26 @@ impl Endpoint {
     }
 
     /// Looks for a path to a peer; the peer is known to quinn by the address of what is returned.
-    pub(crate) fn punch(
-        &self,
-        introduction: Introduction,
-        role: Role,
-    ) -> (Virtual, mpsc::UnboundedReceiver<PathEvent>) {
+    pub(crate) fn meet(&self, meet: Meet) -> (Virtual, mpsc::UnboundedReceiver<PathEvent>) {
         let peer = self.mux.add_peer();
         let (events, events_out) = mpsc::unbounded_channel();
-        let introduction = Box::new(introduction);
-        let _ = self.commands.send(Command::Punch { introduction, role, peer, events });
+        let _ = self.commands.send(Command::Meet { meet: Box::new(meet), peer, events });
         (peer, events_out)
+    }
+
+    /// The server sees the peer of a match elsewhere.
+    pub(crate) fn moved(&self, match_id: MatchId, public: Public) {
+        let _ = self.commands.send(Command::Moved(match_id, public));
+    }
+
+    /// The host has approved the client.
+    pub(crate) fn authenticated(&self, peer: Virtual) {
+        let _ = self.commands.send(Command::Authenticated(peer));
+    }
+
+    /// Counts a peer's paths, for the congestion state of its connections.
+    pub(crate) fn epoch(&self, peer: Virtual) -> Arc<PathEpoch> {
+        self.mux.epoch(peer)
     }
 
     /// Ends everything at once, without a farewell.
@@ -165,203 +229,6 @@ impl Endpoint {
 impl Drop for Endpoint {
     fn drop(&mut self) {
         self.stop();
-    }
-}
-
-struct Driver {
-    mux: Arc<PathMux>,
-    stun: StunClient,
-    routing: watch::Sender<Routing>,
-    matches: BTreeMap<ProbeTag, Match>,
-}
-
-struct Match {
-    punch: Punch,
-    peer: Virtual,
-    events: PathEvents,
-    began: Instant,
-    ever_up: bool,
-}
-
-impl Driver {
-    async fn run(
-        mut self,
-        mut controls: mpsc::Receiver<Control>,
-        mut commands: mpsc::UnboundedReceiver<Command>,
-    ) {
-        let mut interfaces = tokio::time::interval(INTERFACES_INTERVAL);
-        loop {
-            let wake = self.next_wake();
-            tokio::select! {
-                control = controls.recv() => match control {
-                    Some(control) => self.handle_control(&control, now()),
-                    None => return,
-                },
-                command = commands.recv() => match command {
-                    Some(command) => self.handle_command(command, now()),
-                    None => return,
-                },
-                () = tokio::time::sleep_until(wake.into()) => {}
-                _ = interfaces.tick() => self.read_interfaces(),
-            }
-            self.drive(now());
-        }
-    }
-
-    fn next_wake(&self) -> Instant {
-        let punches = self.matches.values().filter_map(|one| one.punch.poll_timeout());
-        let far = now() + INTERFACES_INTERVAL;
-        punches.chain(self.stun.poll_timeout()).min().unwrap_or(far)
-    }
-
-    fn handle_control(&mut self, control: &Control, now: Instant) {
-        if self.stun.handle_datagram(&control.bytes, control.from, now) {
-            return;
-        }
-        if let Some(tag) = Probe::claimed_tag(&control.bytes)
-            && let Some(one) = self.matches.get_mut(&tag)
-        {
-            one.punch.handle_probe(&control.bytes, control.from, now);
-        }
-    }
-
-    fn handle_command(&mut self, command: Command, now: Instant) {
-        match command {
-            Command::Stun(servers) => self.stun.set_servers(&servers, now),
-            Command::InUse(true) => self.stun.set_interval(RENDEZVOUS_INTERVAL, now),
-            Command::InUse(false) => self.stun.set_interval(RENDEZVOUS_IDLE_INTERVAL, now),
-            Command::Punch { introduction, role, peer, events } => {
-                let tag = tag_of(&introduction);
-                let own = self.routing.borrow().clone();
-                let candidates = candidates(&introduction.routing, &own);
-                tracing::debug!(?candidates, "looking for a path");
-                let nonce = u64::from_be_bytes(daemon::random());
-                let key = introduction.probe_key;
-                let punch = Punch::new(role, tag, key, candidates, nonce, now);
-                let one = Match { punch, peer, events, began: now, ever_up: false };
-                self.matches.insert(tag, one);
-            }
-            Command::Remove(peer) => {
-                self.matches.retain(|_, one| one.peer != peer);
-                self.mux.remove_peer(peer);
-            }
-        }
-    }
-
-    fn drive(&mut self, now: Instant) {
-        self.stun.handle_timeout(now);
-        while let Some(output) = self.stun.poll_output() {
-            match output {
-                StunOutput::Transmit { to, bytes } => self.mux.send_control(to, &bytes),
-                StunOutput::Mapped(address) => {
-                    tracing::debug!(%address, "the server sees our socket here");
-                    self.routing.send_if_modified(|routing| {
-                        let changed = routing.udp_public != Some(address);
-                        routing.udp_public = Some(address);
-                        changed
-                    });
-                }
-                StunOutput::Behaves(nat) => {
-                    tracing::debug!(?nat, "how the NAT behaves");
-                    self.routing.send_if_modified(|routing| routing.nat.replace(nat) != Some(nat));
-                }
-            }
-        }
-        let mux = &self.mux;
-        self.matches.retain(|_, one| {
-            one.drive(mux, now);
-            let keep = one.ever_up || now < one.began + PATHLESS_MAX;
-            if !keep {
-                mux.remove_peer(one.peer);
-            }
-            keep
-        });
-    }
-
-    fn read_interfaces(&mut self) {
-        let Ok(port) = self.mux.port() else { return };
-        let addresses = match self.mux.bound_ip() {
-            Ok(ip) if !ip.is_unspecified() => vec![ip],
-            _ => interfaces::addresses(),
-        };
-        let private: Vec<SocketAddr> =
-            addresses.into_iter().map(|ip| SocketAddr::new(ip, port)).collect();
-        self.stun.set_own(&private);
-        self.routing.send_if_modified(|routing| {
-            let changed = routing.udp_private != private;
-            routing.udp_private = private;
-            changed
-        });
-    }
-}
-
-impl Match {
-    fn drive(&mut self, mux: &PathMux, now: Instant) {
-        self.punch.handle_timeout(now);
-        while let Some(output) = self.punch.poll_output() {
-            match output {
-                punch::Output::Transmit { to, bytes } => mux.send_control(to, &bytes),
-                punch::Output::Proved { address } => mux.accept(self.peer, address),
-                punch::Output::PathUp { address, rung, rtt } => {
-                    tracing::debug!(%address, rung = rung.as_str(), ?rtt, "path up");
-                    self.ever_up = true;
-                    mux.set_path(self.peer, address);
-                    let after = now.saturating_duration_since(self.began);
-                    let path = PathInfo { address, rung, rtt, after };
-                    let _ = self.events.send(PathEvent::Up(path));
-                }
-                punch::Output::PathDown { address } => {
-                    tracing::debug!(%address, "path silent");
-                    let _ = self.events.send(PathEvent::Down);
-                }
-            }
-        }
-    }
-}
-
-fn tag_of(introduction: &Introduction) -> ProbeTag {
-    let mut tag = [0; 8];
-    tag.copy_from_slice(&introduction.match_id.0[..8]);
-    ProbeTag(tag)
-}
-
-/// The peer's addresses that we may send to: a peer that lies about them must not make us probe
-/// strangers. Loopback only if we are seen there ourselves, private addresses only if both sides
-/// are behind the same public address or we have an address in the same network.
-fn candidates(peer: &Routing, own: &Routing) -> Vec<SocketAddr> {
-    let same_public = match (peer.udp_public, own.udp_public) {
-        (Some(peer), Some(own)) => peer.ip() == own.ip(),
-        _ => false,
-    };
-    let own_loopback = own.udp_public.is_some_and(|own| own.ip().is_loopback());
-    let near = |ip: IpAddr| {
-        own.udp_private.iter().any(|own| network(own.ip()) == network(ip)) || same_public
-    };
-    let allowed = |address: &SocketAddr| {
-        let ip = address.ip();
-        if address.port() == 0 || ip.is_unspecified() || ip.is_multicast() {
-            return false;
-        }
-        if ip.is_loopback() {
-            return own_loopback;
-        }
-        Rung::of(*address) != Rung::UdpPrivate || near(ip)
-    };
-    let all = peer.udp_public.iter().chain(&peer.udp_private);
-    let mut found: Vec<SocketAddr> = Vec::new();
-    for address in all.copied().filter(allowed) {
-        if !found.contains(&address) {
-            found.push(address);
-        }
-    }
-    found
-}
-
-/// What two addresses of one local network have in common: 24 bits of IPv4, 64 of IPv6.
-fn network(ip: IpAddr) -> u128 {
-    match ip {
-        IpAddr::V4(ip) => u128::from(u32::from(ip) >> 8),
-        IpAddr::V6(ip) => u128::from(ip) >> 64 | 1 << 127,
     }
 }
 

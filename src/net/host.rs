@@ -19,14 +19,16 @@ use crate::id::{HostRun, SessionId};
 use crate::identity::{MacAddress, PeerId, SecretKey};
 use crate::limits::SESSION_LINGER;
 use crate::net::daemon;
-use crate::net::endpoint::{Endpoint, PathEvent, PathInfo};
+use crate::net::endpoint::{Endpoint, Meet, PathEvent, PathInfo, path_json};
 use crate::net::nat::routing_json;
 use crate::net::pathmux::Virtual;
 use crate::net::quic;
 use crate::net::rendezvous::{
-    Introduction, RecordedKey, Registration, RegistrationConfig, RendezvousEvent, Side,
+    Introduction, RecordedKey, Registration, RegistrationConfig, RendezvousEvent, ServerLink, Side,
 };
 use crate::net::serve::Policy;
+use crate::proto::ladder::Tried;
+use crate::proto::path::{self, Wanted};
 use crate::wire::probe::Role;
 use crate::wire::rendezvous::Routing;
 use crate::wire::session::CloseReason;
@@ -46,6 +48,10 @@ pub struct HostConfig {
     pub name: String,
     /// The UDP address to bind; any free port without.
     pub listen: Option<SocketAddr>,
+    /// Which side of a TCP path it may be.
+    pub role: path::Side,
+    /// When a client that has not come is asked to identify itself (authentication 140).
+    pub auth_wait: Duration,
     /// Where clients ask for it.
     pub servers: Vec<ServerAddress>,
     /// The recorded keys, authorised or not; kept up to date.
@@ -67,6 +73,9 @@ struct Shared {
     run: HostRun,
     policy: Arc<dyn Policy>,
     endpoint: Endpoint,
+    quic: quinn::ServerConfig,
+    role: path::Side,
+    auth_wait: Duration,
     registrations: Mutex<Vec<Registration>>,
     state: Mutex<HostState>,
 }
@@ -84,6 +93,7 @@ struct Introduced {
     handle: Virtual,
     routing: Routing,
     path: Option<PathInfo>,
+    tried: Vec<Tried>,
     quiet_since: Instant,
 }
 
@@ -94,14 +104,15 @@ impl Host {
     ///
     /// The UDP socket cannot be opened.
     pub fn start(config: HostConfig) -> Result<Self, Failure> {
-        let server = quic::server_config(&config.secret)?;
-        let endpoint = Endpoint::start(config.listen, Some(server), Some(config.mac))?;
+        let quic = quic::server_config(&config.secret)?;
+        let endpoint = Endpoint::start(config.listen, Some(quic.clone()), Some(config.mac))?;
         let (events_in, events) = mpsc::channel(64);
         let register = |server| {
             let side = Side::Host { mac: config.mac, keys: config.keys.clone() };
             let secret = config.secret.clone();
             let routing = endpoint.routing();
-            let config = RegistrationConfig { secret, server, side, routing };
+            let relayed = Some(endpoint.relay_inbox());
+            let config = RegistrationConfig { secret, server, side, routing, relayed };
             Registration::start(config, events_in.clone())
         };
         let registrations = config.servers.iter().cloned().map(register).collect();
@@ -111,6 +122,9 @@ impl Host {
             run: HostRun(u64::from_be_bytes(daemon::random())),
             policy: config.policy,
             endpoint,
+            quic,
+            role: config.role,
+            auth_wait: config.auth_wait,
             registrations: Mutex::new(registrations),
             state: Mutex::default(),
         });
@@ -171,31 +185,44 @@ impl Shared {
                     self.endpoint.set_stun_servers(all);
                 }
                 RendezvousEvent::Lost { error } => tracing::warn!(%error, "not registered"),
-                RendezvousEvent::Introduced(introduction) => {
-                    Arc::clone(&self).meet(introduction);
+                RendezvousEvent::Introduced(introduction, link) => {
+                    Arc::clone(&self).meet(introduction, link);
                 }
+                RendezvousEvent::Moved(match_id, public) => self.endpoint.moved(match_id, public),
                 RendezvousEvent::NoMatch => {}
             }
         }
     }
 
     /// A client is looking for a path to us: so do we.
-    fn meet(self: Arc<Self>, introduction: Introduction) {
+    fn meet(self: Arc<Self>, introduction: Introduction, link: ServerLink) {
         let (peer, routing) = (introduction.peer, introduction.routing.clone());
-        let (handle, mut events) = self.endpoint.punch(introduction, Role::Host);
-        let introduced =
-            Introduced { peer, handle, routing, path: None, quiet_since: Instant::now() };
+        let wanted = Wanted { side: self.role, ..Wanted::default() };
+        let (role, ask_after) = (Role::Host, Some(self.auth_wait));
+        let meet = Meet { introduction, link, role, wanted, ask_after };
+        let (handle, mut events) = self.endpoint.meet(meet);
+        let introduced = Introduced {
+            peer,
+            handle,
+            routing,
+            path: None,
+            tried: Vec::new(),
+            quiet_since: Instant::now(),
+        };
         self.lock().peers.insert(handle.address(), introduced);
         tokio::spawn(async move {
             while let Some(event) = events.recv().await {
-                let path = match event {
-                    PathEvent::Up(path) => Some(path),
-                    PathEvent::Down => None,
+                let mut state = self.lock();
+                let Some(one) = state.peers.get_mut(&handle.address()) else {
+                    break;
                 };
-                if let Some(one) = self.lock().peers.get_mut(&handle.address()) {
-                    one.path = path;
-                    one.quiet_since = Instant::now();
+                match event {
+                    PathEvent::Up(path) => one.path = Some(path),
+                    PathEvent::Down => one.path = None,
+                    PathEvent::Tried(tried) => one.tried = tried,
+                    PathEvent::Asked => {}
                 }
+                one.quiet_since = Instant::now();
             }
             self.lock().peers.remove(&handle.address());
         });
@@ -265,7 +292,9 @@ impl Shared {
             .values()
             .map(|session| {
                 let peer = session.remote().and_then(|remote| state.peers.get(&remote));
-                session.status(peer.and_then(|peer| peer.path), peer.map(|peer| &peer.routing))
+                let tried = peer.map_or(&[][..], |peer| &peer.tried);
+                let path = path_json(peer.and_then(|peer| peer.path.as_ref()), tried);
+                session.status(path, peer.map(|peer| &peer.routing))
             })
             .collect();
         let age = statuses.iter().filter_map(|status| status.age).min();
@@ -275,6 +304,12 @@ impl Shared {
             "rendezvous": { "age_s": age.map(|age| age.as_secs_f64()) },
             "sessions": sessions,
         })
+    }
+
+    /// The path of a peer now.
+    fn path_of(&self, introduced: &Introduced) -> Option<PathInfo> {
+        let state = self.lock();
+        state.peers.get(&introduced.handle.address()).and_then(|one| one.path.clone())
     }
 
     fn registrations(&self) -> MutexGuard<'_, Vec<Registration>> {

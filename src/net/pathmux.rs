@@ -1,31 +1,42 @@
-//! The socket under quinn: one UDP socket that STUN, probes and QUIC share.
+//! The socket under quinn: one UDP socket that STUN, probes and QUIC share, and beside it TCP
+//! streams and the relay.
 //!
 //! Towards quinn every peer is one *virtual address* that never changes; the mux sends its
 //! datagrams over the peer's path of the moment. What arrives is told apart by its first byte (RFC
-//! 9443): STUN and probes go to the endpoint's driver, QUIC goes to quinn, and only from addresses
-//! that answered an authenticated ping of a match. A received batch may hold both, so each segment
-//! is looked at.
+//! 9443): STUN and probes go to the endpoint's driver, QUIC goes to quinn, and only from paths that
+//! answered an authenticated ping of a match, or from the relay, where both sides proved
+//! themselves. A received batch may hold all of them, so each segment is looked at.
 
-use std::collections::HashMap;
+mod peers;
+mod pending;
+mod receive;
+mod udp;
+
 use std::fmt;
 use std::future::Future;
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::pin::Pin;
-use std::sync::{Arc, RwLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use bytes::Bytes;
 use quinn::udp::{RecvMeta, Transmit, UdpSocketState};
 use quinn::{AsyncUdpSocket, UdpPoller};
-use rustix::net::sockopt;
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
-use crate::limits::SOCKET_BUFFER_BYTES;
-use crate::wire::probe::Probe;
+use crate::net::congestion::PathEpoch;
+use crate::proto::ladder::Activity;
+use crate::proto::path::{Path, StreamId};
+use crate::wire::relay::{RELAY_HEADER_BYTES, RelayId, data_header};
+use crate::wire::rendezvous::Relayed;
+
+use self::peers::{Peer, Peers, RelayWay};
+use self::pending::Pending;
 
 /// Control datagrams that may wait for the driver; more are dropped, as a network would.
 const CONTROL_QUEUE: usize = 1024;
@@ -37,7 +48,14 @@ pub(crate) struct Virtual(u32);
 /// A datagram that is not QUIC.
 #[derive(Debug)]
 pub(crate) struct Control {
-    pub(crate) from: SocketAddr,
+    pub(crate) from: Path,
+    pub(crate) bytes: Bytes,
+}
+
+/// Datagrams for a stream: of `segment` bytes each, or one.
+#[derive(Debug)]
+pub(crate) struct Frame {
+    pub(crate) segment: u16,
     pub(crate) bytes: Bytes,
 }
 
@@ -47,14 +65,12 @@ pub(crate) struct PathMux {
     state: UdpSocketState,
     dual_stack: bool,
     control: mpsc::Sender<Control>,
-    paths: RwLock<Paths>,
-}
-
-#[derive(Debug, Default)]
-struct Paths {
-    next: u32,
-    active: HashMap<Virtual, SocketAddr>,
-    by_address: HashMap<SocketAddr, Virtual>,
+    peers: RwLock<Peers>,
+    pending: Mutex<Pending>,
+    began: Instant,
+    /// Data waits for an answer, and nobody watches yet.
+    stirred: Notify,
+    watched: AtomicBool,
 }
 
 impl Virtual {
@@ -81,17 +97,21 @@ impl PathMux {
     pub(crate) fn bind(
         listen: Option<SocketAddr>,
     ) -> io::Result<(Arc<Self>, mpsc::Receiver<Control>)> {
-        let (socket, dual_stack) = match listen {
-            Some(address) => (bind_to(address, false)?, false),
-            None => match bind_to(SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)), true) {
-                Ok(socket) => (socket, true),
-                Err(_) => (bind_to(SocketAddr::from(([0, 0, 0, 0], 0)), false)?, false),
-            },
-        };
+        let (socket, dual_stack) = udp::open(listen)?;
         let socket = UdpSocket::from_std(socket.into())?;
         let state = UdpSocketState::new((&socket).into())?;
         let (control, controls) = mpsc::channel(CONTROL_QUEUE);
-        let mux = Self { socket, state, dual_stack, control, paths: RwLock::default() };
+        let mux = Self {
+            socket,
+            state,
+            dual_stack,
+            control,
+            peers: RwLock::default(),
+            pending: Mutex::default(),
+            began: Instant::now(),
+            stirred: Notify::new(),
+            watched: AtomicBool::new(false),
+        };
         Ok((Arc::new(mux), controls))
     }
 
@@ -107,38 +127,99 @@ impl PathMux {
 
     /// A new peer, without a path.
     pub(crate) fn add_peer(&self) -> Virtual {
-        let mut paths = write(&self.paths);
-        paths.next += 1;
-        Virtual(paths.next)
+        self.write().add()
     }
 
-    /// Datagrams from `address` are the peer's from now on, until it is removed.
-    pub(crate) fn accept(&self, peer: Virtual, address: SocketAddr) {
-        write(&self.paths).by_address.insert(address, peer);
+    /// Counts the peer's paths, for its connections' congestion state.
+    pub(crate) fn epoch(&self, peer: Virtual) -> Arc<PathEpoch> {
+        self.read().peer(peer).map(|peer| Arc::clone(&peer.epoch)).unwrap_or_default()
     }
 
-    /// The peer's datagrams go to `address` from now on.
-    pub(crate) fn set_path(&self, peer: Virtual, address: SocketAddr) {
-        write(&self.paths).active.insert(peer, address);
+    /// Datagrams from `path` are the peer's from now on, until it is removed.
+    pub(crate) fn accept(&self, peer: Virtual, path: Path) {
+        self.write().accept(peer, path);
+    }
+
+    /// The peer's datagrams go over `path` from now on.
+    pub(crate) fn set_path(&self, peer: Virtual, path: Path) {
+        if let Some(peer) = self.write().peer_mut(peer)
+            && peer.active.replace(path) != Some(path)
+        {
+            peer.flow.reset();
+            peer.epoch.advance();
+        }
+    }
+
+    /// The peer's datagrams go over this path as well.
+    pub(crate) fn set_hedge(&self, peer: Virtual, path: Option<Path>) {
+        if let Some(peer) = self.write().peer_mut(peer) {
+            peer.hedge = path;
+        }
+    }
+
+    /// How the relay reaches the peer: by UDP at this address, once it is bound, and over the
+    /// connection to the server.
+    pub(crate) fn set_relay(
+        &self,
+        peer: Virtual,
+        id: RelayId,
+        server: Option<SocketAddr>,
+        link: mpsc::Sender<Relayed>,
+    ) {
+        self.write().set_relay(peer, RelayWay { id, server, bound: false, link });
+    }
+
+    /// Whether UDP reaches the relay.
+    pub(crate) fn set_relay_bound(&self, peer: Virtual, bound: bool) {
+        if let Some(way) = self.write().peer_mut(peer).and_then(|peer| peer.relay.as_mut()) {
+            way.bound = bound;
+        }
+    }
+
+    /// A TCP stream to a peer; its frames go to `frames`.
+    pub(crate) fn add_stream(&self, frames: mpsc::Sender<Frame>) -> StreamId {
+        self.write().add_stream(frames)
+    }
+
+    /// A stream ended, or is to end.
+    pub(crate) fn remove_stream(&self, stream: StreamId) {
+        self.write().remove_stream(stream);
     }
 
     /// The peer is gone.
     pub(crate) fn remove_peer(&self, peer: Virtual) {
-        let mut paths = write(&self.paths);
-        paths.active.remove(&peer);
-        paths.by_address.retain(|_, owner| *owner != peer);
+        self.write().remove(peer);
     }
 
-    /// The peer behind an address, if one has been proved.
-    pub(crate) fn peer_at(&self, address: SocketAddr) -> Option<Virtual> {
-        read(&self.paths).by_address.get(&address).copied()
+    /// What data did on the peer's path since the last time.
+    pub(crate) fn activity(&self, peer: Virtual) -> Activity {
+        self.read().peer(peer).map(|peer| peer.flow.look(self.began)).unwrap_or_default()
     }
 
-    /// Sends a STUN message or a probe; lost if the socket is full.
+    /// Resolves when data waits for an answer; then the driver is to watch until
+    /// [`Self::stop_watching`].
+    pub(crate) async fn stirred(&self) {
+        self.stirred.notified().await;
+    }
+
+    /// Nothing waits for an answer.
+    pub(crate) fn stop_watching(&self) {
+        self.watched.store(false, Ordering::Relaxed);
+    }
+
+    /// Sends a STUN message, a bind or such; lost if the socket is full.
     pub(crate) fn send_control(&self, to: SocketAddr, bytes: &[u8]) {
         if let Err(error) = self.socket.try_send_to(bytes, self.to_socket(to)) {
             tracing::trace!(%to, %error, "control datagram not sent");
         }
+    }
+
+    /// Sends a probe to a peer over one of its paths.
+    pub(crate) fn send_probe(&self, peer: Virtual, path: Path, bytes: &[u8]) {
+        let peers = self.read();
+        let Some(peer) = peers.peer(peer) else { return };
+        // lost if there is no room: it is sent again
+        let _ = self.send_over(&peers, peer, path, bytes, None);
     }
 
     fn to_socket(&self, address: SocketAddr) -> SocketAddr {
@@ -150,53 +231,53 @@ impl PathMux {
         }
     }
 
-    /// Keeps QUIC's segments of a received batch, in place; `None` if there are none.
-    fn sort(&self, buffer: &mut [u8], meta: &mut RecvMeta) -> Option<()> {
-        let from = SocketAddr::new(meta.addr.ip().to_canonical(), meta.addr.port());
-        let peer = self.peer_at(from);
-        let stride = meta.stride.max(1);
-        let (mut at, mut kept) = (0, 0);
-        while at < meta.len {
-            let end = (at + stride).min(meta.len);
-            match buffer[at] {
-                first if first < 4 || Probe::is_probe(first) => {
-                    let bytes = Bytes::copy_from_slice(&buffer[at..end]);
-                    if self.control.try_send(Control { from, bytes }).is_err() {
-                        tracing::trace!("control queue is full");
-                    }
+    /// Sends datagrams of `segment` bytes each; fails only where UDP has no room now.
+    fn send_over(
+        &self,
+        peers: &Peers,
+        peer: &Peer,
+        path: Path,
+        bytes: &[u8],
+        segment: Option<usize>,
+    ) -> io::Result<()> {
+        match path {
+            Path::Udp(address) => self.send_udp(address, bytes, segment),
+            Path::Tcp(stream) => {
+                if let Some(frames) = peers.stream(stream) {
+                    let bytes = Bytes::copy_from_slice(bytes);
+                    // a full queue drops, as a network would
+                    let _ = frames.try_send(Frame { segment: narrow(segment), bytes });
                 }
-                first if first & 0x40 != 0 && peer.is_some() => {
-                    if kept != at {
-                        buffer.copy_within(at..end, kept);
-                    }
-                    kept += end - at;
-                }
-                _ => tracing::trace!(%from, "datagram from a stranger dropped"),
+                Ok(())
             }
-            at = end;
+            Path::Relay => match &peer.relay {
+                Some(RelayWay { id, server: Some(server), bound: true, .. }) => {
+                    let size = segment.unwrap_or(bytes.len()).max(1);
+                    let header = data_header(*id);
+                    let count = bytes.len().div_ceil(size);
+                    let mut wrapped = Vec::with_capacity(bytes.len() + count * RELAY_HEADER_BYTES);
+                    for datagram in bytes.chunks(size) {
+                        wrapped.extend_from_slice(&header);
+                        wrapped.extend_from_slice(datagram);
+                    }
+                    self.send_udp(*server, &wrapped, segment.map(|size| size + RELAY_HEADER_BYTES))
+                }
+                Some(way) => {
+                    let (relay, segment) = (way.id, narrow(segment));
+                    let _ = way.link.try_send(Relayed { relay, segment, bytes: bytes.to_vec() });
+                    Ok(())
+                }
+                None => Ok(()),
+            },
         }
-        meta.len = kept;
-        meta.addr = peer?.address();
-        meta.ecn = None;
-        meta.dst_ip = None;
-        (kept > 0).then_some(())
-    }
-}
-
-impl AsyncUdpSocket for PathMux {
-    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-        Box::pin(WritePoller { mux: self, waiting: None })
     }
 
-    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        let path = Virtual::from_address(transmit.destination)
-            .and_then(|peer| read(&self.paths).active.get(&peer).copied());
-        let Some(path) = path else { return Ok(()) };
+    fn send_udp(&self, to: SocketAddr, bytes: &[u8], segment: Option<usize>) -> io::Result<()> {
         let real = Transmit {
-            destination: self.to_socket(path),
+            destination: self.to_socket(to),
             ecn: None,
-            contents: transmit.contents,
-            segment_size: transmit.segment_size,
+            contents: bytes,
+            segment_size: segment.filter(|segment| *segment < bytes.len()),
             src_ip: None,
         };
         let sent = self
@@ -212,14 +293,55 @@ impl AsyncUdpSocket for PathMux {
         }
     }
 
+    /// The maps are never left half changed, so a panic elsewhere does not spoil them.
+    fn read(&self) -> RwLockReadGuard<'_, Peers> {
+        self.peers.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Peers> {
+        self.peers.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl AsyncUdpSocket for PathMux {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        Box::pin(WritePoller { mux: self, waiting: None })
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        let peers = self.read();
+        let peer = Virtual::from_address(transmit.destination).and_then(|peer| peers.peer(peer));
+        let Some(peer) = peer else { return Ok(()) };
+        let Some(path) = peer.path() else { return Ok(()) };
+        self.send_over(&peers, peer, path, transmit.contents, transmit.segment_size)?;
+        if let Some(second) = peer.hedge {
+            let _ = self.send_over(&peers, peer, second, transmit.contents, transmit.segment_size);
+        }
+        if peer.flow.sent(self.began) && !self.watched.swap(true, Ordering::Relaxed) {
+            self.stirred.notify_one();
+        }
+        Ok(())
+    }
+
     fn poll_recv(
         &self,
         cx: &mut Context<'_>,
         buffers: &mut [IoSliceMut<'_>],
         metas: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
+        // half of the room, so that neither side starves the other
+        let room = buffers.len().div_ceil(2);
+        let taken = self.take_pending(cx, &mut buffers[..room], metas);
         loop {
-            std::task::ready!(self.socket.poll_recv_ready(cx))?;
+            match self.socket.poll_recv_ready(cx) {
+                Poll::Ready(ready) => ready?,
+                Poll::Pending if taken > 0 => return Poll::Ready(Ok(taken)),
+                Poll::Pending => return Poll::Pending,
+            }
+            let (buffers, metas) = (&mut buffers[taken..], &mut metas[taken..]);
+            if buffers.is_empty() {
+                return Poll::Ready(Ok(taken));
+            }
             let received = self.socket.try_io(Interest::READABLE, || {
                 self.state.recv((&self.socket).into(), buffers, metas)
             });
@@ -234,10 +356,10 @@ impl AsyncUdpSocket for PathMux {
             };
             let mut kept = false;
             for (buffer, meta) in buffers.iter_mut().zip(metas.iter_mut()).take(count) {
-                kept |= self.sort(buffer, meta).is_some();
+                kept |= self.sort(buffer, meta);
             }
-            if kept {
-                return Poll::Ready(Ok(count));
+            if kept || taken > 0 {
+                return Poll::Ready(Ok(taken + count));
             }
         }
     }
@@ -251,7 +373,8 @@ impl AsyncUdpSocket for PathMux {
     }
 
     fn max_receive_segments(&self) -> usize {
-        self.state.gro_segments()
+        // a frame of a stream holds ten datagrams, whatever the UDP socket does
+        self.state.gro_segments().max(16)
     }
 
     fn may_fragment(&self) -> bool {
@@ -261,7 +384,7 @@ impl AsyncUdpSocket for PathMux {
 
 impl fmt::Debug for PathMux {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PathMux").field("paths", &self.paths).finish_non_exhaustive()
+        f.debug_struct("PathMux").field("peers", &self.peers).finish_non_exhaustive()
     }
 }
 
@@ -290,27 +413,7 @@ impl fmt::Debug for WritePoller {
     }
 }
 
-fn bind_to(address: SocketAddr, dual_stack: bool) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
-    if dual_stack {
-        socket.set_only_v6(false)?;
-    }
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    // Only root may go past net.core.rmem_max; others get what the system allows
-    let fd = SockRef::from(&socket);
-    if sockopt::set_socket_recv_buffer_size_force(&*fd, SOCKET_BUFFER_BYTES).is_err() {
-        let _ = socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES);
-    }
-    let _ = socket.set_send_buffer_size(SOCKET_BUFFER_BYTES);
-    Ok(socket)
-}
-
-/// The maps are never left half changed, so a panic elsewhere does not spoil them.
-fn read(lock: &RwLock<Paths>) -> std::sync::RwLockReadGuard<'_, Paths> {
-    lock.read().unwrap_or_else(std::sync::PoisonError::into_inner)
-}
-
-fn write(lock: &RwLock<Paths>) -> std::sync::RwLockWriteGuard<'_, Paths> {
-    lock.write().unwrap_or_else(std::sync::PoisonError::into_inner)
+/// A segment's size as frames carry it; 0 for one datagram.
+fn narrow(segment: Option<usize>) -> u16 {
+    segment.and_then(|size| u16::try_from(size).ok()).unwrap_or_default()
 }

@@ -9,6 +9,7 @@ use quinn::{AckFrequencyConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig
 use crate::failure::{Code, Failure};
 use crate::identity::{PeerId, SecretKey};
 use crate::limits::{CALL_LANES, CALLS_IN_FLIGHT_MAX, CONNECTION_IDLE, KEEP_ALIVE, MTU_MAX};
+use crate::net::congestion::{PathEpoch, PerPathConfig};
 use crate::net::tls::{self, Expected};
 use crate::wire::version::FILES_ALPN;
 
@@ -31,9 +32,17 @@ pub(crate) fn client_config(
 ) -> Result<quinn::ClientConfig, Failure> {
     let tls = tls::client_config(secret, Expected::Peer(host), FILES_ALPN);
     let quic = QuicClientConfig::try_from(tls).map_err(no_cipher)?;
-    let mut config = quinn::ClientConfig::new(Arc::new(quic));
-    config.transport_config(transport());
-    Ok(config)
+    Ok(quinn::ClientConfig::new(Arc::new(quic)))
+}
+
+/// The same, for connections whose congestion state follows the peer's paths.
+pub(crate) fn client_on(
+    config: &quinn::ClientConfig,
+    epoch: Arc<PathEpoch>,
+) -> quinn::ClientConfig {
+    let mut config = config.clone();
+    config.transport_config(transport(epoch));
+    config
 }
 
 /// For a host: any key may prove itself, the policy decides afterwards.
@@ -41,10 +50,19 @@ pub(crate) fn server_config(secret: &SecretKey) -> Result<quinn::ServerConfig, F
     let tls = tls::server_config(secret, Expected::Anyone, FILES_ALPN);
     let quic = QuicServerConfig::try_from(tls).map_err(no_cipher)?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(quic));
-    config.transport_config(transport());
     // The mux hides address changes from QUIC
     config.migration(false);
     Ok(config)
+}
+
+/// The same, for a connection whose congestion state follows the peer's paths.
+pub(crate) fn server_on(
+    config: &quinn::ServerConfig,
+    epoch: Arc<PathEpoch>,
+) -> Arc<quinn::ServerConfig> {
+    let mut config = config.clone();
+    config.transport_config(transport(epoch));
+    Arc::new(config)
 }
 
 /// No greased QUIC bit: the shared socket tells QUIC by it (RFC 9443).
@@ -54,7 +72,7 @@ pub(crate) fn endpoint_config() -> quinn::EndpointConfig {
     config
 }
 
-fn transport() -> Arc<TransportConfig> {
+fn transport(epoch: Arc<PathEpoch>) -> Arc<TransportConfig> {
     let streams = u32::try_from(CALLS_IN_FLIGHT_MAX).unwrap_or(u32::MAX) + OTHER_STREAMS;
     let mut discovery = MtuDiscoveryConfig::default();
     discovery.upper_bound(MTU_MAX);
@@ -71,6 +89,7 @@ fn transport() -> Arc<TransportConfig> {
         .keep_alive_interval(Some(KEEP_ALIVE))
         .max_idle_timeout(IdleTimeout::try_from(CONNECTION_IDLE).ok())
         .mtu_discovery_config(Some(discovery))
+        .congestion_controller_factory(Arc::new(PerPathConfig::new(epoch)))
         .datagram_receive_buffer_size(None)
         .ack_frequency_config(Some(acks));
     Arc::new(config)

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
@@ -36,6 +37,11 @@ pub trait Remote: Send + Sync {
     /// Resolves when nothing is to be expected of the host now: `ETIMEDOUT` when it has been silent
     /// for the grace, `ENOTCONN` when the session has ended.
     fn given_up(&self) -> BoxFuture<Errno>;
+
+    /// How long a packet takes to the host and back, as last measured; zero where that is not known.
+    fn round_trip(&self) -> Duration {
+        Duration::ZERO
+    }
 
     /// Locks a file; `ENOLCK` where there are no locks. `wait`: until it can be had; else `EAGAIN`
     /// if somebody else has it. Dropping

@@ -1,5 +1,6 @@
 //! One side's registration with one server: kept for ever, made again when it is lost.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,7 +13,7 @@ use crate::identity::{MacAddress, PairKey, PeerId, SecretKey};
 pub(crate) use crate::net::rendezvous::inquiry::{Inquiry, inquire};
 pub use crate::net::rendezvous::link::{Acceptor, receive, send};
 pub use crate::proto::rendezvous::{Introduction, RecordedKey};
-use crate::wire::rendezvous::{Routing, STUN_ADDRESSES_MAX};
+use crate::wire::rendezvous::{MatchId, Public, Relayed, Routing, STUN_ADDRESSES_MAX};
 
 mod driver;
 mod inquiry;
@@ -50,6 +51,25 @@ pub struct RegistrationConfig {
     pub side: Side,
     /// Where we are; the registration adds its own TCP addresses.
     pub routing: watch::Receiver<Routing>,
+    /// Takes what the relay brings over the connection.
+    pub relayed: Option<RelayInbox>,
+}
+
+/// Takes what the relay brings; never waits.
+#[derive(Clone)]
+pub struct RelayInbox(Arc<dyn Fn(Relayed) + Send + Sync>);
+
+/// The connection that an introduction came over.
+#[derive(Clone, Debug)]
+pub struct ServerLink {
+    /// Our end; TCP paths share its port.
+    pub local: SocketAddr,
+    /// Where the server sees it.
+    pub public: Option<SocketAddr>,
+    /// The server's end.
+    pub server: SocketAddr,
+    /// What is put here goes to the relay; closed with the connection.
+    pub relayed: mpsc::Sender<Relayed>,
 }
 
 /// What happens to a registration.
@@ -68,7 +88,9 @@ pub enum RendezvousEvent {
         error: RendezvousError,
     },
     /// A match.
-    Introduced(Introduction),
+    Introduced(Introduction, ServerLink),
+    /// The other side of a match is seen elsewhere now.
+    Moved(MatchId, Public),
     /// Nobody answers for that host, for now; a match may still come.
     NoMatch,
 }
@@ -124,6 +146,23 @@ struct Known {
     tcp_public: Option<SocketAddr>,
     tcp_private: Option<SocketAddr>,
     stun: Vec<SocketAddr>,
+}
+
+impl RelayInbox {
+    /// Hands everything to `take`.
+    pub fn new(take: impl Fn(Relayed) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(take))
+    }
+
+    fn put(&self, relayed: Relayed) {
+        (self.0)(relayed);
+    }
+}
+
+impl fmt::Debug for RelayInbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RelayInbox")
+    }
 }
 
 impl Registration {

@@ -22,6 +22,7 @@ use crate::failure::{Code, Failure};
 use crate::id::{HandleId, Seq, SessionId};
 use crate::identity::{MacAddress, PairKey, PeerId, SecretKey};
 use crate::net::remote::{BoxFuture, Remote, Submitted};
+use crate::proto::path::Wanted;
 use crate::proto::redo::log::{Kept, KeptEntry};
 use crate::proto::session::End;
 use crate::wire::call::{Call, Reply};
@@ -58,6 +59,8 @@ pub struct ClientConfig {
     pub grace: Option<Duration>,
     /// Whether to ask again after a denial (507).
     pub wait: bool,
+    /// What the owner wants of the paths.
+    pub wanted: Wanted,
     /// A session of an earlier run, to deliver what it has left.
     pub resume: Option<Box<PutAway>>,
 }
@@ -212,6 +215,10 @@ impl Remote for ClientSession {
         Box::pin(Core::given_up(Arc::clone(&self.core)))
     }
 
+    fn round_trip(&self) -> Duration {
+        self.core.round_trip()
+    }
+
     fn lock(&self, lock: Lock, wait: bool) -> BoxFuture<Result<(), Errno>> {
         Box::pin(Core::lock_file(Arc::clone(&self.core), lock, wait))
     }
@@ -259,7 +266,7 @@ impl Phase {
         let seconds = waited.as_secs();
         if self.server_connected || self.introduced {
             let what = if self.introduced && !self.path {
-                format!("the host answered, but no direct path to it was found in {seconds} s")
+                format!("the host answered, but no path to it was found in {seconds} s")
             } else {
                 format!("the host did not answer within {seconds} s")
             };

@@ -8,7 +8,8 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::identity::{PairKey, PeerId};
-use crate::wire::rendezvous::{MatchId, Routing, ToServer};
+use crate::wire::relay::RelayGrant;
+use crate::wire::rendezvous::{MatchId, Public, Routing, ToServer};
 
 pub mod client;
 pub mod host;
@@ -19,8 +20,8 @@ mod upkeep;
 #[cfg(test)]
 mod tests;
 
-/// How long a side that does not know its UDP public address waits for it before it asks to be
-/// matched: an introduction without it would be worth little.
+/// How long a host that does not know its UDP public address waits for it before it registers: an
+/// introduction without it would be worth little.
 pub const MAPPING_PATIENCE: Duration = Duration::from_millis(400);
 
 /// A key that a host has recorded, authorised or not.
@@ -43,6 +44,8 @@ pub struct Introduction {
     pub routing: Routing,
     /// Authenticates probes; the same on both sides, fresh for every match.
     pub probe_key: [u8; 32],
+    /// What the relay may be used by, if the server has one.
+    pub relay: Option<RelayGrant>,
 }
 
 impl fmt::Debug for Introduction {
@@ -64,6 +67,8 @@ pub enum Output {
     Confirmed,
     /// The other side of a match.
     Introduced(Introduction),
+    /// The other side of a match is seen elsewhere now.
+    Moved(MatchId, Public),
     /// Nobody answers, for now; as a client only.
     NoMatch,
     /// The server has gone silent: make a new connection.

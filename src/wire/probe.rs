@@ -18,6 +18,9 @@ pub const PROBE_BYTES: usize = 34;
 
 const PING: u8 = 0x10;
 const PONG: u8 = 0x11;
+const CHOSEN: u8 = 0x12;
+const SEARCH: u8 = 0x13;
+const ASK: u8 = 0x14;
 const SIGNED_BYTES: usize = 18;
 
 /// Which match a probe belongs to: the first 8 bytes of its id.
@@ -40,6 +43,12 @@ pub enum ProbeKind {
     Ping,
     /// The same nonce back.
     Pong,
+    /// A ping of the path that the client uses from now on.
+    Chosen,
+    /// "I look for better paths now: look too."
+    Search,
+    /// The host's request of authentication 140: "identify yourself".
+    Ask,
 }
 
 /// A probe.
@@ -85,6 +94,9 @@ impl Probe {
         bytes[0] = match self.kind {
             ProbeKind::Ping => PING,
             ProbeKind::Pong => PONG,
+            ProbeKind::Chosen => CHOSEN,
+            ProbeKind::Search => SEARCH,
+            ProbeKind::Ask => ASK,
         };
         bytes[1] = match self.role {
             Role::Client => 0,
@@ -108,6 +120,9 @@ impl Probe {
         let kind = match datagram[0] {
             PING => ProbeKind::Ping,
             PONG => ProbeKind::Pong,
+            CHOSEN => ProbeKind::Chosen,
+            SEARCH => ProbeKind::Search,
+            ASK => ProbeKind::Ask,
             _ => return None,
         };
         let role = match datagram[1] {

@@ -11,9 +11,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::identity::{BlindedMac, MacAddress, PairKey, PeerId};
-use crate::limits::{CANDIDATES_MAX, CONTROL_BYTES_MAX, SEALED_BYTES_MAX};
+use crate::limits::{CANDIDATES_MAX, CONTROL_BYTES_MAX, RELAYED_BYTES_MAX, SEALED_BYTES_MAX};
 use crate::wire::codec::{self, DecodeError, EncodeError};
 use crate::wire::nat::NatBehaviour;
+use crate::wire::relay::{RelayGrant, RelayId};
 
 /// Blinded MACs in one message: what fits into [`CONTROL_BYTES_MAX`], four times over.
 pub const INDICES_PER_MESSAGE: usize = 256;
@@ -114,6 +115,20 @@ pub enum ToServer {
         /// Of [`FromServer::Sought`].
         match_id: MatchId,
     },
+    /// For the other side of a match, where UDP does not reach the relay.
+    Relayed(Relayed),
+}
+
+/// Datagrams for a peer, or from it, over the connection to the server.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Relayed {
+    /// The id of the daemon's side.
+    pub relay: RelayId,
+    /// How long each datagram is; the last may be shorter. 0: there is one.
+    pub segment: u16,
+    /// The datagrams, at most [`RELAYED_BYTES_MAX`].
+    #[serde(with = "serde_bytes")]
+    pub bytes: Vec<u8>,
 }
 
 /// From the server. **Append only.**
@@ -162,6 +177,22 @@ pub enum FromServer {
     },
     /// To a client: nobody yet who would answer; it stays registered.
     NoMatch,
+    /// To both, before [`Self::Sought`] and [`Self::Introduced`]: this match may use the relay.
+    Relay {
+        /// Of the message that follows.
+        match_id: MatchId,
+        /// For this side.
+        grant: RelayGrant,
+    },
+    /// From the other side of a match.
+    Relayed(Relayed),
+    /// To both: the other side of a match is seen elsewhere now.
+    Moved {
+        /// Which.
+        match_id: MatchId,
+        /// Where.
+        public: Public,
+    },
 }
 
 /// One of the server's UDP addresses.
@@ -186,6 +217,12 @@ impl Routing {
     }
 }
 
+impl Relayed {
+    fn is_bounded(&self) -> bool {
+        !self.bytes.is_empty() && self.bytes.len() <= RELAYED_BYTES_MAX
+    }
+}
+
 impl ToServer {
     /// Whether every part keeps its bound.
     pub fn is_bounded(&self) -> bool {
@@ -196,6 +233,7 @@ impl ToServer {
             Self::Seek { sealed, .. } | Self::Accept { sealed, .. } => {
                 sealed.bytes.len() <= SEALED_BYTES_MAX
             }
+            Self::Relayed(relayed) => relayed.is_bounded(),
             Self::Hello { .. } | Self::Refresh { .. } | Self::Decline { .. } => true,
         }
     }
@@ -210,7 +248,10 @@ impl FromServer {
             Self::Sought { sealed, .. } | Self::Introduced { sealed, .. } => {
                 sealed.bytes.len() <= SEALED_BYTES_MAX
             }
-            Self::Confirmed { .. } | Self::NoMatch => true,
+            Self::Relayed(relayed) => relayed.is_bounded(),
+            Self::Confirmed { .. } | Self::NoMatch | Self::Relay { .. } | Self::Moved { .. } => {
+                true
+            }
         }
     }
 }

@@ -96,6 +96,8 @@ pub enum StreamKind {
     /// A lane: calls with numbers ([`crate::wire::call::Ask`]) one way, their answers
     /// ([`crate::wire::call::Answer`]) in any order the other; as long as the connection.
     Calls,
+    /// As [`Self::Identify`], because the host asked for it (authentication 140).
+    IdentifyAsked,
 }
 
 impl StreamKind {
@@ -107,6 +109,7 @@ impl StreamKind {
             Self::Log => 2,
             Self::Lease => 3,
             Self::Calls => 4,
+            Self::IdentifyAsked => 5,
         }
     }
 
@@ -118,6 +121,7 @@ impl StreamKind {
             2 => Some(Self::Log),
             3 => Some(Self::Lease),
             4 => Some(Self::Calls),
+            5 => Some(Self::IdentifyAsked),
             _ => None,
         }
     }

@@ -15,7 +15,7 @@ pub const COOKIE_DOT: u64 = (1 << 63) - 8;
 /// Where the listing goes on behind `..`.
 pub const COOKIE_DOT_DOT: u64 = (1 << 63) - 9;
 
-/// How long a page's attributes may be told to the kernel as fresh.
+/// How long the page that came with an opening is one that was asked for now.
 const PAGE_FRESH: Duration = Duration::from_secs(1);
 
 /// The page that a directory's handle is at.
@@ -134,9 +134,7 @@ impl Fs {
     /// An entry of a portion as the kernel is told of it; counts a reference, as a look-up does.
     pub fn show(&self, portion: &Portion, entry: &DirEntry) -> Found {
         let mut found = self.found(entry.entry, portion.ino, portion.page.asked);
-        if portion.page.at.elapsed() > PAGE_FRESH {
-            found.settled = false;
-        }
+        found.keep = found.keep.saturating_sub(portion.page.at.elapsed());
         found
     }
 }

@@ -60,7 +60,7 @@ impl Fs {
             return Err(Errno::EPROTO);
         };
         let found = self.seen(&inode, attr, asked);
-        if found.settled {
+        if found.is_settled() {
             inode.note_opened(found.attr);
         }
         let opened = self.opened(handle, inode, false, told);

@@ -229,7 +229,7 @@ async fn a_write_is_accepted_before_it_is_applied_and_shown_at_once() {
         Ok(10)
     );
     let found = fs.lookup(1, Name::new("file").unwrap()).await.unwrap();
-    assert_eq!((found.attr.size, found.settled), (100, false));
+    assert_eq!((found.attr.size, found.is_settled()), (100, false));
 
     let waiting = fs.clone();
     let getattr = tokio::spawn(async move { waiting.getattr(FILE.ino, None).await });
@@ -239,7 +239,7 @@ async fn a_write_is_accepted_before_it_is_applied_and_shown_at_once() {
     assert!(!getattr.is_finished() && !flush.is_finished());
     host.release();
     let found = getattr.await.unwrap().unwrap();
-    assert_eq!((found.attr.size, found.settled), (100, true));
+    assert_eq!((found.attr.size, found.is_settled()), (100, true));
     assert_eq!(flush.await.unwrap(), Ok(()));
 }
 
@@ -303,7 +303,7 @@ async fn our_own_writes_keep_the_kernels_pages() {
     }
     fs.flush(handle, 0).await.unwrap();
     let change = AttrChange { mode: Some(0o600), ..AttrChange::default() };
-    assert!(fs.setattr(FILE.ino, None, change).await.unwrap().settled);
+    assert!(fs.setattr(FILE.ino, None, change).await.unwrap().is_settled());
     assert!(fs.open(FILE.ino, READ).await.unwrap().keep_pages);
     host.change(b"other");
     assert!(!fs.open(FILE.ino, READ).await.unwrap().keep_pages);
@@ -462,6 +462,6 @@ async fn a_truncation_reaches_the_cache_and_the_size() {
     fs.write(handle, 0, Bytes::from_static(b"first"), WriteMode::default()).await.unwrap();
     let change = AttrChange { size: Some(3), ..AttrChange::default() };
     let found = fs.setattr(FILE.ino, Some(handle), change).await.unwrap();
-    assert_eq!((found.attr.size, found.settled), (3, true));
+    assert_eq!((found.attr.size, found.is_settled()), (3, true));
     assert_eq!(read_all(&fs, handle).await, b"fir");
 }

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use bytes::Bytes;
 use p2pfs::limits::XATTR_BYTES_MAX;
@@ -22,9 +21,6 @@ const LABEL: &[u8] = b"security.selinux";
 const ACL_PREFIX: &[u8] = b"system.posix_acl_";
 /// Whose attributes are all in the list of a node's attributes.
 const LISTED: [&[u8]; 4] = [b"user.", b"trusted.", b"security.", ACL_PREFIX];
-/// How long it counts that a node was seen without attributes: as long as the kernel keeps what
-/// `stat` shows.
-const FRESH: Duration = Duration::from_secs(1);
 
 impl Fs {
     /// From now on the kernel leaves to the host what a write takes away (setuid, capabilities).
@@ -106,8 +102,10 @@ impl Fs {
         name == LABEL || name == CAPABILITY && self.asks_capability.load(Ordering::Relaxed)
     }
 
+    /// Whether the node was seen without attributes, not longer ago than the kernel keeps what
+    /// `stat` shows.
     fn lacks_xattrs(&self, ino: u64) -> bool {
-        self.inodes.get(ino).is_ok_and(|inode| inode.lacks_xattrs(FRESH))
+        self.inodes.get(ino).is_ok_and(|inode| inode.lacks_xattrs(self.keep()))
     }
 
     async fn xattr_call(&self, ino: u64, name: Vec<u8>) -> Result<Bytes, Errno> {

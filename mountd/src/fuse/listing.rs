@@ -7,7 +7,6 @@ use std::time::Duration;
 use fuser::{FileType, Generation, INodeNo, ReplyDirectory, ReplyDirectoryPlus};
 
 use super::convert::{Presentation, directory, file_attr, kind};
-use super::ttl;
 use crate::fs::{COOKIE_DOT, COOKIE_DOT_DOT, Fs, Portion};
 
 /// `.` and `..`, as far as they are still to come: number, cookie, name.
@@ -53,7 +52,7 @@ pub(super) fn entries(
         let attr = file_attr(&found, presentation);
         let name = OsStr::from_bytes(entry.name.as_bytes());
         let generation = Generation(found.node.generation);
-        if reply.add(attr.ino, entry.cookie, name, &ttl(&found), &attr, generation) {
+        if reply.add(attr.ino, entry.cookie, name, &found.keep, &attr, generation) {
             fs.forget(found.node.ino, 1);
             break;
         }

@@ -22,7 +22,7 @@ use p2pfs::wire::name::Target;
 
 use super::convert::{access, error, file_attr, name, seek, set_time, write_mode};
 use super::waiting::{self, Signals};
-use super::{Adaptor, BACKGROUND_MAX, listing, locks, opened, ttl};
+use super::{Adaptor, BACKGROUND_MAX, listing, locks, opened};
 use crate::fs::Fs;
 
 /// What one request to copy may do at most, bytes.
@@ -570,7 +570,7 @@ impl Filesystem for Adaptor {
                     let attr = file_attr(&found, presentation);
                     let generation = Generation(found.node.generation);
                     let (handle, flags) = opened(handle);
-                    reply.created(&ttl(&found), &attr, generation, handle, flags);
+                    reply.created(&found.keep, &attr, generation, handle, flags);
                 }
                 Err(errno) => reply.error(errno),
             },

@@ -9,11 +9,14 @@ use tokio::sync::Semaphore;
 use crate::id::HostRun;
 use crate::identity::PeerId;
 use crate::limits::{CALLS_IN_FLIGHT_MAX, HANDSHAKE, SESSIONS_MAX};
+use crate::net::endpoint::Auth;
 use crate::net::host::lane;
 use crate::net::host::session::HostSession;
 use crate::net::host::{Introduced, Shared};
+use crate::net::quic;
 use crate::net::stream::{self, ReceiveError};
 use crate::net::tls;
+use crate::proto::path::Rung;
 use crate::wire::log::Cursor;
 use crate::wire::session::{CloseReason, Denial, Grant, Identify, StreamKind, Verdict};
 
@@ -22,7 +25,12 @@ const ENTRY_MAX: u64 = 1 << 62;
 
 /// Serves a connection until it ends.
 pub(super) async fn serve(shared: Arc<Shared>, incoming: Incoming, introduced: Introduced) {
-    let connection = match tokio::time::timeout(HANDSHAKE, incoming).await {
+    let quic = quic::server_on(&shared.quic, shared.endpoint.epoch(introduced.handle));
+    let accepted = match incoming.accept_with(quic) {
+        Ok(connecting) => tokio::time::timeout(HANDSHAKE, connecting).await,
+        Err(error) => Ok(Err(error)),
+    };
+    let connection = match accepted {
         Ok(Ok(connection)) => connection,
         Ok(Err(error)) => {
             tracing::debug!(%error, "handshake failed");
@@ -75,7 +83,7 @@ pub(super) fn close(connection: &Connection, reason: CloseReason) {
     connection.close(VarInt::from_u32(reason.to_code()), b"");
 }
 
-/// Authentication 120: request 21, the comparison, the verdict (steps 121-123).
+/// Authentication 120 or 140: request 21, the comparison, the verdict (steps 121-123, 141-144).
 async fn admit(
     shared: &Arc<Shared>,
     connection: &Connection,
@@ -83,15 +91,18 @@ async fn admit(
 ) -> Option<Arc<HostSession>> {
     let (mut send, mut receive) = connection.accept_bi().await.ok()?;
     let kind = stream::receive_kind(&mut receive).await.ok()?;
-    if StreamKind::from_byte(kind) != Some(StreamKind::Identify) {
-        return None;
-    }
+    let asked = match StreamKind::from_byte(kind) {
+        Some(StreamKind::Identify) => false,
+        Some(StreamKind::IdentifyAsked) => true,
+        _ => return None,
+    };
     let (request, _) = stream::receive::<Identify>(&mut receive).await.ok()?;
     let entries = 1..=ENTRY_MAX;
     if !entries.contains(&request.held.0) || !entries.contains(&request.unanswered.0) {
         return None;
     }
-    let decided = decide(shared, connection, introduced, &request);
+    shared.endpoint.authenticated(introduced.handle);
+    let decided = decide(shared, connection, introduced, &request, asked);
     let verdict = match &decided {
         Ok((session, cursor)) => {
             let grant = Grant {
@@ -122,9 +133,13 @@ fn decide(
     connection: &Connection,
     introduced: &Introduced,
     request: &Identify,
+    asked: bool,
 ) -> Result<(Arc<HostSession>, Cursor), Denial> {
     let peer = introduced.peer;
-    let from = introduced.path.map(|path| path.address).or(introduced.routing.udp_public);
+    let path = shared.path_of(introduced);
+    let from = path.as_ref().filter(|path| path.rung != Rung::Relay).and_then(|path| path.address);
+    let from = from.or(introduced.routing.udp_public).or(introduced.routing.tcp_public);
+    let auth = path.as_ref().map(|path| Auth::over(path, asked));
     let from = from.unwrap_or_else(|| connection.remote_address());
     let authorised = shared.policy.authorise(peer, from, request)?;
     let mut state = shared.lock();
@@ -134,14 +149,14 @@ fn decide(
         && known.is_read_only() == authorised.read_only
         && known.is_identity() == authorised.identity
     {
-        let cursor = known.resume(connection.clone(), request.unanswered);
+        let cursor = known.resume(connection.clone(), auth, request.unanswered);
         return Ok((Arc::clone(known), cursor));
     }
     if state.sessions.len() >= SESSIONS_MAX || state.sessions.contains_key(&request.session) {
         return Err(Denial::Busy);
     }
     tracing::info!(?peer, share = authorised.share, "session approved");
-    let (session, cursor) = HostSession::new(peer, request, authorised, connection.clone());
+    let (session, cursor) = HostSession::new(peer, request, authorised, connection.clone(), auth);
     state.sessions.insert(request.session, Arc::clone(&session));
     Ok((session, cursor))
 }
@@ -160,7 +175,7 @@ async fn serve_stream(
         Some(StreamKind::Log) => session.serve_log(connection, send, receive).await,
         Some(StreamKind::Calls) => lane::serve(session, room, send, receive).await,
         Some(StreamKind::Lease) => session.serve_lease(connection, run, send, receive).await,
-        Some(StreamKind::Identify) | None => {
+        Some(StreamKind::Identify | StreamKind::IdentifyAsked) | None => {
             close(connection, CloseReason::Misbehaved);
             Ok(())
         }

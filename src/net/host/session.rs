@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::id::{Epoch, HostRun, Seq, SessionId};
 use crate::identity::PeerId;
 use crate::limits::LEASE_TERM;
-use crate::net::endpoint::PathInfo;
+use crate::net::endpoint::Auth;
 use crate::net::host::connection::close;
 use crate::net::nat::routing_json;
 use crate::net::serve::{Authorised, Notices};
@@ -51,6 +51,7 @@ struct State {
     acks_out: Option<mpsc::UnboundedReceiver<LogAck>>,
     connection: Connection,
     connections: u64,
+    auth: Option<Auth>,
     quiet_since: Option<Instant>,
     timer: bool,
 }
@@ -61,6 +62,7 @@ impl HostSession {
         request: &Identify,
         authorised: Authorised,
         connection: Connection,
+        auth: Option<Auth>,
     ) -> (Arc<Self>, Cursor) {
         let (acks, acks_out) = mpsc::unbounded_channel();
         let state = State {
@@ -70,6 +72,7 @@ impl HostSession {
             acks_out: Some(acks_out),
             connection,
             connections: 1,
+            auth,
             quiet_since: None,
             timer: false,
         };
@@ -87,12 +90,18 @@ impl HostSession {
 
     /// A new connection takes the place of the one before, for a client that lacks the answers from
     /// `unanswered` on.
-    pub(super) fn resume(self: &Arc<Self>, connection: Connection, unanswered: Seq) -> Cursor {
+    pub(super) fn resume(
+        self: &Arc<Self>,
+        connection: Connection,
+        auth: Option<Auth>,
+        unanswered: Seq,
+    ) -> Cursor {
         let mut state = self.lock();
         let (acks, acks_out) = mpsc::unbounded_channel();
         state.acks = acks;
         state.acks_out = Some(acks_out);
         state.connections += 1;
+        state.auth = auth.or(state.auth);
         state.quiet_since = None;
         let old = std::mem::replace(&mut state.connection, connection);
         close(&old, CloseReason::Replaced);
@@ -137,7 +146,7 @@ impl HostSession {
         state.quiet_since.is_none().then(|| state.connection.remote_address())
     }
 
-    pub(super) fn status(&self, path: Option<PathInfo>, routing: Option<&Routing>) -> Value {
+    pub(super) fn status(&self, path: Value, routing: Option<&Routing>) -> Value {
         let state = self.lock();
         json!({
             "key": self.peer.to_text(),
@@ -148,8 +157,8 @@ impl HostSession {
             "state": if state.quiet_since.is_none() { "connected" } else { "reconnecting" },
             "connections": state.connections,
             "age_s": self.began.elapsed().as_secs(),
-            "path": path.map(PathInfo::to_json),
-            "auth": { "process": 120, "to": path.map(PathInfo::auth_to) },
+            "path": path,
+            "auth": state.auth.map(Auth::to_json),
             "routing": { "peer": routing.map(routing_json) },
             "applied": state.applier.cursor().0,
             "stable": state.applier.stable().0,

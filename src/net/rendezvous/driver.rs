@@ -6,17 +6,18 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::limits::RENDEZVOUS_INTERVAL;
+use crate::limits::{FRAMES_QUEUED_MAX, RENDEZVOUS_INTERVAL};
 use crate::net::daemon::random;
 use crate::net::rendezvous::link::{self, Link};
 use crate::net::rendezvous::{
-    Command, Known, RecordedKey, RegistrationConfig, RendezvousError, RendezvousEvent, Side, lock,
+    Command, Known, RecordedKey, RegistrationConfig, RendezvousError, RendezvousEvent, ServerLink,
+    Side, lock,
 };
 use crate::proto::PeerMisbehaved;
 use crate::proto::rendezvous::Output;
 use crate::proto::rendezvous::client::{ClientConfig, ClientSide};
 use crate::proto::rendezvous::host::HostSide;
-use crate::wire::rendezvous::{FromServer, Routing};
+use crate::wire::rendezvous::{FromServer, Relayed, Routing, ToServer};
 
 /// Between two attempts to connect: the first, and the longest.
 const BACK_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
@@ -119,20 +120,31 @@ impl Driver {
         let (arrived, mut inbox) = mpsc::channel(INBOX);
         // dropped, and with it the reader, when this connection ends
         let mut reader = JoinSet::new();
+        let relayed = self.config.relayed.clone();
         reader.spawn(async move {
             loop {
                 let message = link::receive::<FromServer>(&mut read).await;
+                if let Ok(FromServer::Relayed(datagrams)) = message {
+                    if let Some(relayed) = &relayed {
+                        relayed.put(datagrams);
+                    }
+                    continue;
+                }
                 let ended = message.is_err();
                 if arrived.send(message).await.is_err() || ended {
                     return;
                 }
             }
         });
+        // closed when this connection ends: the relay is not reached over it any more
+        let (relayed, mut to_relay) = mpsc::channel::<Relayed>(FRAMES_QUEUED_MAX);
+        let mut relay_link = ServerLink { local, public: None, server, relayed };
         lock(&self.known).tcp_private = Some(local);
         self.take_news(local);
         self.machine.handle_connected(Instant::now());
         let end = loop {
-            if let Err(end) = self.drain(&mut write).await {
+            relay_link.public = lock(&self.known).tcp_public;
+            if let Err(end) = self.drain(&mut write, &relay_link).await {
                 break end;
             }
             let wake = self.machine.poll_timeout();
@@ -146,6 +158,11 @@ impl Driver {
                     };
                     if let Err(end) = self.take(message, server).await {
                         break end;
+                    }
+                }
+                Some(relayed) = to_relay.recv() => {
+                    if let Err(error) = link::send(&mut write, &ToServer::Relayed(relayed)).await {
+                        break End::Lost(link::why(&error));
                     }
                 }
                 () = changed(&mut self.config.routing) => self.take_news(local),
@@ -191,7 +208,11 @@ impl Driver {
     }
 
     /// Does what the machine wants.
-    async fn drain(&mut self, write: &mut (impl tokio::io::AsyncWrite + Unpin)) -> Result<(), End> {
+    async fn drain(
+        &mut self,
+        write: &mut (impl tokio::io::AsyncWrite + Unpin),
+        link: &ServerLink,
+    ) -> Result<(), End> {
         while let Some(output) = self.machine.poll_output() {
             match output {
                 Output::Send(message) => link::send(write, &message)
@@ -199,7 +220,10 @@ impl Driver {
                     .map_err(|error| End::Lost(link::why(&error)))?,
                 Output::Confirmed => lock(&self.known).confirmed = Some(Instant::now()),
                 Output::Introduced(introduction) => {
-                    self.tell(RendezvousEvent::Introduced(introduction)).await?;
+                    self.tell(RendezvousEvent::Introduced(introduction, link.clone())).await?;
+                }
+                Output::Moved(match_id, public) => {
+                    self.tell(RendezvousEvent::Moved(match_id, public)).await?;
                 }
                 Output::NoMatch => self.tell(RendezvousEvent::NoMatch).await?,
                 Output::Silent => return Err(End::Lost("the server went silent".to_owned())),

@@ -11,7 +11,7 @@ use tokio::task::AbortHandle;
 
 use crate::id::{ConnectionId, HandleId, HostRun, RequestId, Seq, SessionId};
 use crate::limits::LOG_BYTES_UNAPPLIED_MAX;
-use crate::net::endpoint::PathInfo;
+use crate::net::endpoint::{Auth, PathInfo, path_json};
 use crate::net::nat::routing_json;
 use crate::net::remote::Submitted;
 use crate::net::session::PutAway;
@@ -19,6 +19,7 @@ use crate::net::session::link::Link;
 use crate::net::session::locks::{AnyLost, LockDesk};
 use crate::proto::PeerMisbehaved;
 use crate::proto::calls::{self, Caller};
+use crate::proto::ladder::Tried;
 use crate::proto::redo::log::{self, Log};
 use crate::wire::call::{Call, Reply};
 use crate::wire::errno::Errno;
@@ -74,6 +75,8 @@ pub(crate) struct View {
     /// Whether the host acts as who asks.
     pub(crate) identity: bool,
     pub(crate) path: Option<PathInfo>,
+    pub(crate) tried: Vec<Tried>,
+    pub(crate) auth: Option<Auth>,
     pub(crate) host: String,
     pub(crate) own: Routing,
     pub(crate) peer: Routing,
@@ -103,6 +106,8 @@ impl Core {
             grant,
             identity: false,
             path: None,
+            tried: Vec::new(),
+            auth: None,
             host,
             own: Routing::default(),
             peer: Routing::default(),
@@ -335,8 +340,16 @@ impl Core {
         change(&mut self.lock().view);
     }
 
+    pub(crate) fn round_trip(&self) -> Duration {
+        self.lock().link.as_ref().map(Link::round_trip).unwrap_or_default()
+    }
+
     pub(crate) fn has_path(&self) -> bool {
         self.lock().view.path.is_some()
+    }
+
+    pub(crate) fn path(&self) -> Option<PathInfo> {
+        self.lock().view.path.clone()
     }
 
     pub(crate) fn grant(&self) -> Grant {
@@ -370,8 +383,8 @@ impl Core {
                 "mac": crate::identity::MacAddress(view.grant.host_mac).to_string(),
             },
             "map": if view.identity { "identity" } else { "squash" },
-            "path": view.path.map(PathInfo::to_json),
-            "auth": { "process": 120, "to": view.path.map(PathInfo::auth_to) },
+            "path": path_json(view.path.as_ref(), &view.tried),
+            "auth": view.auth.map(Auth::to_json),
             "routing": { "own": routing_json(&view.own), "peer": routing_json(&view.peer) },
             "rendezvous": { "age_s": view.rendezvous_age.map(|age| age.as_secs_f64()) },
             "pending": {

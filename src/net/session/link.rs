@@ -1,6 +1,7 @@
 //! One approved connection: lanes of calls, streams for large reads, and the log's two lanes.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use quinn::{Connection, RecvStream, SendStream, VarInt};
@@ -100,6 +101,11 @@ impl Link {
         Some(task.abort_handle())
     }
 
+    /// As QUIC measures it.
+    pub(crate) fn round_trip(&self) -> Duration {
+        self.connection.rtt()
+    }
+
     /// Puts an entry on its lane. A lane that is gone went with the connection: the log ships
     /// again.
     pub(crate) fn ship(&self, entry: LogEntry, body: Bytes) {
@@ -114,13 +120,15 @@ impl Link {
     }
 }
 
-/// Request 21 and the host's verdict (steps 121-123).
+/// Request 21 and the host's verdict (steps 121-123); `asked`: the host wanted it (141-144).
 pub(crate) async fn identify(
     connection: &Connection,
     request: &Identify,
+    asked: bool,
 ) -> Result<Verdict, LinkError> {
     let (mut send, mut receive) = connection.open_bi().await?;
-    let kind = [StreamKind::Identify.to_byte()];
+    let kind = if asked { StreamKind::IdentifyAsked } else { StreamKind::Identify };
+    let kind = [kind.to_byte()];
     stream::send(&mut send, &kind, request, Bytes::new()).await?;
     let _ = send.finish();
     let (verdict, _) = stream::receive(&mut receive).await?;

@@ -11,11 +11,12 @@ use crate::failure::{Code, Failure};
 use crate::id::{ConnectionId, SessionId};
 use crate::limits::HANDSHAKE;
 use crate::net::daemon;
-use crate::net::endpoint::{Endpoint, PathEvent, PathInfo};
+use crate::net::endpoint::{Auth, Endpoint, Meet, PathEvent, PathInfo};
 use crate::net::pathmux::Virtual;
 use crate::net::quic;
 use crate::net::rendezvous::{
-    Introduction, Registration, RegistrationConfig, RendezvousError, RendezvousEvent, Side,
+    Introduction, Registration, RegistrationConfig, RendezvousError, RendezvousEvent, ServerLink,
+    Side,
 };
 use crate::net::session::core::Core;
 use crate::net::session::link::{self, Link, LinkError};
@@ -50,6 +51,10 @@ pub(super) struct Supervisor {
     peer: Option<Virtual>,
     trying: Option<Virtual>,
     connection: Option<(ConnectionId, Connection)>,
+    /// The peers whose host has asked us to identify ourselves (authentication 140).
+    asked: Vec<Virtual>,
+    /// How the identification under way goes.
+    auth: Option<Auth>,
 }
 
 /// What the tasks of a connection report.
@@ -83,7 +88,8 @@ impl Supervisor {
             };
             let secret = config.secret.clone();
             let routing = endpoint.routing();
-            let config = RegistrationConfig { secret, server, side, routing };
+            let relayed = Some(endpoint.relay_inbox());
+            let config = RegistrationConfig { secret, server, side, routing, relayed };
             Registration::start(config, events_in.clone())
         };
         let registrations = config.servers.iter().cloned().map(register).collect();
@@ -115,6 +121,8 @@ impl Supervisor {
             peer: None,
             trying: None,
             connection: None,
+            asked: Vec::new(),
+            auth: None,
         };
         Ok((core, supervisor, phase_out))
     }
@@ -161,11 +169,20 @@ impl Supervisor {
             }
             RendezvousEvent::Lost { error } => tracing::debug!(%error, "server lost"),
             RendezvousEvent::NoMatch => tracing::debug!("the server knows no such host now"),
-            RendezvousEvent::Introduced(introduction) => self.handle_introduced(introduction),
+            RendezvousEvent::Introduced(introduction, link) => {
+                self.handle_introduced(introduction, link);
+            }
+            RendezvousEvent::Moved(match_id, public) => {
+                self.endpoint.moved(match_id, public);
+                self.core.update(|view| {
+                    view.peer.udp_public = public.udp.or(view.peer.udp_public);
+                    view.peer.tcp_public = public.tcp.or(view.peer.tcp_public);
+                });
+            }
         }
     }
 
-    fn handle_introduced(&mut self, introduction: Introduction) {
+    fn handle_introduced(&mut self, introduction: Introduction, link: ServerLink) {
         self.phase.send_modify(|phase| phase.introduced = true);
         if self.core.has_path() && matches!(self.machine.state(), State::Up(_)) {
             return;
@@ -175,7 +192,9 @@ impl Supervisor {
         }
         let routing = introduction.routing.clone();
         self.core.update(|view| view.peer = routing);
-        let (peer, mut events) = self.endpoint.punch(introduction, Role::Client);
+        let (role, wanted) = (Role::Client, self.config.wanted);
+        let meet = Meet { introduction, link, role, wanted, ask_after: None };
+        let (peer, mut events) = self.endpoint.meet(meet);
         self.trying = Some(peer);
         let path_events = self.path_events.clone();
         tokio::spawn(async move {
@@ -193,6 +212,7 @@ impl Supervisor {
                 self.trying = None;
                 if let Some(old) = self.peer.replace(peer) {
                     self.endpoint.remove(old);
+                    self.asked.retain(|asked| *asked != old);
                     // A new match is a new peer to QUIC: its connection is replaced
                     if let Some((_, connection)) = self.connection.take() {
                         link::close(&connection, CloseReason::Replaced);
@@ -203,7 +223,16 @@ impl Supervisor {
             }
             PathEvent::Up(path) if self.peer == Some(peer) => self.set_path(Some(path)),
             PathEvent::Down if self.peer == Some(peer) => self.set_path(None),
-            PathEvent::Up(_) | PathEvent::Down => {}
+            PathEvent::Asked if !self.asked.contains(&peer) => self.asked.push(peer),
+            PathEvent::Tried(tried) if [self.peer, self.trying].contains(&Some(peer)) => {
+                self.core.update(|view| {
+                    if let Some(path) = &mut view.path {
+                        path.tried.clone_from(&tried);
+                    }
+                    view.tried = tried;
+                });
+            }
+            PathEvent::Up(_) | PathEvent::Down | PathEvent::Asked | PathEvent::Tried(_) => {}
         }
     }
 
@@ -215,8 +244,9 @@ impl Supervisor {
     }
 
     fn set_path(&mut self, path: Option<PathInfo>) {
+        let is_up = path.is_some();
         self.core.update(|view| view.path = path);
-        if path.is_some() {
+        if is_up {
             self.phase.send_modify(|phase| phase.path = true);
             self.machine.handle_path_up();
         } else {
@@ -237,7 +267,15 @@ impl Supervisor {
                     self.phase.send_modify(|phase| phase.denied = Some(denial));
                 }
                 let identity = matches!(verdict, Verdict::ApprovedIdentity(_));
-                self.core.update(|view| view.identity = identity);
+                let approved = !matches!(verdict, Verdict::Denied(_));
+                let auth = self.auth.filter(|_| approved);
+                self.core.update(|view| {
+                    view.identity = identity;
+                    view.auth = auth.or(view.auth);
+                });
+                if let Some(peer) = self.peer.filter(|_| approved) {
+                    self.endpoint.authenticated(peer);
+                }
                 self.machine.handle_verdict(id, verdict, Instant::now());
             }
             Progress::Linked(id, link, grant) => {
@@ -282,7 +320,8 @@ impl Supervisor {
         let Some(peer) = self.peer else { return };
         let report = self.report.clone();
         let name = "host.p2pfs";
-        let dialled = self.endpoint.quic.connect_with(self.quic.clone(), peer.address(), name);
+        let config = quic::client_on(&self.quic, self.endpoint.epoch(peer));
+        let dialled = self.endpoint.quic.connect_with(config, peer.address(), name);
         tokio::spawn(async move {
             let connected = match dialled {
                 Ok(connecting) => tokio::time::timeout(HANDSHAKE, connecting).await,
@@ -304,7 +343,7 @@ impl Supervisor {
         });
     }
 
-    fn identify(&self, id: ConnectionId) {
+    fn identify(&mut self, id: ConnectionId) {
         let Some((_, connection)) = self.connection.clone() else {
             return;
         };
@@ -317,10 +356,12 @@ impl Supervisor {
             held,
             unanswered,
         };
+        let asked = self.peer.is_some_and(|peer| self.asked.contains(&peer));
+        self.auth = self.core.path().map(|path| Auth::over(&path, asked));
         let report = self.report.clone();
         tokio::spawn(async move {
-            let answered =
-                tokio::time::timeout(HANDSHAKE, link::identify(&connection, &request)).await;
+            let identified = link::identify(&connection, &request, asked);
+            let answered = tokio::time::timeout(HANDSHAKE, identified).await;
             match answered {
                 Ok(Ok(verdict)) => {
                     let denied = matches!(verdict, Verdict::Denied(_));

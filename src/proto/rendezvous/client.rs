@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use crate::identity::{BlindedMac, MacAddress, PairKey, PeerId};
 use crate::proto::PeerMisbehaved;
 use crate::proto::rendezvous::upkeep::{Draw, Due, Upkeep};
-use crate::proto::rendezvous::{Introduction, MAPPING_PATIENCE, Output};
+use crate::proto::rendezvous::{Introduction, Output};
+use crate::wire::relay::RelayGrant;
 use crate::wire::rendezvous::{
     FromServer, MatchId, Public, Role, Routing, Seal, Sealed, ToServer, probe_key,
 };
@@ -39,6 +40,8 @@ pub struct ClientSide {
     last_seek: Option<Instant>,
     upkeep: Upkeep,
     draw: Draw,
+    /// Of the introduction that follows.
+    grant: Option<(MatchId, RelayGrant)>,
     outputs: VecDeque<Output>,
 }
 
@@ -46,9 +49,9 @@ pub struct ClientSide {
 enum Seeking {
     /// Introduced: nothing is wanted.
     Content,
-    /// To be sent then, if there is a connection; where it is held only for our mapping, at once
-    /// when that is known.
-    Due { at: Instant, held: bool },
+    /// To be sent then, if there is a connection. Our mapping need not be known: the host hears of
+    /// it when it is.
+    Due { at: Instant },
     /// Sent with this nonce.
     Sent { nonce: [u8; 24] },
 }
@@ -60,10 +63,11 @@ impl ClientSide {
             index: config.pair_key.blind(config.mac),
             config,
             routing: Routing::default(),
-            seeking: Seeking::Due { at: now, held: false },
+            seeking: Seeking::Due { at: now },
             last_seek: None,
             upkeep: Upkeep::new(true),
             draw: Draw::new(seed),
+            grant: None,
             outputs: VecDeque::new(),
         }
     }
@@ -94,8 +98,7 @@ impl ClientSide {
     pub fn seek_again(&mut self, now: Instant) {
         if !matches!(self.seeking, Seeking::Due { .. }) {
             let rested = self.last_seek.map(|last| last + SEEK_PAUSE);
-            self.seeking =
-                Seeking::Due { at: rested.map_or(now, |rested| rested.max(now)), held: false };
+            self.seeking = Seeking::Due { at: rested.map_or(now, |rested| rested.max(now)) };
         }
         self.handle_timeout(now);
     }
@@ -104,7 +107,7 @@ impl ClientSide {
     pub fn handle_connected(&mut self, now: Instant) {
         self.upkeep.connected(now);
         if !matches!(self.seeking, Seeking::Content) {
-            self.seeking = Seeking::Due { at: now + MAPPING_PATIENCE, held: true };
+            self.seeking = Seeking::Due { at: now };
         }
         self.outputs.push_back(Output::Send(ToServer::Hello { role: Role::Client }));
         self.handle_timeout(now);
@@ -127,7 +130,12 @@ impl ClientSide {
         now: Instant,
     ) -> Result<(), PeerMisbehaved> {
         match message {
-            FromServer::Welcome { .. } => {}
+            // what is relayed is none of ours
+            FromServer::Welcome { .. } | FromServer::Relayed(_) => {}
+            FromServer::Relay { match_id, grant } => self.grant = Some((match_id, grant)),
+            FromServer::Moved { match_id, public } => {
+                self.outputs.push_back(Output::Moved(match_id, public));
+            }
             FromServer::Confirmed { number } => {
                 self.upkeep.handle_confirmed(number, now)?;
                 self.outputs.push_back(Output::Confirmed);
@@ -154,10 +162,9 @@ impl ClientSide {
                 Due::Silent => Output::Silent,
             });
         }
-        let known = self.routing.udp_public.is_some();
-        if let Seeking::Due { at, held } = self.seeking
+        if let Seeking::Due { at } = self.seeking
             && self.upkeep.is_connected()
-            && (at <= now || (held && known))
+            && at <= now
         {
             self.seek(now);
         }
@@ -172,7 +179,7 @@ impl ClientSide {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let refresh = self.upkeep.wake()?;
         match self.seeking {
-            Seeking::Due { at, .. } => Some(at.min(refresh)),
+            Seeking::Due { at } => Some(at.min(refresh)),
             Seeking::Content | Seeking::Sent { .. } => Some(refresh),
         }
     }
@@ -205,7 +212,7 @@ impl ClientSide {
         };
         if host != self.config.host {
             tracing::warn!(?host, "another machine answers for the host on this server");
-            self.seeking = Seeking::Due { at: now + SQUATTED_PAUSE, held: false };
+            self.seeking = Seeking::Due { at: now + SQUATTED_PAUSE };
             self.outputs.push_back(Output::NoMatch);
             return;
         }
@@ -222,6 +229,7 @@ impl ClientSide {
             peer: host,
             routing: Routing { tcp_public: public.tcp, udp_public: public.udp, ..theirs },
             probe_key: probe_key(pair_key, match_id, &nonce, &sealed.nonce),
+            relay: self.grant.take().filter(|(of, _)| *of == match_id).map(|(_, grant)| grant),
         };
         self.seeking = Seeking::Content;
         self.outputs.push_back(Output::Introduced(introduction));

@@ -8,6 +8,7 @@ use crate::limits::KEYS_MAX;
 use crate::proto::PeerMisbehaved;
 use crate::proto::rendezvous::upkeep::{Draw, Due, Upkeep};
 use crate::proto::rendezvous::{Introduction, MAPPING_PATIENCE, Output, RecordedKey};
+use crate::wire::relay::RelayGrant;
 use crate::wire::rendezvous::{
     FromServer, INDICES_PER_MESSAGE, MatchId, Public, Role, Routing, Seal, Sealed, ToServer,
     probe_key,
@@ -22,6 +23,8 @@ pub struct HostSide {
     registration: Registration,
     upkeep: Upkeep,
     draw: Draw,
+    /// Of the introduction that follows.
+    grant: Option<(MatchId, RelayGrant)>,
     outputs: VecDeque<Output>,
 }
 
@@ -45,6 +48,7 @@ impl HostSide {
             registration: Registration::None,
             upkeep: Upkeep::new(false),
             draw: Draw::new(seed),
+            grant: None,
             outputs: VecDeque::new(),
         }
     }
@@ -116,7 +120,12 @@ impl HostSide {
         now: Instant,
     ) -> Result<(), PeerMisbehaved> {
         match message {
-            FromServer::Welcome { .. } => {}
+            // what is relayed is none of ours
+            FromServer::Welcome { .. } | FromServer::Relayed(_) => {}
+            FromServer::Relay { match_id, grant } => self.grant = Some((match_id, grant)),
+            FromServer::Moved { match_id, public } => {
+                self.outputs.push_back(Output::Moved(match_id, public));
+            }
             FromServer::Confirmed { number } => {
                 self.upkeep.handle_confirmed(number, now)?;
                 self.outputs.push_back(Output::Confirmed);
@@ -212,6 +221,7 @@ impl HostSide {
         let theirs = Seal::Client(client)
             .open(&key.pair_key, sealed)
             .filter(|theirs| theirs.mac == Some(self.mac))?;
+        let relay = self.grant.take().filter(|(of, _)| *of == match_id).map(|(_, grant)| grant);
         let nonce = self.draw.bytes();
         let ours =
             Seal::Host(match_id, &sealed.nonce).seal(&key.pair_key, nonce, &self.routing).ok()?;
@@ -220,6 +230,7 @@ impl HostSide {
             peer: client,
             routing: Routing { tcp_public: public.tcp, udp_public: public.udp, ..theirs },
             probe_key: probe_key(&key.pair_key, match_id, &sealed.nonce, &nonce),
+            relay,
         };
         let accept = ToServer::Accept { match_id, sealed: ours };
         Some((accept, introduction))

@@ -8,10 +8,11 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use crate::identity::{BlindedMac, PeerId};
-use crate::limits::{INDICES_MAX, SERVER_PEERS_MAX};
+use crate::limits::{INDICES_MAX, RELAYS_PER_CLIENT_MAX, SERVER_PEERS_MAX};
 use crate::proto::PeerMisbehaved;
 use crate::proto::rendezvous::registry::{Registered, Registry};
 use crate::proto::rendezvous::upkeep::Draw;
+use crate::wire::relay::{RelayGrant, RelayId, RelayToken};
 use crate::wire::rendezvous::{FromServer, MatchId, Public, Role, Sealed, StunAddress, ToServer};
 
 /// A registration that is not refreshed for so long is over; an index stays with its host as long.
@@ -43,6 +44,26 @@ pub enum MatcherOutput {
     Send(Link, FromServer),
     /// The registration is over: close the connection.
     Close(Link),
+    /// Two daemons may be introduced: the relay is to know them.
+    OpenRelay {
+        /// The match.
+        match_id: MatchId,
+        /// The client's side and the host's.
+        sides: [RelaySide; 2],
+    },
+    /// They were not introduced after all.
+    CloseRelay(MatchId),
+}
+
+/// One side of a relayed match.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct RelaySide {
+    /// Its registration.
+    pub link: Link,
+    /// Its key.
+    pub key: PeerId,
+    /// What it may use the relay by.
+    pub grant: RelayGrant,
 }
 
 /// How many there are.
@@ -60,16 +81,20 @@ pub struct MatcherStats {
 #[derive(Debug)]
 pub struct Matcher {
     stun: Vec<StunAddress>,
+    /// Whether matches may be relayed.
+    relays: bool,
     draw: Draw,
     peers: BTreeMap<Link, Peer>,
     registry: Registry,
     /// Clients by what they look for.
     waiting: BTreeSet<(BlindedMac, Link)>,
     matches: BTreeMap<MatchId, Match>,
+    /// Those that were introduced, while both are there: each hears where the other moves.
+    made: BTreeMap<MatchId, Made>,
     /// Clients that have to hear [`FromServer::NoMatch`].
     unanswered: BTreeSet<(Instant, Link)>,
     sweep_at: Option<Instant>,
-    made: u64,
+    introductions: u64,
     outputs: VecDeque<MatcherOutput>,
 }
 
@@ -81,12 +106,21 @@ struct Peer {
     /// When the burst is whole again.
     whole_at: Instant,
     role: Option<RoleState>,
+    /// Introductions, oldest first.
+    made: VecDeque<MatchId>,
 }
 
 #[derive(Debug)]
 enum RoleState {
     Host { indices: BTreeSet<BlindedMac>, matches: BTreeSet<MatchId> },
     Client { seek: Option<Seek> },
+}
+
+/// A client and a host that were introduced to each other.
+#[derive(Debug)]
+struct Made {
+    host: Link,
+    client: Link,
 }
 
 #[derive(Debug)]
@@ -102,21 +136,28 @@ struct Seek {
 struct Match {
     host: Link,
     client: Link,
+    /// What the host was told.
+    told: Public,
+    /// The client's, for when it is introduced.
+    grant: Option<RelayGrant>,
 }
 
 impl Matcher {
-    /// An empty server, whose STUN answers at `stun`; match numbers come from `seed`.
-    pub fn new(stun: Vec<StunAddress>, seed: [u8; 32]) -> Self {
+    /// An empty server, whose STUN and, if it `relays`, relay answers at `stun`; match numbers come
+    /// from `seed`.
+    pub fn new(stun: Vec<StunAddress>, relays: bool, seed: [u8; 32]) -> Self {
         Self {
             stun,
+            relays,
             draw: Draw::new(seed),
             peers: BTreeMap::new(),
             registry: Registry::default(),
             waiting: BTreeSet::new(),
             matches: BTreeMap::new(),
+            made: BTreeMap::new(),
             unanswered: BTreeSet::new(),
             sweep_at: None,
-            made: 0,
+            introductions: 0,
             outputs: VecDeque::new(),
         }
     }
@@ -137,7 +178,8 @@ impl Matcher {
             return Err(Full);
         }
         let public = Public { tcp: Some(observed), udp: None };
-        let peer = Peer { key, public, refreshed: now, whole_at: now, role: None };
+        let made = VecDeque::new();
+        let peer = Peer { key, public, refreshed: now, whole_at: now, role: None, made };
         self.peers.insert(link, peer);
         self.sweep_at.get_or_insert(now + SWEEP);
         Ok(())
@@ -156,6 +198,9 @@ impl Matcher {
             for match_id in matches {
                 self.drop_match(match_id);
             }
+        }
+        for match_id in peer.made {
+            self.forget_made(match_id);
         }
     }
 
@@ -187,6 +232,8 @@ impl Matcher {
             ToServer::Seek { index, sealed } => self.seek(link, index, sealed, now)?,
             ToServer::Accept { match_id, sealed } => self.accept(link, match_id, sealed)?,
             ToServer::Decline { match_id } => self.decline(link, match_id)?,
+            // the relay's, which reads them first
+            ToServer::Relayed(_) => {}
         }
         if let Some(peer) = self.peers.get_mut(&link) {
             peer.whole_at = whole_at;
@@ -236,7 +283,7 @@ impl Matcher {
 
     /// How many there are.
     pub fn stats(&self) -> MatcherStats {
-        let mut stats = MatcherStats { matches: self.made, ..MatcherStats::default() };
+        let mut stats = MatcherStats { matches: self.introductions, ..MatcherStats::default() };
         for peer in self.peers.values() {
             match peer.role {
                 Some(RoleState::Host { .. }) => stats.hosts += 1,
@@ -275,9 +322,26 @@ impl Matcher {
             return Err(PeerMisbehaved::Sequence);
         }
         peer.refreshed = now;
-        peer.public.udp = udp;
+        let moved = std::mem::replace(&mut peer.public.udp, udp) != udp;
+        let public = peer.public;
         self.send(link, FromServer::Confirmed { number });
+        if moved {
+            self.tell_moved(link, public);
+        }
         Ok(())
+    }
+
+    /// Those who were introduced to a peer hear where it is now.
+    fn tell_moved(&mut self, link: Link, public: Public) {
+        let made: Vec<_> =
+            self.peers.get(&link).into_iter().flat_map(|peer| &peer.made).copied().collect();
+        for match_id in made {
+            let Some(one) = self.made.get(&match_id) else {
+                continue;
+            };
+            let other = if one.host == link { one.client } else { one.host };
+            self.send(other, FromServer::Moved { match_id, public });
+        }
     }
 
     fn register(
@@ -362,7 +426,11 @@ impl Matcher {
             return;
         };
         let (key, public) = (peer.key, peer.public);
-        let Ok(Some(seek)) = peer.wanted() else {
+        if !matches!(peer.wanted(), Ok(Some(_))) {
+            return;
+        }
+        let grants = self.grants(match_id, client, key, host);
+        let Ok(Some(seek)) = self.peer(client).and_then(Peer::wanted) else {
             return;
         };
         let sought = FromServer::Sought {
@@ -373,13 +441,41 @@ impl Matcher {
             sealed: seek.sealed.clone(),
         };
         if let Some(before) = seek.asked.replace(match_id) {
-            self.forget_match(before);
+            self.refuse_match(before);
         }
-        self.matches.insert(match_id, Match { host, client });
+        let (grant, for_host) = grants.unzip();
+        self.matches.insert(match_id, Match { host, client, told: public, grant });
         if let Ok(matches) = self.peer(host).and_then(Peer::matches) {
             matches.insert(match_id);
         }
+        if let Some(grant) = for_host {
+            self.send(host, FromServer::Relay { match_id, grant });
+        }
         self.send(host, sought);
+    }
+
+    /// The client's grant and the host's, if there is a relay.
+    fn grants(
+        &mut self,
+        match_id: MatchId,
+        client: Link,
+        client_key: PeerId,
+        host: Link,
+    ) -> Option<(RelayGrant, RelayGrant)> {
+        if !self.relays {
+            return None;
+        }
+        let host_key = self.peer(host).ok()?.key;
+        let udp = self.stun.first().copied();
+        let [one, other] = [(), ()].map(|()| RelayGrant {
+            id: RelayId(self.draw.bytes()),
+            token: RelayToken(self.draw.bytes()),
+            udp,
+        });
+        let side = |link, key, grant: &RelayGrant| RelaySide { link, key, grant: grant.clone() };
+        let sides = [side(client, client_key, &one), side(host, host_key, &other)];
+        self.outputs.push_back(MatcherOutput::OpenRelay { match_id, sides });
+        Some((one, other))
     }
 
     fn accept(
@@ -395,11 +491,47 @@ impl Matcher {
             && let Some(made) = self.forget_match(match_id)
         {
             self.drop_seek(made.client);
-            self.made += 1;
+            self.introductions += 1;
+            if let Some(grant) = made.grant {
+                self.send(made.client, FromServer::Relay { match_id, grant });
+            }
             let introduced = FromServer::Introduced { match_id, host, public, sealed };
             self.send(made.client, introduced);
+            self.remember(match_id, link, made.client, made.told);
         }
         Ok(())
+    }
+
+    /// Keeps an introduction, so that each side hears where the other moves.
+    fn remember(&mut self, match_id: MatchId, host: Link, client: Link, told: Public) {
+        let Ok(peer) = self.peer(client) else {
+            return;
+        };
+        let public = peer.public;
+        peer.made.push_back(match_id);
+        let oldest =
+            (peer.made.len() > RELAYS_PER_CLIENT_MAX).then(|| peer.made.pop_front()).flatten();
+        if let Ok(peer) = self.peer(host) {
+            peer.made.push_back(match_id);
+        }
+        self.made.insert(match_id, Made { host, client });
+        if let Some(oldest) = oldest {
+            self.forget_made(oldest);
+        }
+        if public != told {
+            self.send(host, FromServer::Moved { match_id, public });
+        }
+    }
+
+    fn forget_made(&mut self, match_id: MatchId) {
+        let Some(Made { host, client }) = self.made.remove(&match_id) else {
+            return;
+        };
+        for link in [host, client] {
+            if let Ok(peer) = self.peer(link) {
+                peer.made.retain(|made| *made != match_id);
+            }
+        }
     }
 
     fn decline(&mut self, link: Link, match_id: MatchId) -> Result<(), PeerMisbehaved> {
@@ -411,12 +543,20 @@ impl Matcher {
 
     /// The host will not answer this one; its client goes on waiting.
     fn drop_match(&mut self, match_id: MatchId) {
-        if let Some(dropped) = self.forget_match(match_id)
+        if let Some(dropped) = self.refuse_match(match_id)
             && let Ok(Some(seek)) = self.peer(dropped.client).and_then(Peer::wanted)
             && seek.asked == Some(match_id)
         {
             seek.asked = None;
         }
+    }
+
+    fn refuse_match(&mut self, match_id: MatchId) -> Option<Match> {
+        let refused = self.forget_match(match_id)?;
+        if self.relays {
+            self.outputs.push_back(MatcherOutput::CloseRelay(match_id));
+        }
+        Some(refused)
     }
 
     fn forget_match(&mut self, match_id: MatchId) -> Option<Match> {
@@ -436,7 +576,7 @@ impl Matcher {
         self.waiting.remove(&(seek.index, client));
         self.unanswered.remove(&(seek.answer_at, client));
         if let Some(match_id) = seek.asked {
-            self.forget_match(match_id);
+            self.refuse_match(match_id);
         }
     }
 

@@ -1,7 +1,7 @@
 //! Both sides and the matcher on one clock: connections are made, carry messages after a delay, and
 //! are lost.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use crate::proto::rendezvous::client::{ClientConfig, ClientSide};
 use crate::proto::rendezvous::host::HostSide;
 use crate::proto::rendezvous::matcher::{Link, Matcher, MatcherOutput};
 use crate::proto::rendezvous::{Introduction, Output, RecordedKey};
-use crate::wire::rendezvous::{FromServer, Routing, ToServer};
+use crate::wire::rendezvous::{FromServer, MatchId, Public, Routing, ToServer};
 
 pub(super) const MAC: MacAddress = MacAddress([2, 0, 0, 0, 0, 1]);
 pub(super) const DELAY: Duration = Duration::from_millis(10);
@@ -47,6 +47,7 @@ pub(super) struct Daemon {
     pub(super) outbox: VecDeque<(Instant, ToServer)>,
     pub(super) inbox: VecDeque<(Instant, FromServer)>,
     pub(super) introduced: Vec<Introduction>,
+    pub(super) moved: Vec<(MatchId, Public)>,
     pub(super) no_match: usize,
     pub(super) confirmed: usize,
 }
@@ -56,15 +57,17 @@ pub(super) struct World {
     pub(super) matcher: Matcher,
     pub(super) links: u64,
     pub(super) daemons: Vec<Daemon>,
+    pub(super) relayed: BTreeSet<MatchId>,
 }
 
 impl World {
     pub(super) fn new() -> Self {
         Self {
             now: Instant::now(),
-            matcher: Matcher::new(Vec::new(), [1; 32]),
+            matcher: Matcher::new(Vec::new(), true, [1; 32]),
             links: 0,
             daemons: Vec::new(),
+            relayed: BTreeSet::new(),
         }
     }
 
@@ -76,6 +79,7 @@ impl World {
             outbox: VecDeque::new(),
             inbox: VecDeque::new(),
             introduced: Vec::new(),
+            moved: Vec::new(),
             no_match: 0,
             confirmed: 0,
         });
@@ -137,7 +141,7 @@ impl World {
         for daemon in 0..self.daemons.len() {
             self.lose(daemon);
         }
-        self.matcher = Matcher::new(Vec::new(), [2; 32]);
+        self.matcher = Matcher::new(Vec::new(), true, [2; 32]);
     }
 
     /// Lets time pass.
@@ -205,6 +209,10 @@ impl World {
                         "a daemon that keeps its registration up is closed"
                     );
                 }
+                MatcherOutput::OpenRelay { match_id, .. } => {
+                    assert!(self.relayed.insert(match_id));
+                }
+                MatcherOutput::CloseRelay(match_id) => assert!(self.relayed.remove(&match_id)),
             }
         }
         for daemon in &mut self.daemons {
@@ -220,6 +228,7 @@ impl World {
                         daemon.outbox.push_back((arrival, message));
                     }
                     Some(Output::Introduced(it)) => daemon.introduced.push(it),
+                    Some(Output::Moved(match_id, public)) => daemon.moved.push((match_id, public)),
                     Some(Output::NoMatch) => daemon.no_match += 1,
                     Some(Output::Confirmed) => daemon.confirmed += 1,
                     Some(Output::Silent) => panic!("the server answers"),
@@ -243,6 +252,9 @@ impl World {
         let at_client = client.introduced.last().expect("the client knows of a match");
         assert_eq!(at_host.match_id, at_client.match_id);
         assert_eq!(at_host.probe_key, at_client.probe_key);
+        let [one, other] = [at_host, at_client].map(|at| at.relay.as_ref().expect("a grant"));
+        assert!(one.id != other.id && one.token != other.token);
+        assert!(self.relayed.contains(&at_host.match_id));
         for (seen, of) in [(at_host, client), (at_client, host)] {
             assert_eq!(seen.peer, peer(of.name));
             assert_eq!(seen.routing.udp_private, routing(of.name).udp_private);

@@ -1,0 +1,195 @@
+//! The relay: forwards datagrams between the two sides of a match, whichever way each is reached.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Instant;
+
+use p2pfs::limits::{FRAMES_QUEUED_MAX, RELAYED_BYTES_MAX};
+use p2pfs::net::batch::BatchSocket;
+use p2pfs::net::daemon::random;
+use p2pfs::proto::relay::table::{Place, Route, Table};
+use p2pfs::proto::rendezvous::matcher::{Link, RelaySide};
+use p2pfs::wire::datagrams;
+use p2pfs::wire::relay::{RELAY_HEADER_BYTES, RelayId, data_header, data_id};
+use p2pfs::wire::rendezvous::{MatchId, Relayed};
+use tokio::sync::mpsc;
+
+/// The largest datagram that is put on the network, bytes: Ethernet's.
+const DATAGRAM_MAX: usize = 1472;
+
+/// The relay.
+#[derive(Debug)]
+pub(crate) struct Relay {
+    table: Mutex<Table>,
+    links: Mutex<BTreeMap<Link, Registered>>,
+    sockets: OnceLock<Vec<Arc<BatchSocket>>>,
+}
+
+#[derive(Debug)]
+struct Registered {
+    address: IpAddr,
+    outbox: mpsc::Sender<Relayed>,
+}
+
+impl Relay {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            table: Mutex::new(Table::new(random(), Instant::now())),
+            links: Mutex::default(),
+            sockets: OnceLock::new(),
+        })
+    }
+
+    /// The sockets that UDP comes from; their order is their [`Place`].
+    pub(crate) fn serve_from(&self, sockets: Vec<Arc<BatchSocket>>) {
+        // set once, at the start
+        let _ = self.sockets.set(sockets);
+    }
+
+    /// A registration, which may be reached over its connection; what is for it comes out.
+    pub(crate) fn join(&self, link: Link, address: IpAddr) -> mpsc::Receiver<Relayed> {
+        let (outbox, relayed) = mpsc::channel(FRAMES_QUEUED_MAX);
+        lock(&self.links).insert(link, Registered { address, outbox });
+        relayed
+    }
+
+    pub(crate) fn leave(&self, link: Link) {
+        lock(&self.links).remove(&link);
+        lock(&self.table).handle_disconnected(link, Instant::now());
+    }
+
+    pub(crate) fn open(&self, match_id: MatchId, sides: [RelaySide; 2]) {
+        let addresses = {
+            let links = lock(&self.links);
+            let address = |side: &RelaySide| links.get(&side.link).map(|known| known.address);
+            match [address(&sides[0]), address(&sides[1])] {
+                [Some(client), Some(host)] => [client, host],
+                _ => return,
+            }
+        };
+        lock(&self.table).open(match_id, sides, addresses, Instant::now());
+    }
+
+    pub(crate) fn close(&self, match_id: MatchId) {
+        lock(&self.table).close(match_id);
+    }
+
+    /// How many matches are relayed, and the bytes so far.
+    pub(crate) fn stats(&self) -> (usize, u64) {
+        let mut table = lock(&self.table);
+        table.handle_timeout(Instant::now());
+        table.stats()
+    }
+
+    /// Datagrams of the relay that arrived on a socket, of `stride` bytes each.
+    pub(crate) fn handle_batch(
+        &self,
+        place: Place,
+        from: SocketAddr,
+        batch: &mut [u8],
+        stride: usize,
+    ) {
+        let mut rest = batch;
+        while !rest.is_empty() {
+            let id = data_id(&rest[..stride.min(rest.len())]);
+            let same = rest.chunks(stride).take_while(|one| data_id(one) == id).count();
+            let (run, after) = rest.split_at_mut((same * stride).min(rest.len()));
+            match id {
+                Some(id) => self.forward(id, Route::Udp(place, from), run, stride),
+                None => self.bind(place, from, run, stride),
+            }
+            rest = after;
+        }
+    }
+
+    fn bind(&self, place: Place, from: SocketAddr, run: &[u8], stride: usize) {
+        for datagram in run.chunks(stride) {
+            let now = Instant::now();
+            let answer = {
+                let mut table = lock(&self.table);
+                table.handle_timeout(now);
+                table.handle_bind(datagram, place, from, now)
+            };
+            if let (Some(answer), Some(socket)) = (answer, self.socket(place)) {
+                socket.send(from, &answer, 0);
+            }
+        }
+    }
+
+    /// Datagrams of one side, each behind its header.
+    fn forward(&self, id: RelayId, from: Route, run: &mut [u8], stride: usize) {
+        let count = run.chunks(stride).count();
+        let bytes = run.len().saturating_sub(count * RELAY_HEADER_BYTES);
+        let Some((to, id)) = lock(&self.table).route(id, from, bytes, Instant::now()) else {
+            return;
+        };
+        match to {
+            Route::Udp(place, address) => {
+                for datagram in run.chunks_mut(stride) {
+                    datagram[..RELAY_HEADER_BYTES].copy_from_slice(&data_header(id));
+                }
+                if let Some(socket) = self.socket(place) {
+                    socket.send(address, run, stride);
+                }
+            }
+            Route::Tls(link) => {
+                let size = stride - RELAY_HEADER_BYTES;
+                let most = (RELAYED_BYTES_MAX / size.max(1)).max(1);
+                for part in run.chunks(most * stride) {
+                    let datagrams =
+                        part.chunks(stride).filter_map(|one| one.get(RELAY_HEADER_BYTES..));
+                    let bytes = datagrams.flatten().copied().collect();
+                    let segment = u16::try_from(size).unwrap_or_default();
+                    self.hand_over(link, Relayed { relay: id, segment, bytes });
+                }
+            }
+        }
+    }
+
+    /// Datagrams that came over a registration.
+    pub(crate) fn handle_relayed(&self, link: Link, relayed: Relayed) {
+        let Relayed { relay, segment, bytes } = relayed;
+        let routed = lock(&self.table).route(relay, Route::Tls(link), bytes.len(), Instant::now());
+        let Some((to, relay)) = routed else { return };
+        match to {
+            Route::Tls(link) => self.hand_over(link, Relayed { relay, segment, bytes }),
+            Route::Udp(place, address) => {
+                let Some(socket) = self.socket(place) else { return };
+                let mut wrapped = Vec::with_capacity(bytes.len() * 2);
+                for datagram in datagrams::split(&bytes, segment) {
+                    if datagram.len() + RELAY_HEADER_BYTES > DATAGRAM_MAX {
+                        return;
+                    }
+                    wrapped.extend_from_slice(&data_header(relay));
+                    wrapped.extend_from_slice(datagram);
+                }
+                // nothing that would be cut into more pieces than the system takes at once
+                let size = usize::from(segment) + RELAY_HEADER_BYTES;
+                if segment == 0 {
+                    socket.send(address, &wrapped, 0);
+                } else {
+                    for part in wrapped.chunks(size * 10) {
+                        socket.send(address, part, size);
+                    }
+                }
+            }
+        }
+    }
+
+    fn hand_over(&self, link: Link, relayed: Relayed) {
+        if let Some(known) = lock(&self.links).get(&link) {
+            // a full queue drops, as a network would
+            let _ = known.outbox.try_send(relayed);
+        }
+    }
+
+    fn socket(&self, place: Place) -> Option<&Arc<BatchSocket>> {
+        self.sockets.get()?.get(place.0)
+    }
+}
+
+/// Maps are changed in whole steps, so a panic elsewhere does not spoil them.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
