@@ -4,9 +4,9 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use super::capture::{Capture, holds};
-use super::pair::relayed;
+use super::pair::{at_the_server, relayed};
 use crate::world::lab::{Kind, Lab, need_lab};
-use crate::world::{Home, Side, eventually, need_mount};
+use crate::world::{Home, eventually, need_mount};
 
 /// What is relayed, bytes.
 const FILE_BYTES: usize = 4_000_000;
@@ -17,16 +17,13 @@ const WARM_BYTES_PER_S: f64 = 200.0;
 
 /// A capture at the server while data is relayed holds neither a known name nor known content.
 #[test]
-#[ignore = "wants the relay"]
 fn the_server_reads_nothing_of_what_it_relays() {
     need_mount!();
     need_lab!();
     let home = Home::in_lab(Lab::new(Kind::Sym, Kind::Sym));
     let content: Vec<u8> = CONTENT.iter().copied().cycle().take(FILE_BYTES).collect();
     fs::write(home.disk.join(NAME), &content).unwrap();
-    eventually("the host at the server", Duration::from_secs(20), || {
-        home.world.status(Side::Server)["hosts"] == 1
-    });
+    at_the_server(&home);
     let capture = Capture::start(home.world.lab(), "server");
     home.mount("timeout=20,relay=first");
     let before = relayed(&home);
@@ -45,7 +42,6 @@ fn the_server_reads_nothing_of_what_it_relays() {
 
 /// After the move to the direct path the relay is kept warm, no more.
 #[test]
-#[ignore = "wants the relay"]
 fn a_relay_that_is_not_used_costs_next_to_nothing() {
     need_mount!();
     need_lab!();

@@ -5,7 +5,7 @@ use std::io::Read;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use super::pair::Watch;
+use super::pair::{Watch, at_the_server};
 use super::say;
 use crate::world::lab::{Kind, Lab, Plan, need_lab};
 use crate::world::outcome::tool;
@@ -74,9 +74,7 @@ fn rates_side_by_side() {
 
 fn at_home(plan: Plan) -> Home {
     let home = Home::in_lab(Lab::build(plan));
-    eventually("the host at the server", Duration::from_secs(20), || {
-        home.world.status(Side::Server)["hosts"] == 1
-    });
+    at_the_server(&home);
     home
 }
 
