@@ -24,8 +24,9 @@ use p2pfs::wire::errno::Errno;
 use p2pfs::wire::log::{Caller, Cursor};
 use p2pfs::wire::name::{Name, Target};
 use p2pfs::wire::nat::{Filtering, Mapping, NatBehaviour};
+use p2pfs::wire::relay::{RelayGrant, RelayId, RelayToken};
 use p2pfs::wire::rendezvous::{
-    FromServer, MatchId, Public, Role, Routing, Seal, Sealed, StunAddress, ToServer,
+    FromServer, MatchId, Public, Relayed, Role, Routing, Seal, Sealed, StunAddress, ToServer,
 };
 use p2pfs::wire::session::{Denial, DeviceId, Grant, Identify, StreamKind, Verdict};
 
@@ -150,6 +151,7 @@ fn calls_on_lanes_have_their_bytes() {
     golden("answer", &Answer { id, reply: Ok(Reply::Attr(ATTR)) });
     golden("answer_refused", &Answer { id, reply: Err(Errno::ENOENT) });
     assert_eq!(StreamKind::Calls.to_byte(), 4);
+    assert_eq!(StreamKind::IdentifyAsked.to_byte(), 5);
 }
 
 #[test]
@@ -229,6 +231,7 @@ fn messages_to_the_server_have_their_bytes() {
     let match_id = MatchId([3; 16]);
     golden("to_server_accept", &ToServer::Accept { match_id, sealed: sealed() });
     golden("to_server_decline", &ToServer::Decline { match_id });
+    golden("to_server_relayed", &ToServer::Relayed(relayed()));
 }
 
 #[test]
@@ -251,6 +254,11 @@ fn messages_from_the_server_have_their_bytes() {
     let introduced = FromServer::Introduced { match_id, host, public, sealed: sealed() };
     golden("from_server_introduced", &introduced);
     golden("from_server_no_match", &FromServer::NoMatch);
+    let udp = Some(StunAddress { ip: None, port: 3478 });
+    let grant = RelayGrant { id: RelayId([9; 8]), token: RelayToken([10; 32]), udp };
+    golden("from_server_relay", &FromServer::Relay { match_id, grant });
+    golden("from_server_relayed", &FromServer::Relayed(relayed()));
+    golden("from_server_moved", &FromServer::Moved { match_id, public });
 }
 
 #[test]
@@ -282,6 +290,10 @@ fn a_nats_behaviour_has_its_bytes_and_follows_the_routing() {
     let seal = Seal::Host(MatchId([3; 16]), &[6; 24]);
     let sealed = seal.seal(&PairKey::from_bytes([7; 32]), [8; 24], &routing).unwrap();
     golden("routing_sealed_nat", &sealed);
+}
+
+fn relayed() -> Relayed {
+    Relayed { relay: RelayId([9; 8]), segment: 1200, bytes: b"datagrams".to_vec() }
 }
 
 fn sealed() -> Sealed {

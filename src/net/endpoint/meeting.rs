@@ -41,6 +41,7 @@ pub(super) struct Meeting {
     ever_up: bool,
     pub(super) listening: bool,
     tried: usize,
+    last: Option<Path>,
 }
 
 struct Relay {
@@ -95,6 +96,7 @@ impl Meeting {
             ever_up: false,
             listening: false,
             tried: 0,
+            last: None,
         }
     }
 
@@ -231,7 +233,9 @@ impl Meeting {
                 Output::Use { path, rung, rtt } => {
                     self.ever_up = true;
                     around.mux.set_path(self.peer, path);
-                    tracing::debug!(%path, rung = rung.as_str(), ?rtt, "path");
+                    if self.last.replace(path) != Some(path) {
+                        tracing::debug!(%path, rung = rung.as_str(), ?rtt, "path up");
+                    }
                     self.tell(PathEvent::Up(self.info(path, rung, rtt)));
                 }
                 Output::Hedge(path) => around.mux.set_hedge(self.peer, path),
@@ -243,7 +247,10 @@ impl Meeting {
                         binding.check(now);
                     }
                 }
-                Output::Down => self.tell(PathEvent::Down),
+                Output::Down => {
+                    self.last = None;
+                    self.tell(PathEvent::Down);
+                }
                 Output::Asked => self.tell(PathEvent::Asked),
                 Output::Close(stream) => around.mux.remove_stream(stream),
             }

@@ -86,7 +86,10 @@ impl Ladder {
         if now >= active.next_ping || (silent && active.asked.is_none()) {
             let asked = *active.asked.get_or_insert(now);
             let quick = now < asked + SILENCE_MAX / 2;
-            active.next_ping = now + if quick { DOUBT_INTERVAL.0 } else { DOUBT_INTERVAL.1 };
+            // not before an answer could be there
+            let quickly = active.rtt.map_or(DOUBT_INTERVAL.0, |rtt| rtt.mul_f64(1.2));
+            active.next_ping =
+                now + if quick { quickly.max(DOUBT_INTERVAL.0) } else { DOUBT_INTERVAL.1 };
             let second = active.hedge.map(|hedge| hedge.path);
             self.ping(path, now);
             if let Some(second) = second {

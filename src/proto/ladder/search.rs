@@ -31,6 +31,8 @@ pub(super) struct Search {
     retries: usize,
     tcp_from: Instant,
     tcp_until: Instant,
+    /// The time of TCP was over when it was looked at last.
+    tcp_over: bool,
     /// Rungs whose time is over are told once.
     told: bool,
 }
@@ -60,6 +62,7 @@ impl Search {
             retries: 0,
             tcp_from: now + TCP_AFTER,
             tcp_until: now + TCP_TIME,
+            tcp_over: false,
             told: false,
         }
     }
@@ -230,7 +233,7 @@ impl Ladder {
         let look = looks.then_some(self.search.next);
         let dials = self.targets.values().filter(|target| self.may_dial(target));
         let dial = dials.map(|target| target.retry_at.max(self.search.tcp_from)).min();
-        let dial = dial.filter(|at| *at < self.search.tcp_until);
+        let dial = dial.filter(|_| !self.search.tcp_over);
         let vain = self.search.began + TCP_AFTER + RUNG_TIME;
         let vain = (self.stage.is_none() && !self.search.told).then_some(vain);
         let listen = (self.listening && self.stage.is_none()).then_some(self.search.tcp_until);
@@ -304,6 +307,7 @@ impl Ladder {
         // a client's TCP rungs have their own time
         let in_time =
             self.stage.is_some() || (self.search.tcp_from <= now && now < self.search.tcp_until);
+        self.search.tcp_over = self.stage.is_none() && now >= self.search.tcp_until;
         let tries_tcp = [Rung::TcpPrivate, Rung::TcpPublic]
             .into_iter()
             .any(|rung| self.is_better(rung) && self.is_tried(rung));

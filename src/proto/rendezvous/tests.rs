@@ -13,7 +13,7 @@ use crate::identity::{BlindedMac, hmac};
 use crate::limits::INDICES_MAX;
 use crate::proto::PeerMisbehaved;
 use crate::wire::rendezvous::{
-    FromServer, INDICES_PER_MESSAGE, MatchId, Role, Routing, Sealed, ToServer,
+    FromServer, INDICES_PER_MESSAGE, MatchId, Public, Role, Routing, Sealed, ToServer,
 };
 use world::{DELAY, MAC, Machine, World, address, pair_key, peer, routing};
 
@@ -189,33 +189,29 @@ fn keys_that_come_and_go_reach_the_server_at_once() {
 }
 
 #[test]
-fn a_side_without_a_mapping_waits_for_it_but_not_long() {
-    for mapped_after in [Duration::from_millis(100), Duration::from_secs(9)] {
-        let mut world = World::new();
-        let (host, client) = (world.host(HOST, CLIENT), world.client(CLIENT, HOST));
-        world.connect(host);
-        world.run(soon());
-        let set = |world: &mut World, routing: Routing| {
-            let now = world.now;
-            let Machine::Client(machine) = &mut world.daemons[client].machine else {
-                panic!("not a client");
-            };
-            machine.set_routing(routing, now);
-            world.settle();
+fn a_client_without_a_mapping_does_not_wait_and_the_host_hears_of_it_later() {
+    let mut world = World::new();
+    let (host, client) = (world.host(HOST, CLIENT), world.client(CLIENT, HOST));
+    world.connect(host);
+    world.run(soon());
+    let set = |world: &mut World, routing: Routing| {
+        let now = world.now;
+        let Machine::Client(machine) = &mut world.daemons[client].machine else {
+            panic!("not a client");
         };
-        let unmapped = Routing { udp_public: None, ..routing(CLIENT) };
-        set(&mut world, unmapped);
-        world.connect(client);
-        world.run(mapped_after);
-        let early = mapped_after < Duration::from_millis(400);
-        assert_eq!(world.daemons[client].introduced.len(), usize::from(!early));
-        set(&mut world, routing(CLIENT));
-        world.run(soon());
-        assert_eq!(world.daemons[client].introduced.len(), 1);
-        if early {
-            world.assert_introduced(host, client);
-        }
-    }
+        machine.set_routing(routing, now);
+        world.settle();
+    };
+    set(&mut world, Routing { udp_public: None, ..routing(CLIENT) });
+    world.connect(client);
+    world.run(Duration::from_millis(100));
+    let introduced = world.daemons[client].introduced[0].match_id;
+    assert!(world.daemons[host].moved.is_empty());
+    set(&mut world, routing(CLIENT));
+    world.run(soon());
+    let public = Public { tcp: Some(address(CLIENT, 50_000)), udp: Some(address(CLIENT, 4000)) };
+    assert_eq!(world.daemons[host].moved, [(introduced, public)]);
+    assert!(world.daemons[client].moved.is_empty());
 }
 
 struct Server {
@@ -226,7 +222,7 @@ struct Server {
 impl Server {
     fn with(role: Role) -> Self {
         let now = Instant::now();
-        let mut matcher = Matcher::new(Vec::new(), [1; 32]);
+        let mut matcher = Matcher::new(Vec::new(), true, [1; 32]);
         matcher.handle_connected(Link(1), peer(HOST), address(1, 1), now).unwrap();
         let mut server = Self { matcher, now };
         server.say(ToServer::Hello { role }).unwrap();
@@ -294,7 +290,7 @@ fn who_talks_too_much_is_sent_away_and_who_says_nothing_too() {
     }
     assert!((60..70).contains(&said), "{said}");
 
-    let mut silent = Matcher::new(Vec::new(), [1; 32]);
+    let mut silent = Matcher::new(Vec::new(), true, [1; 32]);
     let start = Instant::now();
     silent.handle_connected(Link(1), peer(HOST), address(1, 1), start).unwrap();
     while let Some(at) = silent.poll_timeout() {

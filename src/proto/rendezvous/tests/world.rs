@@ -142,6 +142,7 @@ impl World {
             self.lose(daemon);
         }
         self.matcher = Matcher::new(Vec::new(), true, [2; 32]);
+        self.relayed.clear();
     }
 
     /// Lets time pass.

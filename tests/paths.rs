@@ -1,0 +1,170 @@
+//! Paths: found, chosen, lost and moved under an open file (R8, R10, R18-R21, N4).
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::world::lab::{Kind, Lab, need_lab};
+use crate::world::{Home, Outcome, Side, eventually, need_mount};
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// A home whose host is at the server, with a file of `megabytes`, and what is in it.
+fn home(host: Kind, client: Kind, megabytes: usize) -> (Home, Vec<u8>) {
+    let home = Home::in_lab(Lab::new(host, client));
+    let content: Vec<u8> =
+        (0..megabytes * 1_000_000).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    fs::write(home.disk.join("film"), &content).unwrap();
+    eventually("the host at the server", Duration::from_secs(20), || {
+        home.world.status(Side::Server)["hosts"] == 1
+    });
+    (home, content)
+}
+
+fn path(home: &Home) -> Value {
+    home.world.mount_status()["path"].clone()
+}
+
+fn wait_for(home: &Home, rung: &str) {
+    eventually(rung, SOON, || path(home)["rung"] == rung);
+}
+
+fn relayed(home: &Home) -> u64 {
+    home.world.status(Side::Server)["relay"]["bytes"].as_u64().unwrap()
+}
+
+/// Makes the client's router drop what fits `rule`.
+fn cut(home: &Home, rule: &str) {
+    let lab = home.world.lab();
+    let script = format!(
+        "nft 'add table inet cut; add chain inet cut all {{ type filter hook forward priority -9; \
+         }}; add rule inet cut all {rule} drop'"
+    );
+    let mut shell = lab.command_at(lab.router_of(Side::Client), "sh");
+    shell.args(["-c", &script]);
+    Outcome::of(shell, SOON).ok();
+}
+
+const DIRECT_UDP: &str = "meta l4proto udp ip saddr != 203.0.113.5 ip daddr != 203.0.113.5";
+const DIRECT_TCP: &str = "meta l4proto tcp ip saddr != 203.0.113.5 ip daddr != 203.0.113.5";
+
+#[test]
+fn a_path_that_dies_under_an_open_file_is_left_and_the_reader_notices_nothing() {
+    need_mount!();
+    need_lab!();
+    let (home, content) = home(Kind::Port, Kind::Port, 60);
+    home.mount("timeout=10,cache=1M");
+    wait_for(&home, "udp-public");
+    let connection = home.world.mount_status()["connection_id"].clone();
+    let still = relayed(&home);
+
+    let mut film = File::open(home.mountpoint.join("film")).unwrap();
+    let mut read = vec![0; 2_000_000];
+    film.read_exact(&mut read).unwrap();
+    assert_eq!(relayed(&home), still, "the relay rests");
+    cut(&home, DIRECT_UDP);
+    let start = Instant::now();
+    film.read_to_end(&mut read).unwrap();
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+    assert!(read == content);
+
+    let mount = home.world.mount_status();
+    assert_eq!(mount["connection_id"], connection, "{mount:#}");
+    wait_for(&home, "tcp-public");
+    home.unmount();
+}
+
+#[test]
+fn without_a_direct_path_the_relay_carries_by_udp_and_without_udp_over_tls() {
+    need_mount!();
+    need_lab!();
+    for udp in [true, false] {
+        let (home, content) = home(Kind::Port, Kind::Port, 8);
+        cut(&home, if udp { DIRECT_UDP } else { "meta l4proto udp" });
+        cut(&home, DIRECT_TCP);
+        home.mount("timeout=10");
+        assert!(fs::read(home.mountpoint.join("film")).unwrap() == content);
+        let found = path(&home);
+        assert_eq!((&found["kind"], &found["rung"]), (&"relay".into(), &"relay".into()));
+        assert!(relayed(&home) > 8_000_000);
+        let host = home.world.status(Side::Host);
+        assert_eq!(host["sessions"][0]["path"]["rung"], "relay", "{host:#}");
+        home.unmount();
+    }
+}
+
+#[test]
+fn where_udp_is_blocked_a_tcp_path_is_opened_from_both_sides() {
+    need_mount!();
+    need_lab!();
+    for roles in [Kind::Port, Kind::None] {
+        let (home, content) = home(Kind::UdpBlock, roles, 8);
+        home.mount("timeout=10");
+        wait_for(&home, "tcp-public");
+        let still = relayed(&home);
+        assert!(fs::read(home.mountpoint.join("film")).unwrap() == content);
+        assert_eq!(relayed(&home), still, "the relay rests");
+        home.unmount();
+    }
+}
+
+#[test]
+fn rung_by_rung_each_has_its_two_seconds() {
+    need_mount!();
+    need_lab!();
+    let (home, _) = home(Kind::Port, Kind::Port, 1);
+    cut(&home, DIRECT_UDP);
+    home.mount("timeout=20,paths=udp-first");
+    let found = path(&home);
+    assert_eq!(found["rung"], "tcp-public", "{found:#}");
+    let tried = found["tried"].as_array().unwrap();
+    for (line, rung) in tried.iter().zip(["udp-public", "tcp-private"]) {
+        let after = line["after_ms"].as_u64().unwrap();
+        assert_eq!((&line["rung"], &line["result"]), (&rung.into(), &"timeout".into()));
+        assert!((1800..=2200).contains(&after), "{found:#}");
+    }
+    assert_eq!(relayed(&home), 0, "not before its turn");
+    home.unmount();
+}
+
+#[test]
+fn the_host_asks_who_is_there_at_once_or_when_nobody_has_said() {
+    need_mount!();
+    let mut home = Home::on_loopback();
+    let auth = |home: &Home| {
+        home.mount("timeout=10");
+        let client = home.world.mount_status()["auth"].clone();
+        let host = home.world.status(Side::Host)["sessions"][0]["auth"].clone();
+        home.unmount();
+        (client, host)
+    };
+    let (client, host) = auth(&home);
+    assert_eq!((&client["process"], &host["process"]), (&120.into(), &120.into()));
+    assert_eq!(client["to"], host["to"]);
+    home.host.kill_now();
+    let args = ["serve", "--server", &home.server.ready, "--auth-wait", "0"];
+    home.host = home.world.start(Side::Host, &args);
+    let (client, host) = auth(&home);
+    assert_eq!((&client["process"], &host["process"]), (&140.into(), &140.into()));
+}
+
+#[test]
+fn request_21_goes_to_the_address_that_was_chosen() {
+    need_mount!();
+    need_lab!();
+    let (home, _) = home(Kind::Port, Kind::Port, 1);
+    for to in ["udp-public", "tcp-public"] {
+        home.mount(&format!("timeout=10,auth-to={to}"));
+        let mount = home.world.mount_status();
+        assert_eq!(mount["auth"]["to"], to, "{mount:#}");
+        assert_eq!(mount["auth"]["process"], 120, "{mount:#}");
+        home.unmount();
+    }
+    // the host's private address cannot be reached from here: it asks where it can
+    home.mount("timeout=10,auth-to=private");
+    let mount = home.world.mount_status();
+    assert_eq!(mount["auth"]["process"], 140, "{mount:#}");
+    home.unmount();
+}
