@@ -1,10 +1,11 @@
 //! What a machine sees on its network: every frame, as the kernel hands it over.
 
 use std::io::Read;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -16,10 +17,24 @@ const ALL: i32 = 0x0300;
 const FRAME_BYTES_MAX: usize = 1 << 16;
 const BUFFER_BYTES: usize = 64 << 20;
 
+/// Where an IPv4 datagram's parts are in a frame: protocol, addresses, the payload of UDP.
+const PROTOCOL: usize = 23;
+const ADDRESSES: Range<usize> = 26..34;
+const PAYLOAD: usize = 42;
+const UDP: u8 = 17;
+/// The bit that every QUIC packet has, and neither STUN nor a probe (RFC 9443).
+const QUIC: u8 = 0x40;
+
+/// A frame, and when it came.
+pub(crate) struct Frame {
+    at: Instant,
+    bytes: Vec<u8>,
+}
+
 /// Frames are gathered until it is asked for them.
 pub(crate) struct Capture {
     done: Arc<AtomicBool>,
-    frames: JoinHandle<Vec<Vec<u8>>>,
+    frames: JoinHandle<Vec<Frame>>,
 }
 
 impl Capture {
@@ -37,7 +52,9 @@ impl Capture {
             let mut frame = vec![0; FRAME_BYTES_MAX];
             loop {
                 match socket.read(&mut frame) {
-                    Ok(length) => frames.push(frame[..length].to_vec()),
+                    Ok(length) => {
+                        frames.push(Frame { at: Instant::now(), bytes: frame[..length].to_vec() });
+                    }
                     // nothing for a while
                     Err(_) if over.load(Ordering::Relaxed) => return frames,
                     Err(_) => {}
@@ -48,16 +65,34 @@ impl Capture {
     }
 
     /// What was seen.
-    pub(crate) fn stop(self) -> Vec<Vec<u8>> {
+    pub(crate) fn stop(self) -> Vec<Frame> {
         self.done.store(true, Ordering::Relaxed);
         self.frames.join().unwrap()
     }
 }
 
 /// Whether any of the frames holds these bytes.
-pub(crate) fn holds(frames: &[Vec<u8>], wanted: &[u8]) -> bool {
+pub(crate) fn holds(frames: &[Frame], wanted: &[u8]) -> bool {
     let first = wanted[0];
     frames.iter().any(|frame| {
-        frame.iter().enumerate().any(|(at, byte)| *byte == first && frame[at..].starts_with(wanted))
+        let bytes = &frame.bytes;
+        let mut places = bytes.iter().enumerate();
+        places.any(|(at, byte)| *byte == first && bytes[at..].starts_with(wanted))
     })
+}
+
+/// When a QUIC packet was first sent straight from one address to another.
+pub(crate) fn first_quic(frames: &[Frame], from: [u8; 4], to: [u8; 4]) -> Option<Instant> {
+    let wanted = [from, to].concat();
+    let quic = |frame: &&Frame| {
+        frame.bytes.get(PROTOCOL) == Some(&UDP)
+            && frame.bytes.get(ADDRESSES) == Some(&wanted[..])
+            && frame.bytes.get(PAYLOAD).is_some_and(|byte| byte & QUIC != 0)
+    };
+    frames.iter().find(quic).map(|frame| frame.at)
+}
+
+/// What the frames hold, bytes.
+pub(crate) fn bytes(frames: &[Frame]) -> usize {
+    frames.iter().map(|frame| frame.bytes.len()).sum()
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use super::capture::{Capture, holds};
+use super::capture::{Capture, bytes, holds};
 use super::pair::{at_the_server, relayed};
 use crate::world::lab::{Kind, Lab, need_lab};
 use crate::world::{Home, eventually, need_mount};
@@ -31,7 +31,7 @@ fn the_server_reads_nothing_of_what_it_relays() {
     let carried = relayed(&home) - before;
     let frames = capture.stop();
     assert!(carried >= FILE_BYTES as u64, "only {carried} bytes were relayed");
-    let seen: usize = frames.iter().map(Vec::len).sum();
+    let seen = bytes(&frames);
     assert!(seen >= FILE_BYTES, "only {seen} bytes were captured");
     // the capture sees what is not hidden
     assert!(holds(&frames, &[0x21, 0x12, 0xa4, 0x42]), "not even STUN");
