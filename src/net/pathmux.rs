@@ -166,7 +166,12 @@ impl PathMux {
         server: Option<SocketAddr>,
         link: mpsc::Sender<Relayed>,
     ) {
-        self.write().set_relay(peer, RelayWay { id, server, bound: false, link });
+        let early = {
+            let mut peers = self.write();
+            peers.set_relay(peer, RelayWay { id, server, bound: false, link });
+            peers.take_early(id)
+        };
+        early.into_iter().for_each(|relayed| self.handle_relayed(relayed));
     }
 
     /// Whether UDP reaches the relay.

@@ -1,7 +1,7 @@
 //! One side's registration with one server: kept for ever, made again when it is lost.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,15 @@ use crate::wire::rendezvous::{MatchId, Public, Relayed, Routing, STUN_ADDRESSES_
 mod driver;
 mod inquiry;
 mod link;
+
+/// STUN's own port (RFC 8489).
+const STUN_PORT: u16 = 3478;
+
+/// Where a server's STUN usually is; it says itself where, once it is reached. Only for a server
+/// that is known by its IP address.
+pub(crate) fn usual_stun(server: &ServerAddress) -> Option<SocketAddr> {
+    Some((server.host.parse::<IpAddr>().ok()?, STUN_PORT).into())
+}
 
 /// Which side of a pairing registers.
 #[derive(Clone, Debug)]

@@ -234,6 +234,10 @@ impl Ladder {
                 if probe.kind == ProbeKind::Chosen && role == Role::Host {
                     self.chosen = Some(from);
                 }
+                // a client that has left this path waits to be asked on it again
+                if probe.kind == ProbeKind::Ping && role == Role::Host && self.works(from) {
+                    self.ping(from, now);
+                }
                 self.handle_asked(from, now);
             }
             ProbeKind::Pong => self.handle_pong(probe.nonce, from, now),

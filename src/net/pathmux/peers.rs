@@ -1,6 +1,6 @@
 //! Who is behind which path.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,6 +15,9 @@ use crate::proto::path::{Path, StreamId};
 use crate::wire::relay::RelayId;
 use crate::wire::rendezvous::Relayed;
 
+/// Frames that are kept for a match that is not known yet.
+const EARLY_MAX: usize = 16;
+
 #[derive(Debug, Default)]
 pub(super) struct Peers {
     next: u32,
@@ -23,6 +26,8 @@ pub(super) struct Peers {
     by_address: HashMap<SocketAddr, Virtual>,
     by_relay: HashMap<RelayId, Virtual>,
     streams: HashMap<StreamId, Stream>,
+    /// What the relay brought before its match was heard of.
+    early: VecDeque<Relayed>,
 }
 
 #[derive(Debug, Default)]
@@ -98,6 +103,22 @@ impl Peers {
         if let Some(old) = known.relay.replace(way) {
             self.by_relay.remove(&old.id);
         }
+    }
+
+    /// Keeps what the relay brought a moment too early.
+    pub(super) fn keep_early(&mut self, relayed: Relayed) {
+        if self.early.len() == EARLY_MAX {
+            self.early.pop_front();
+        }
+        self.early.push_back(relayed);
+    }
+
+    /// What was kept for an id.
+    pub(super) fn take_early(&mut self, id: RelayId) -> Vec<Relayed> {
+        let early = std::mem::take(&mut self.early);
+        let (mine, others): (Vec<_>, Vec<_>) = early.into_iter().partition(|one| one.relay == id);
+        self.early = others.into();
+        mine
     }
 
     pub(super) fn add_stream(&mut self, frames: mpsc::Sender<Frame>) -> StreamId {

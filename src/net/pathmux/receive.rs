@@ -88,6 +88,9 @@ impl PathMux {
         let peer = self.read().at_relay(relayed.relay, None);
         if peer.is_some() {
             self.sort_frame(peer, Path::Relay, relayed.segment, relayed.bytes.into());
+        } else {
+            // the introduction goes another way through the server
+            self.write().keep_early(relayed);
         }
     }
 

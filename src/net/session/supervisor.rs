@@ -16,7 +16,7 @@ use crate::net::pathmux::Virtual;
 use crate::net::quic;
 use crate::net::rendezvous::{
     Introduction, Registration, RegistrationConfig, RendezvousError, RendezvousEvent, ServerLink,
-    Side,
+    Side, usual_stun,
 };
 use crate::net::session::core::Core;
 use crate::net::session::link::{self, Link, LinkError};
@@ -92,6 +92,8 @@ impl Supervisor {
             let config = RegistrationConfig { secret, server, side, routing, relayed };
             Registration::start(config, events_in.clone())
         };
+        // a round trip sooner than the server can say where: mostly it is there
+        endpoint.set_stun_servers(config.servers.iter().filter_map(usual_stun).collect());
         let registrations = config.servers.iter().cloned().map(register).collect();
         let (session, log) = match config.resume.take() {
             Some(away) => {

@@ -4,7 +4,7 @@
 //!  data unanswered for T          ping, every 50 ms
 //!  pings unanswered for T         send on a second path too, and ping that
 //!  the second one answers,        leave the first
-//!  the first one still does not
+//!  the first one does not for T
 //! ```
 //!
 //! T is 1.5 round trips, at least 100 ms. Without a second path the first is kept for
@@ -100,7 +100,12 @@ impl Ladder {
         let Some(asked) = active.asked else { return };
         match active.hedge {
             None if now >= asked + patience => self.hedge(now),
-            Some(hedge) if self.answered_since(hedge.path, hedge.since) => self.fail_over(now),
+            Some(hedge)
+                if now >= hedge.since + patience
+                    && self.answered_since(hedge.path, hedge.since) =>
+            {
+                self.fail_over(now);
+            }
             _ => {}
         }
         let silent = |active: &Active| active.asked.is_some_and(|at| now >= at + SILENCE_MAX);
