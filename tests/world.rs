@@ -178,11 +178,6 @@ impl World {
         }
     }
 
-    /// The lab that this world is in.
-    pub(crate) fn lab(&self) -> &lab::Lab {
-        self.lab.as_ref().unwrap()
-    }
-
     /// The same, to be changed.
     pub(crate) fn lab_mut(&mut self) -> &mut lab::Lab {
         self.lab.as_mut().unwrap()

@@ -120,6 +120,12 @@ impl PathMux {
         Ok(self.socket.local_addr()?.port())
     }
 
+    /// Resolves when datagrams can be sent: before, the runtime takes a new socket for a full one.
+    pub(crate) async fn writable(&self) {
+        // one that has failed says so when it is used
+        let _ = self.socket.writable().await;
+    }
+
     /// The address that was bound: unspecified for any.
     pub(crate) fn bound_ip(&self) -> io::Result<IpAddr> {
         Ok(self.socket.local_addr()?.ip())

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use rustix::net::sockopt;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::world::lab::Lab;
@@ -44,7 +45,8 @@ impl Capture {
             Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(ALL))).unwrap()
         });
         socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
-        let _ = socket.set_recv_buffer_size(BUFFER_BYTES);
+        // only root may have so much, as whom this runs
+        sockopt::set_socket_recv_buffer_size_force(&socket, BUFFER_BYTES).unwrap();
         let done = Arc::new(AtomicBool::new(false));
         let over = done.clone();
         let frames = thread::spawn(move || {

@@ -96,6 +96,7 @@ impl Driver {
     ) {
         let mut interfaces = tokio::time::interval(INTERFACES_INTERVAL);
         let mux = Arc::clone(&self.mux);
+        mux.writable().await;
         loop {
             let wake = self.next_wake();
             tokio::select! {
