@@ -5,7 +5,7 @@
 //! QUIC's datagrams may be taken from it, and has asked us in turn, so that the peer takes ours.
 //! The relay works as soon as there is one: both sides proved themselves to it.
 //!
-//! The client chooses, and says so (`Chosen`); the host follows. With [`Auto`](crate::proto::path::Order::Auto) everything is
+//! The client chooses, and says so (`Chosen`); the host follows. With `paths=auto` everything is
 //! tried at once and the best path that works is used; else one rung after the other, each for
 //! [`RUNG_TIME`], and the one that won is kept until it dies. Either side leaves a path that is
 //! silent: see [`active`].

@@ -55,7 +55,9 @@ struct Rules<'a> {
 
 impl<'a> Rules<'a> {
     fn new(peer: &Routing, own: &'a Routing) -> Self {
-        let same = |peer: Option<SocketAddr>, own: Option<SocketAddr>| matches!((peer, own), (Some(peer), Some(own)) if peer.ip() == own.ip());
+        let same = |peer: Option<SocketAddr>, own: Option<SocketAddr>| {
+            peer.zip(own).is_some_and(|(peer, own)| peer.ip() == own.ip())
+        };
         let seen = [own.udp_public, own.tcp_public];
         Self {
             own,
