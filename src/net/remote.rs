@@ -38,7 +38,8 @@ pub trait Remote: Send + Sync {
     /// for the grace, `ENOTCONN` when the session has ended.
     fn given_up(&self) -> BoxFuture<Errno>;
 
-    /// How long a packet takes to the host and back, as last measured; zero where that is not known.
+    /// How long a packet takes to the host and back, as last measured; zero where that is not
+    /// known.
     fn round_trip(&self) -> Duration {
         Duration::ZERO
     }

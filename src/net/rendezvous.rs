@@ -82,6 +82,10 @@ pub struct ServerLink {
 }
 
 /// What happens to a registration.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "few wait at once, and an introduction is the usual one"
+)]
 #[derive(Clone, Debug)]
 pub enum RendezvousEvent {
     /// The server knows us.

@@ -63,7 +63,6 @@ impl PathMux {
                 stride: batch.segment,
                 ecn: None,
                 dst_ip: None,
-                ..RecvMeta::default()
             };
             filled += 1;
         }
