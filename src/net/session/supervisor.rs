@@ -305,6 +305,11 @@ impl Supervisor {
                 Output::Connect(id) => self.connect(id),
                 Output::Identify(id) => self.identify(id),
                 Output::Up(id, grant) => {
+                    // a match that was asked for meanwhile would only replace what works
+                    if let Some(trying) = self.trying.take() {
+                        self.endpoint.remove(trying);
+                        self.asked.retain(|asked| *asked != trying);
+                    }
                     self.set_in_use(true);
                     self.link(id, grant);
                 }
