@@ -1,11 +1,13 @@
 //! The I/O shell: the only place in this crate that touches tokio, quinn, sockets and clocks.
 
 pub mod admin;
+pub mod ask;
 pub mod daemon;
 pub mod doctor;
 mod endpoint;
 pub mod host;
 mod interfaces;
+pub mod lan;
 pub mod log;
 mod nat;
 mod pathmux;

@@ -40,6 +40,7 @@ pub enum PeerMisbehaved {
 
 pub mod calls;
 pub mod lease;
+pub mod pairing;
 pub mod punch;
 pub mod redo;
 pub mod session;

@@ -21,6 +21,7 @@ pub mod lease;
 pub mod log;
 pub mod name;
 pub mod nat;
+pub mod pairing;
 pub mod probe;
 pub mod rendezvous;
 pub mod session;

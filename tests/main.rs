@@ -32,6 +32,8 @@ mod natlab;
 mod netns;
 /// What a host remembers: keys and shares over restarts, revocation, `-o wait`.
 mod owner;
+/// Every way to become a client: sticks, tickets, the local network, paper.
+mod pairings;
 /// A suite of others: POSIX, on the mount as on ext4.
 mod pjdfstest;
 /// The mount against a plain directory, by random operations.

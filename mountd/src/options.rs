@@ -31,6 +31,12 @@ pub struct MountOptions {
     pub drain: Duration,
     /// `wait`: try again after a denial until authorised.
     pub wait: bool,
+    /// `login=`: the user of a key that is a login.
+    pub login: Option<String>,
+    /// `password-file=`: its password, instead of asking.
+    pub password_file: Option<PathBuf>,
+    /// `passphrase-file=`: the key's passphrase, instead of asking.
+    pub passphrase_file: Option<PathBuf>,
     /// `state=`
     pub state: Option<PathBuf>,
 }
@@ -61,6 +67,9 @@ impl Default for MountOptions {
             timeout: Duration::from_secs(30),
             drain: Duration::from_secs(5),
             wait: false,
+            login: None,
+            password_file: None,
+            passphrase_file: None,
             state: None,
         }
     }
@@ -125,7 +134,11 @@ impl MountOptions {
             "grace" => self.grace = Some(Duration::from_secs(number()?.into())),
             "timeout" => self.timeout = Duration::from_secs(number()?.max(1).into()),
             "drain" => self.drain = Duration::from_secs(number()?.into()),
-            "login" => return Err(not_yet(name, value, "no login")),
+            "login" if !value.is_empty() => self.login = Some(value.to_owned()),
+            "login" => return Err(wrong("a user name")),
+            "password-file" if !value.is_empty() => self.password_file = Some(value.into()),
+            "passphrase-file" if !value.is_empty() => self.passphrase_file = Some(value.into()),
+            "password-file" | "passphrase-file" => return Err(wrong("a file")),
             "state" if !value.is_empty() => self.state = Some(PathBuf::from(value)),
             "state" => return Err(wrong("a directory")),
             _ => return Ok(false),

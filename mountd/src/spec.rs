@@ -32,6 +32,13 @@ impl Spec {
         absolute
     }
 
+    /// What may be the id of a key that is kept here: the key as it was given, without a `/`.
+    pub(crate) fn name(&self) -> Option<&str> {
+        let given = self.given.to_str()?;
+        let key = given.split_once(':').map_or(given, |(key, _)| key);
+        (!key.contains('/')).then_some(key)
+    }
+
     /// The share follows the last `:` if it holds no `/`.
     pub(crate) fn parse(given: &OsStr) -> Result<Self, Failure> {
         let bytes = given.as_bytes();
