@@ -231,7 +231,8 @@ mod tests {
             "offline=fail",
             "offline=perhaps",
             "auth-to=private",
-            "login=me",
+            "login=",
+            "passphrase-file=",
             "state=",
             "ro=1",
         ] {
