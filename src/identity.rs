@@ -142,10 +142,7 @@ impl MacAddress {
 }
 
 /// What a client shows of its password, inside the session's encryption: what Argon2id made of it.
-pub fn login_proof(
-    stretch: &Stretch,
-    password: &Passphrase,
-) -> Zeroizing<String> {
+pub fn login_proof(stretch: &Stretch, password: &Passphrase) -> Zeroizing<String> {
     Zeroizing::new(URL_SAFE_NO_PAD.encode(stretch.derive(password).0))
 }
 

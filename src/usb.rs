@@ -15,10 +15,10 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::failure::{Code, Failure};
+use crate::identity::passphrase::Passphrase;
 use crate::identity::sealed::{
     self, DEVICE_TEXT_BYTES_MAX, KEY_FILE_BYTES_MAX, KeyContents, OpenError, PublicPart,
 };
-use crate::identity::passphrase::Passphrase;
 use crate::wire::session::DeviceId;
 
 const DEVICE_FILE_BYTES_MAX: usize = 1 << 10;

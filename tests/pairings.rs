@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::world::{Home, Outcome, Side, need_mount};
+use crate::world::{Home, Outcome, Side, eventually, is_mounted, need_mount};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -28,6 +28,12 @@ fn a_client_without_a_stick_comes_with_its_code() {
     home.world.hostd(&["keys", "authorise", &id]).ok();
     client.mounts(&id);
     assert_eq!(recorded(&home, &id)["kind"], "code");
+    // forgotten while it is mounted: as a stick that is pulled
+    client.mount(&id, "").ok();
+    client.run(&["forget", &id]).ok();
+    eventually("the mount to go", Duration::from_secs(2), || !is_mounted(&home.mountpoint));
+    client.unmount();
+    client.mount(&id, "").refused(1, "key-missing");
 
     // R9: another code than this client's
     let id = client.import(&client.add(&["--kind", "code", "AAAA-BBBB-CCCC-DDDD", "--authorise"]));

@@ -254,7 +254,7 @@ mod tests {
         };
         assert_eq!(try_restore("wrong", &good), Code::Passphrase);
         assert_eq!(try_restore("correct horse", b"nonsense"), Code::KeyCorrupt);
-        let mut flipped = good.clone();
+        let mut flipped = good;
         let last = flipped.len() - 1;
         flipped[last] ^= 1;
         assert_eq!(try_restore("correct horse", &flipped), Code::Passphrase);

@@ -38,7 +38,7 @@ pub enum Request {
     /// Who the host is: a [`HostFacts`].
     Host,
     /// Records a key, or what has changed of one; answers with the key.
-    Record(NewKey),
+    Record(Box<NewKey>),
     /// All keys.
     List,
     /// Lets a key in.
@@ -402,7 +402,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let owner = open(dir.path());
         let recorded = owner.recorded();
-        let shown = owner.answer(&Request::Record(new_key())).unwrap().value;
+        let shown = owner.answer(&Request::Record(Box::new(new_key()))).unwrap().value;
         assert_eq!(shown["state"], "unauthorised");
         assert_eq!(recorded.borrow().len(), 1);
         let id = shown["id"].as_str().unwrap().to_owned();
@@ -410,11 +410,11 @@ mod tests {
         let answer = owner.answer(&authorise).unwrap();
         assert_eq!((&answer.value["state"], answer.ends), (&json!("authorised"), None));
         // Paired again it keeps its state
-        let again = owner.answer(&Request::Record(new_key())).unwrap().value;
+        let again = owner.answer(&Request::Record(Box::new(new_key()))).unwrap().value;
         assert_eq!(again["state"], "authorised");
         let answer = owner.answer(&Request::Revoke { id: id.clone() }).unwrap();
         assert_eq!(answer.ends, Some(record(1).peer));
-        let again = owner.answer(&Request::Record(new_key())).unwrap().value;
+        let again = owner.answer(&Request::Record(Box::new(new_key()))).unwrap().value;
         assert_eq!(again["state"], "revoked");
         owner.answer(&Request::Remove { id }).unwrap();
         assert_eq!(recorded.borrow().len(), 0);
@@ -425,7 +425,7 @@ mod tests {
     fn requests_survive_the_socket() {
         for request in [
             Request::Host,
-            Request::Record(new_key()),
+            Request::Record(Box::new(new_key())),
             Request::List,
             Request::Revoke { id: "abcd".into() },
         ] {
@@ -443,7 +443,7 @@ mod tests {
         let lock = Lock::try_take(dir.path()).unwrap().unwrap();
         assert!(Lock::try_take(dir.path()).unwrap().is_none());
         drop(lock);
-        ask(dir.path(), &Request::Record(new_key())).unwrap();
+        ask(dir.path(), &Request::Record(Box::new(new_key()))).unwrap();
         let keys = ask(dir.path(), &Request::List).unwrap();
         assert_eq!(keys[0]["name"], "stick");
         assert_eq!(open(dir.path()).secret().peer_id(), facts.peer);

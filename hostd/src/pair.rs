@@ -58,7 +58,7 @@ fn stick(dir: &Path, folder: &Path, args: &PairArgs) -> Result<(), Failure> {
     let name = args.rights.name.clone().or_else(of_folder).unwrap_or_default();
     let mut key = new_key(&contents, &args.rights, args.map, &device, &name);
     key.recovery = origin.as_ref().map(|origin| recovery::verifier(&origin.proof()));
-    let recorded = owner::ask(dir, &Request::Record(key))?;
+    let recorded = owner::ask(dir, &Request::Record(Box::new(key)))?;
     let written = usb::write_key(folder, &device, &contents, passphrase.as_ref());
     if written.is_err() && origin.is_some() {
         // Nobody has the secret of what was recorded

@@ -71,7 +71,10 @@ pub(crate) fn show(key: &Path, as_json: bool) -> Result<(), Failure> {
         let yes = |it: bool| if it { "yes" } else { "no" };
         println!("portable  {}", yes(public.portable));
         println!("kind      {}", public.kind);
-        println!("sealed    {}", if public.passphrase.is_some() { "to a passphrase too" } else { "to its device" });
+        println!(
+            "sealed    {}",
+            if public.passphrase.is_some() { "to a passphrase too" } else { "to its device" }
+        );
     }
     Ok(())
 }

@@ -88,8 +88,7 @@ impl Secrets {
     /// Hands them to the process in the background.
     pub(crate) fn write(&self, mut to: impl Write) -> io::Result<()> {
         let text = |secret: &Option<Passphrase>| secret.as_ref().map(|it| it.expose().to_owned());
-        let line =
-            Line { passphrase: text(&self.passphrase), password: text(&self.password) };
+        let line = Line { passphrase: text(&self.passphrase), password: text(&self.password) };
         let line = Zeroizing::new(serde_json::to_string(&line).map_err(io::Error::other)?);
         to.write_all(line.as_bytes())?;
         to.write_all(b"\n")

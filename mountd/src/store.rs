@@ -72,11 +72,12 @@ pub(crate) fn follow(
         };
     }
     let is_same = fs::read(dir.join(FROM)).is_ok_and(|from| from == bytes(stick))
-        && read_public(&dir).ok() == read_public(stick).ok().map(|mut public| {
-            // the salt of a passphrase is each file's own
-            public.passphrase = read_public(&dir).ok().and_then(|copy| copy.passphrase);
-            public
-        })
+        && read_public(&dir).ok()
+            == read_public(stick).ok().map(|mut public| {
+                // the salt of a passphrase is each file's own
+                public.passphrase = read_public(&dir).ok().and_then(|copy| copy.passphrase);
+                public
+            })
         && open_key(&dir, passphrase).is_ok();
     if is_same {
         return Ok(());
@@ -126,7 +127,7 @@ fn kept(state: &Path) -> impl Iterator<Item = PathBuf> {
 }
 
 /// No path can be smuggled in as one.
-fn is_id(text: &str) -> bool {
+pub(crate) fn is_id(text: &str) -> bool {
     text.len() == KeyId::DIGITS && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 

@@ -117,7 +117,8 @@ mod tests {
 
     #[test]
     fn the_same_passphrase_and_salt_make_the_same_key() {
-        let stretch: Stretch = "$argon2id$v=19$m=64,t=1,p=1$AAECAwQFBgcICQoLDA0ODw".parse().unwrap();
+        let stretch: Stretch =
+            "$argon2id$v=19$m=64,t=1,p=1$AAECAwQFBgcICQoLDA0ODw".parse().unwrap();
         let key = |text| stretch.derive(&Passphrase::from_text(text).unwrap()).0;
         assert_eq!(key("one"), key("one\n"));
         assert_ne!(key("one"), key("two"));

@@ -99,7 +99,7 @@ pub fn write(origin: &Origin, contents: &KeyContents) -> Option<Zeroizing<String
     Some(text)
 }
 
-/// Reads what [`write`] wrote, typed in one line or in several.
+/// Reads what [`write()`] wrote, typed in one line or in several.
 ///
 /// # Errors
 ///

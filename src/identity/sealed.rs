@@ -181,6 +181,7 @@ pub fn seal(
     secrets.extend_from_slice(contents.pair_key.bytes());
     if !is_plain {
         let shows = codec::encode(&contents.shows).expect("three short texts are within the bound");
+        let shows = Zeroizing::new(shows);
         secrets.extend_from_slice(&shows);
     }
     if let Some((passphrase, stretch)) = &stretch {
@@ -366,10 +367,9 @@ impl<'a> Parts<'a> {
         if parsed.host_name.len() > LABEL_BYTES_MAX || parsed.servers.len() > KEY_SERVERS_MAX {
             return None;
         }
-        let stretch = |text: Option<String>| text.map(|text| text.parse().ok()).map_or(
-            Some(None),
-            |stretch| stretch.map(Some),
-        );
+        let stretch = |text: Option<String>| {
+            text.map(|text| text.parse().ok()).map_or(Some(None), |stretch| stretch.map(Some))
+        };
         Some(Ok(Self {
             readable: readable.as_bytes(),
             salt: URL_SAFE_NO_PAD.decode(parsed.salt).ok()?.try_into().ok()?,
@@ -419,8 +419,8 @@ fn cipher(device: &DeviceId, salt: &[u8; 32]) -> (XChaCha20Poly1305, XNonce) {
 fn passphrase_cipher(passphrase: &Passphrase, stretch: &Stretch) -> (XChaCha20Poly1305, XNonce) {
     let stretched = stretch.derive(passphrase);
     let mut derived = Zeroizing::new([0; 56]);
-    let expanded = Hkdf::<Sha256>::new(None, &stretched.0)
-        .expand(PASSPHRASE_PURPOSE, derived.as_mut_slice());
+    let expanded =
+        Hkdf::<Sha256>::new(None, &stretched.0).expand(PASSPHRASE_PURPOSE, derived.as_mut_slice());
     debug_assert!(expanded.is_ok(), "56 bytes are within HKDF's bound");
     split(&derived)
 }

@@ -140,8 +140,8 @@ impl Handshake {
         let transcript: [u8; 32] = Sha256::digest([client, host].concat()).into();
         let direction = |purpose: &[u8]| {
             let mut seed = Zeroizing::new([0; 32]);
-            let expanded = Hkdf::<Sha256>::new(Some(&transcript), &key)
-                .expand(purpose, seed.as_mut_slice());
+            let expanded =
+                Hkdf::<Sha256>::new(Some(&transcript), &key).expand(purpose, seed.as_mut_slice());
             debug_assert!(expanded.is_ok(), "32 bytes are within HKDF's bound");
             Sealing::new(&SecretKey::from_seed(*seed), &transcript)
         };
@@ -198,9 +198,9 @@ impl RngCore for Dice {
         // A scalar takes all 64 at once; whoever wants more gets what comes of them
         for part in to.chunks_mut(64) {
             part.copy_from_slice(&self.0[..part.len()]);
-            let next: [u8; 32] = Sha256::digest(&*self.0).into();
+            let next: [u8; 32] = Sha256::digest(self.0.as_slice()).into();
             self.0[..32].copy_from_slice(&next);
-            let next: [u8; 32] = Sha256::digest(&*self.0).into();
+            let next: [u8; 32] = Sha256::digest(self.0.as_slice()).into();
             self.0[32..].copy_from_slice(&next);
         }
     }

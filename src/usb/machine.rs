@@ -42,8 +42,8 @@ fn id() -> Option<String> {
     })
 }
 
-/// The machine's serial numbers: its maker's, where this user may read it, and one that comes of the
-/// installation's id.
+/// The machine's serial numbers: its maker's, where this user may read it, and one that comes of
+/// the installation's id.
 pub fn serials() -> Vec<String> {
     let files = [
         "/sys/class/dmi/id/product_serial",

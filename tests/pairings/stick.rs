@@ -117,9 +117,7 @@ fn rights_end_where_and_when_the_owner_says() {
     // a running session ends then
     client.mount(source, "").ok();
     assert!(home.mountpoint.join("hello").exists());
-    eventually("the session to end", Duration::from_secs(10), || {
-        !is_mounted(&home.mountpoint)
-    });
+    eventually("the session to end", Duration::from_secs(10), || !is_mounted(&home.mountpoint));
     let end = until_seconds(&until);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     assert!((end..end + 3).contains(&now), "ended at {now}, wanted {end}");
@@ -150,16 +148,21 @@ fn a_lost_stick_is_replaced_from_paper_and_locked_out() {
     let home = Home::on_loopback();
     let client = Client::new(&home, "client");
     let paper = home.world.path("paper");
-    let lost = home.world.pair("lost", &["--authorise", "--recovery-file", paper.to_str().unwrap()]);
+    let lost =
+        home.world.pair("lost", &["--authorise", "--recovery-file", paper.to_str().unwrap()]);
     let paper = fs::read_to_string(paper).unwrap();
     let source = lost.dir.to_str().unwrap();
     client.mounts(source);
 
     // R15: this key may not be kept without a stick
     client.run(&["import", &paper]).refused(2, "usage");
-    let typing_error = paper.replacen(&paper[2..4], "00", 1);
-    let refused = client.run(&["import", &typing_error, "--to", "new"]).refused(2, "usage");
-    assert!(refused.stderr.contains("line 1"), "{refused:#?}");
+    let told = ["0000", "1111", "ZZZZ"].iter().any(|error| {
+        let typed = format!("{error}{}", &paper[4..]);
+        let refused = client.run(&["import", &typed, "--to", "new"]).refused(2, "usage");
+        // one in 32 is noticed only behind the last line
+        refused.stderr.contains("line 1")
+    });
+    assert!(told);
     let new = home.world.path("new");
     client.run(&["import", &paper, "--to", new.to_str().unwrap()]).ok();
     client.mounts(new.to_str().unwrap());
@@ -243,7 +246,8 @@ fn a_key_of_another_host_is_not_taken_over() {
 fn a_serial_number_that_many_sticks_share_is_told() {
     let home = Home::on_loopback();
 
-    for (name, serial) in [("none", ""), ("short", "123"), ("zeros", "0000000000"), ("ones", "1111111")]
+    for (name, serial) in
+        [("none", ""), ("short", "123"), ("zeros", "0000000000"), ("ones", "1111111")]
     {
         let dir = home.world.directory(name);
         let device = format!("serial={serial}\nvendor=0951\nproduct=1666\n");

@@ -66,7 +66,7 @@ async fn offer(
             portable: args.rights.portable,
         };
         let key = new_key(request, pair_key, facts, args);
-        recorded = owner::ask(dir, &owner::Request::Record(key))?;
+        recorded = owner::ask(dir, &owner::Request::Record(Box::new(key)))?;
         Ok(offer)
     };
     let forget = async |request: &Request| {

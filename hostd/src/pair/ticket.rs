@@ -38,7 +38,7 @@ pub(crate) fn run(dir: &Path, args: AddArgs) -> Result<(), Failure> {
         Kind::Stick | Kind::Serial | Kind::Mac | Kind::Login => args.value.trim().to_owned(),
     });
     let key = new_key(&contents, &args.rights, args.map, &device, &name);
-    let recorded = owner::ask(dir, &Request::Record(key))?;
+    let recorded = owner::ask(dir, &Request::Record(Box::new(key)))?;
     println!("{}", *ticket::write(&contents));
     let (id, state) = (&contents.id, recorded["state"].as_str().unwrap_or_default());
     eprintln!("recorded {id} state={state} kind={}", args.kind);

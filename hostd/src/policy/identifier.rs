@@ -126,7 +126,8 @@ mod tests {
 
     #[test]
     fn a_login_takes_its_user_and_its_password() {
-        let stretch: Stretch = "$argon2id$v=19$m=64,t=1,p=1$AAECAwQFBgcICQoLDA0ODw".parse().unwrap();
+        let stretch: Stretch =
+            "$argon2id$v=19$m=64,t=1,p=1$AAECAwQFBgcICQoLDA0ODw".parse().unwrap();
         let password = |text: &str| Passphrase::from_text(text).unwrap();
         let mut key = record(1);
         key.kind = Kind::Login;

@@ -115,7 +115,8 @@ async fn seek(number: u16, at: Option<IpAddr>) -> std::io::Result<SocketAddr> {
     let token = daemon::random();
     let seek = Seek { magic: MAGIC, number, token };
     let seek = codec::encode(&seek).map_err(std::io::Error::other)?;
-    let (v4, v6) = (udp(Domain::IPV4, any(Domain::IPV4, 0)), udp(Domain::IPV6, any(Domain::IPV6, 0)));
+    let (v4, v6) =
+        (udp(Domain::IPV4, any(Domain::IPV4, 0)), udp(Domain::IPV6, any(Domain::IPV6, 0)));
     let (v4, v6) = match (v4, v6) {
         (Err(error), Err(_)) => return Err(error),
         sockets => (sockets.0.ok(), sockets.1.ok()),
