@@ -1,5 +1,5 @@
 //! Pairing (R12, R13): who the client is goes into the host's list, who the host is goes to the
-//! client: onto the key in the host, into a [`ticket`], or [over the local network](lan).
+//! client: onto the key in the host, into a ticket, or over the local network.
 
 pub(crate) mod lan;
 pub(crate) mod ticket;
