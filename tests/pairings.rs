@@ -32,6 +32,7 @@ fn a_client_without_a_stick_comes_with_its_code() {
     client.mount(&id, "").ok();
     client.run(&["forget", &id]).ok();
     eventually("the mount to go", Duration::from_secs(2), || !is_mounted(&home.mountpoint));
+    eventually("the mount to be locked", Duration::from_secs(5), || client.is_locked());
     client.unmount();
     client.mount(&id, "").refused(1, "key-missing");
 
@@ -200,6 +201,12 @@ impl<'a> Client<'a> {
         let hello = fs::read_to_string(self.home.mountpoint.join("hello"));
         self.unmount();
         assert!(hello.is_ok(), "{hello:?}");
+    }
+
+    /// Whether a mount waits for its key.
+    fn is_locked(&self) -> bool {
+        let status = self.run(&["status", "--json"]).ok().json();
+        status["mounts"][0]["state"] == "locked"
     }
 
     #[track_caller]

@@ -85,8 +85,11 @@ fn a_passphrase_is_asked_for_and_told_from_everything_else() {
     // pulled and back: nobody is there to type it again
     let away = home.world.path("away");
     fs::rename(&key.dir, &away).unwrap();
-    eventually("the mount to go", Duration::from_secs(3), || !is_mounted(&home.mountpoint));
+    eventually("the mount to be locked", Duration::from_secs(5), || client.is_locked());
     fs::rename(&away, &key.dir).unwrap();
+    eventually("the program to say that it cannot", Duration::from_secs(5), || {
+        !files_with(&client.state, b"error[passphrase]").is_empty() && client.is_locked()
+    });
     client.mounts_with(source, &format!("passphrase-file={right}"));
     // paired again, it wants the same
     let dir = key.dir.to_str().unwrap();
