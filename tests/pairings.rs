@@ -39,6 +39,9 @@ fn a_client_without_a_stick_comes_with_its_code() {
     // R9: another code than this client's
     let id = client.import(&client.add(&["--kind", "code", "AAAA-BBBB-CCCC-DDDD", "--authorise"]));
     client.mount(&id, "").refused(1, "key-unauthorised");
+    // until it is told so, by somebody who knows it
+    client.run(&["identity", "--code", "aaaa bbbb cccc dddd"]).ok();
+    client.mounts(&id);
 }
 
 #[test]

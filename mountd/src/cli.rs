@@ -71,6 +71,9 @@ enum Command {
     },
     /// Show what this machine is known by where there is no stick: what the host's owner types in.
     Identity {
+        /// Be known by this code from now on, which the host's owner has chosen.
+        #[arg(long, value_name = "CODE")]
+        code: Option<String>,
         /// Print JSON.
         #[arg(long)]
         json: bool,
@@ -232,7 +235,13 @@ fn run(command: Command) -> Result<(), Failure> {
         }
         Command::SecondOpinion { server } => crate::doctor::second_opinion(server),
         Command::Install { prefix, .. } => install::install(prefix.as_deref()),
-        Command::Identity { json, state } => identity::show(&dir(state)?, json),
+        Command::Identity { code, json, state } => {
+            let dir = dir(state)?;
+            if let Some(code) = code {
+                identity::set_code(&dir, &code)?;
+            }
+            identity::show(&dir, json)
+        }
         Command::Import { what, host, to, passphrase_file, state } => {
             let what = Zeroizing::new(what.join(" "));
             import::run(&dir(state)?, import::ImportRequest { what, host, to, passphrase_file })

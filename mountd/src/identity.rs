@@ -7,7 +7,7 @@ use std::path::Path;
 
 use p2pfs::failure::{Code, Failure};
 use p2pfs::identity::kind::{Kind, MAC_ADDRESSES_MAX};
-use p2pfs::identity::sealed::KeyContents;
+use p2pfs::identity::sealed::{DEVICE_TEXT_BYTES_MAX, KeyContents};
 use p2pfs::identity::{base32, login_proof};
 use p2pfs::net::daemon;
 use p2pfs::usb::machine;
@@ -39,13 +39,24 @@ pub(crate) fn show(state: &Path, as_json: bool) -> Result<(), Failure> {
     Ok(())
 }
 
+/// `identity --code CODE`: keys that came with the code from before are no longer good here.
+pub(crate) fn set_code(state: &Path, code: &str) -> Result<(), Failure> {
+    let code = code.trim();
+    let is_text = (1..=DEVICE_TEXT_BYTES_MAX).contains(&code.len())
+        && !code.contains(|c: char| c.is_control());
+    if !is_text {
+        let hint = "type the code that was typed in on the host";
+        return Err(Failure::new(Code::Usage, "the code is empty, too long, or no text", hint));
+    }
+    let path = state.join(CODE_FILE);
+    daemon::write_private(&path, format!("{code}\n").as_bytes())
+        .map_err(|error| unusable(&path, &error))
+}
+
 /// The identification code of this state directory; made at the first time.
 pub(crate) fn code(state: &Path) -> Result<String, Failure> {
     let path = state.join(CODE_FILE);
-    let failed = |error: io::Error| {
-        let hint = "check the owner of the state directory and the space on its disk";
-        Failure::new(Code::Internal, format!("{}: {error}", path.display()), hint)
-    };
+    let failed = |error: io::Error| unusable(&path, &error);
     match fs::read_to_string(&path) {
         Ok(text) => Ok(text.trim().to_owned()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -55,6 +66,11 @@ pub(crate) fn code(state: &Path) -> Result<String, Failure> {
         }
         Err(error) => Err(failed(error)),
     }
+}
+
+fn unusable(path: &Path, error: &io::Error) -> Failure {
+    let hint = "check the owner of the state directory and the space on its disk";
+    Failure::new(Code::Internal, format!("{}: {error}", path.display()), hint)
 }
 
 /// What the host is shown with this key, which was opened in `dir` beside `device`.

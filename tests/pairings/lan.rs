@@ -2,12 +2,15 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Stdio};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use p2pfs::identity::PeerId;
+
 use super::{Client, recorded};
-use crate::world::outcome::wait;
-use crate::world::{Home, Side, need_mount};
+use crate::world::outcome::{tool, wait};
+use crate::world::{Home, Outcome, Side, World, need_mount, need_root};
 
 #[test]
 fn a_code_that_is_read_out_pairs_a_client_once() {
@@ -70,6 +73,27 @@ fn a_wrong_code_burns_the_attempt() {
 }
 
 #[test]
+fn two_machines_on_one_cable_find_each_other_without_any_address() {
+    need_root!();
+    let world = World::on_loopback();
+    // link-local IPv6 is all that they have
+    let (near, far) = (Machine::new("a"), Machine::new("b"));
+    let [one, two] = ["va", "vb"].map(|end| format!("{end}{}", std::process::id()));
+    let args = ["link", "add", &one, "netns", &near.name, "type", "veth", "peer", "name", &two];
+    tool("ip", &[&args[..], &["netns", &far.name]].concat());
+    near.run(&["link", "set", &one, "up"]);
+    far.run(&["link", "set", &two, "up"]);
+    let server = format!("p2pfs://203.0.113.5:443#{}", PeerId([7; 32]).to_text());
+
+    let mut pair = near.command(&world, Side::Host, &["pair", "--code", "--server", &server]);
+    let errors = world.path("pairing.errors");
+    let mut pairing = Pairing::of(pair.stderr(File::create(&errors).unwrap()), errors);
+    let import = far.command(&world, Side::Client, &["import", &pairing.code]);
+    Outcome::of(import, Duration::from_secs(20)).ok();
+    assert_eq!(wait(&mut pairing.child, Duration::from_secs(10)), Some(0));
+}
+
+#[test]
 fn a_code_that_nobody_types_expires() {
     let home = Home::on_loopback();
 
@@ -83,7 +107,38 @@ struct Pairing {
     child: Child,
     code: String,
     lines: BufReader<std::process::ChildStdout>,
-    errors: std::path::PathBuf,
+    errors: PathBuf,
+}
+
+/// A network namespace.
+struct Machine {
+    name: String,
+}
+
+impl Machine {
+    fn new(name: &str) -> Self {
+        let name = format!("p2pfs-lan-{name}-{}", std::process::id());
+        tool("ip", &["netns", "add", &name]);
+        Self { name }
+    }
+
+    fn run(&self, args: &[&str]) {
+        tool("ip", &[&["-n", &self.name], args].concat());
+    }
+
+    fn command(&self, world: &World, side: Side, args: &[&str]) -> Command {
+        let inner = world.program(side, args);
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.name]).arg(inner.get_program());
+        command.args(inner.get_args());
+        command
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["netns", "del", &self.name]).output();
+    }
 }
 
 impl Pairing {
@@ -91,8 +146,13 @@ impl Pairing {
     fn start(home: &Home, args: &[&str]) -> Self {
         let errors = home.world.path("pairing.errors");
         let mut pair = home.world.program(Side::Host, &[&["pair", "--code"], args].concat());
-        pair.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(File::create(&errors).unwrap());
-        let mut child = pair.spawn().unwrap();
+        pair.stderr(File::create(&errors).unwrap());
+        Self::of(&mut pair, errors)
+    }
+
+    #[track_caller]
+    fn of(pair: &mut Command, errors: PathBuf) -> Self {
+        let mut child = pair.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap());
         let mut code = String::new();
         lines.read_line(&mut code).unwrap();

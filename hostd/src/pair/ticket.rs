@@ -60,7 +60,8 @@ fn identifier(args: &AddArgs) -> Result<(DeviceId, Option<Stretch>), Failure> {
     let is_text = !value.is_empty()
         && value.len() <= DEVICE_TEXT_BYTES_MAX
         && !value.contains(|c: char| c.is_control());
-    if !is_text {
+    // An option on the client names the user, between commas
+    if !is_text || (kind == Kind::Login && value.contains(',')) {
         return Err(usage(
             "the identifier is empty, too long, or no text",
             "p2pfs-mountd identity shows on the client what to type in here",
@@ -70,10 +71,6 @@ fn identifier(args: &AddArgs) -> Result<(DeviceId, Option<Stretch>), Failure> {
         Kind::Stick => Err(usage(
             "a stick is paired where it is plugged in",
             "p2pfs-hostd pair --key K, or here --kind serial with its serial number",
-        )),
-        Kind::Code if device.serial.len() < CODE_DIGITS_MIN => Err(usage(
-            "the code is too short",
-            "p2pfs-mountd identity shows the client's own code: type that in here",
         )),
         Kind::Mac if MacAddress::from_text(&device.serial).is_none() => Err(usage(
             "that is no MAC address",
@@ -86,7 +83,14 @@ fn identifier(args: &AddArgs) -> Result<(DeviceId, Option<Stretch>), Failure> {
             }
             Ok((device, None))
         }
-        Kind::Code | Kind::Mac => Ok((device, None)),
+        Kind::Code => {
+            if device.serial.len() < CODE_DIGITS_MIN {
+                eprintln!("warning: that code is short, and so easily guessed with the ticket");
+                eprintln!("hint: p2pfs-mountd identity shows the client's own: take that one");
+            }
+            Ok((device, None))
+        }
+        Kind::Mac => Ok((device, None)),
         Kind::Login => {
             let prompt = format!("Password for {value}: ");
             let password = ask::passphrase(args.password_file.as_deref(), &prompt, true)?;

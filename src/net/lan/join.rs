@@ -1,7 +1,7 @@
 //! The client's side: finds the host that has the code out, and is paired.
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use socket2::{Domain, SockRef};
 use tokio::net::{TcpStream, UdpSocket};
@@ -122,12 +122,9 @@ async fn seek(number: u16, at: Option<IpAddr>) -> std::io::Result<SocketAddr> {
         sockets => (sockets.0.ok(), sockets.1.ok()),
     };
     let mut calls = tokio::time::interval(CALL);
-    let mut last_error = None;
-    let began = Instant::now();
     loop {
         tokio::select! {
             _ = calls.tick() => {
-                let mut sent = false;
                 let everywhere = match at {
                     Some(ip) => vec![SocketAddr::new(ip, PORT)],
                     None => interfaces::everybody(PORT),
@@ -135,14 +132,10 @@ async fn seek(number: u16, at: Option<IpAddr>) -> std::io::Result<SocketAddr> {
                 for to in everywhere {
                     let socket = if to.is_ipv4() { &v4 } else { &v6 };
                     let Some(socket) = socket else { continue };
-                    match socket.send_to(&seek, to).await {
-                        Ok(_) => sent = true,
-                        Err(error) => last_error = Some(error),
+                    // A link that is just coming up takes nothing yet
+                    if let Err(error) = socket.send_to(&seek, to).await {
+                        tracing::debug!(%error, %to, "cannot call there");
                     }
-                }
-                // A link may be just coming up
-                if !sent && began.elapsed() > 4 * CALL && let Some(error) = last_error.take() {
-                    return Err(error);
                 }
             }
             found = hear(v4.as_ref(), token) => return Ok(found),
