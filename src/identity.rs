@@ -2,8 +2,13 @@
 //!
 //! A public key *is* an identity. Secrets have no `Display`, a redacted `Debug`, and are wiped.
 
+pub mod base32;
+pub mod kind;
+pub mod passphrase;
+pub mod recovery;
 pub mod sealed;
 pub mod sealing;
+pub mod ticket;
 
 use std::fmt;
 
@@ -15,7 +20,9 @@ use hmac::{Hmac, KeyInit, Mac};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest, Sha256};
-use zeroize::{Zeroize, ZeroizeOnDrop};
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+use self::passphrase::{Passphrase, Stretch};
 
 /// An Ed25519 public key.
 #[derive(Clone, Copy, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
@@ -132,6 +139,11 @@ impl MacAddress {
         }
         parts.next().is_none().then_some(Self(bytes))
     }
+}
+
+/// What a client shows of its password, inside the session's encryption: what Argon2id made of it.
+pub fn login_proof(stretch: &Stretch, password: &Passphrase) -> Zeroizing<String> {
+    Zeroizing::new(URL_SAFE_NO_PAD.encode(stretch.derive(password).0))
 }
 
 /// HMAC-SHA256.

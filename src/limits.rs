@@ -49,6 +49,20 @@ pub const LEASE_BATCH_MAX: usize = 256;
 pub const HANDLES_MAX: usize = 65_536;
 /// Sessions of one host.
 pub const SESSIONS_MAX: usize = 256;
+/// A passphrase or password, bytes.
+pub const PASSPHRASE_BYTES_MAX: usize = 1024;
+/// Argon2id's memory that a key's file or a ticket may ask for, KiB: four times what is written.
+pub const STRETCH_MEMORY_KIB_MAX: u32 = 256 << 10;
+/// Argon2id's passes that a key's file or a ticket may ask for.
+pub const STRETCH_PASSES_MAX: u32 = 16;
+/// Argon2id's lanes that a key's file or a ticket may ask for.
+pub const STRETCH_LANES_MAX: u32 = 16;
+/// A ticket as text, bytes: eight servers with long names fit.
+pub const TICKET_BYTES_MAX: usize = 8 << 10;
+/// A recovery code, bytes before they are text: the longest host name of a server fits.
+pub const RECOVERY_BYTES_MAX: usize = 400;
+/// A message while pairing over the local network, bytes.
+pub const PAIRING_BYTES_MAX: usize = 8 << 10;
 /// Keys that a host records.
 pub const KEYS_MAX: usize = 1024;
 /// Addresses that a peer may name as candidates.

@@ -1,6 +1,7 @@
 //! The I/O shell: the only place in this crate that touches tokio, quinn, sockets and clocks.
 
 pub mod admin;
+pub mod ask;
 pub mod batch;
 mod congestion;
 pub mod daemon;
@@ -8,6 +9,7 @@ pub mod doctor;
 mod endpoint;
 pub mod host;
 mod interfaces;
+pub mod lan;
 pub mod log;
 mod nat;
 mod pathmux;

@@ -42,6 +42,7 @@ pub enum PeerMisbehaved {
 pub mod calls;
 pub mod ladder;
 pub mod lease;
+pub mod pairing;
 pub mod path;
 pub mod redo;
 pub mod session;

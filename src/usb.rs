@@ -2,7 +2,11 @@
 //!
 //! A key is a folder K. On a stick, K is where the stick is mounted, and the device is what its USB
 //! descriptors say. Anywhere else the file `K/device` says it. `K/p2pfs/` is ours, on both.
+//!
+//! A key that a client keeps for itself is such a folder too, in its state directory: its `device`
+//! file says `product=machine`, which ties it to this machine.
 
+pub mod machine;
 pub mod stick;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -11,6 +15,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::failure::{Code, Failure};
+use crate::identity::passphrase::Passphrase;
 use crate::identity::sealed::{
     self, DEVICE_TEXT_BYTES_MAX, KEY_FILE_BYTES_MAX, KeyContents, OpenError, PublicPart,
 };
@@ -46,25 +51,28 @@ pub fn read_device(key_dir: &Path) -> Result<DeviceId, Failure> {
         unreadable(&path, &error)
     })?;
     let text = String::from_utf8_lossy(&bytes);
-    parse_device(&text).map_err(|what| {
+    let device = parse_device(&text).map_err(|what| {
         Failure::new(
             Code::KeyCorrupt,
             format!("{}: {what}", path.display()),
             format!("the file has one line each for {DEVICE_LINES}: write it so"),
         )
-    })
+    })?;
+    Ok(machine::bind(device))
 }
 
-/// Opens the key in `key_dir` beside its device.
+/// Opens the key in `key_dir` beside its device, with its passphrase if it has one.
 ///
 /// # Errors
 ///
-/// `key-missing`, `key-corrupt`, or `key-copied` where the folder belongs to another device.
-pub fn open_key(key_dir: &Path) -> Result<OpenedKey, Failure> {
+/// `key-missing`, `key-corrupt`, `key-copied` where the folder belongs to another device, or
+/// `passphrase` where it is missing or another.
+pub fn open_key(key_dir: &Path, passphrase: Option<&Passphrase>) -> Result<OpenedKey, Failure> {
     let device = read_device(key_dir)?;
     let path = key_file(key_dir);
     let bytes = read_key_file(&path)?;
-    let contents = sealed::open(&bytes, &device).map_err(|error| unopened(&path, error))?;
+    let contents = sealed::open(&bytes, &device, passphrase);
+    let contents = contents.map_err(|error| unopened(&path, error))?;
     Ok(OpenedKey { device, contents })
 }
 
@@ -79,17 +87,23 @@ pub fn read_public(key_dir: &Path) -> Result<PublicPart, Failure> {
     sealed::read_public(&bytes).map_err(|error| unopened(&path, error))
 }
 
-/// Writes the key, sealed to `device`; on the disk when this returns.
+/// Writes the key, sealed to `device` and to its passphrase, if it is to have one; on the disk when
+/// this returns.
 ///
 /// # Errors
 ///
 /// `internal` where the folder cannot be written.
-pub fn write_key(key_dir: &Path, device: &DeviceId, contents: &KeyContents) -> Result<(), Failure> {
+pub fn write_key(
+    key_dir: &Path,
+    device: &DeviceId,
+    contents: &KeyContents,
+    passphrase: Option<&Passphrase>,
+) -> Result<(), Failure> {
     let path = key_file(key_dir);
     let write = || {
         let mut salt = [0; 32];
         getrandom::fill(&mut salt).map_err(io::Error::other)?;
-        let bytes = sealed::seal(contents, device, salt);
+        let bytes = sealed::seal(contents, device, salt, passphrase);
         if bytes.len() > KEY_FILE_BYTES_MAX {
             return Err(io::Error::other("too many servers for one key"));
         }
@@ -107,7 +121,20 @@ pub fn write_key(key_dir: &Path, device: &DeviceId, contents: &KeyContents) -> R
 pub fn ensure_device(key_dir: &Path) -> Result<DeviceId, Failure> {
     let path = key_dir.join("device");
     if path.symlink_metadata().is_err() && stick::mounted_at(key_dir).is_none() {
-        make_device(&path).map_err(|error| unwritable(&path, &error))?;
+        make_device(&path, "directory").map_err(|error| unwritable(&path, &error))?;
+    }
+    read_device(key_dir)
+}
+
+/// Makes the folder of a key that is kept on this machine and opens nowhere else; its device.
+///
+/// # Errors
+///
+/// As [`ensure_device`].
+pub fn ensure_machine(key_dir: &Path) -> Result<DeviceId, Failure> {
+    let path = key_dir.join("device");
+    if path.symlink_metadata().is_err() {
+        make_device(&path, machine::PRODUCT).map_err(|error| unwritable(&path, &error))?;
     }
     read_device(key_dir)
 }
@@ -141,11 +168,11 @@ fn parse_device(text: &str) -> Result<DeviceId, String> {
     Ok(DeviceId { serial, vendor, product })
 }
 
-fn make_device(path: &Path) -> io::Result<()> {
+fn make_device(path: &Path, product: &str) -> io::Result<()> {
     let mut random = [0; 16];
     getrandom::fill(&mut random).map_err(io::Error::other)?;
     let serial: String = random.iter().map(|byte| format!("{byte:02X}")).collect();
-    let text = format!("serial={serial}\nvendor=p2pfs\nproduct=directory\n");
+    let text = format!("serial={serial}\nvendor=p2pfs\nproduct={product}\n");
     write_atomically(path, text.as_bytes())
 }
 
@@ -226,6 +253,12 @@ fn unopened(path: &Path, error: OpenError) -> Failure {
             what,
             "use the stick that was paired, or remove p2pfs from this one and pair it too",
         ),
+        OpenError::PassphraseMissing | OpenError::PassphraseWrong => Failure::new(
+            Code::Passphrase,
+            what,
+            "type the passphrase that was given at pairing, or name a file that holds it: \
+             -o passphrase-file=FILE, --passphrase-file FILE",
+        ),
     }
 }
 
@@ -240,6 +273,7 @@ fn corrupt(path: &Path, why: &str) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::identity::kind::Kind;
     use crate::identity::sealed::KeyId;
     use crate::identity::{MacAddress, PairKey, PeerId, SecretKey};
 
@@ -247,14 +281,14 @@ mod tests {
     fn a_key_directory_is_made_written_and_opened() {
         let dir = tempfile::tempdir().unwrap();
         let key = dir.path().join("K");
-        assert_eq!(open_key(&key).unwrap_err().code, Code::KeyMissing);
+        assert_eq!(open_key(&key, None).unwrap_err().code, Code::KeyMissing);
         let device = ensure_device(&key).unwrap();
         assert_eq!(ensure_device(&key).unwrap(), device);
         assert_eq!(sealed::serial_weakness(&device.serial), None);
-        assert_eq!(open_key(&key).unwrap_err().code, Code::KeyMissing);
-        write_key(&key, &device, &contents()).unwrap();
-        write_key(&key, &device, &contents()).unwrap();
-        let opened = open_key(&key).unwrap();
+        assert_eq!(open_key(&key, None).unwrap_err().code, Code::KeyMissing);
+        write_key(&key, &device, &contents(), None).unwrap();
+        write_key(&key, &device, &contents(), None).unwrap();
+        let opened = open_key(&key, None).unwrap();
         assert_eq!(opened.device, device);
         assert_eq!(opened.contents.id, read_public(&key).unwrap().id);
     }
@@ -264,11 +298,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (one, two) = (dir.path().join("one"), dir.path().join("two"));
         let device = ensure_device(&one).unwrap();
-        write_key(&one, &device, &contents()).unwrap();
+        write_key(&one, &device, &contents(), None).unwrap();
         ensure_device(&two).unwrap();
         fs::create_dir(two.join("p2pfs")).unwrap();
         fs::copy(key_file(&one), key_file(&two)).unwrap();
-        assert_eq!(open_key(&two).unwrap_err().code, Code::KeyCopied);
+        assert_eq!(open_key(&two, None).unwrap_err().code, Code::KeyCopied);
     }
 
     #[test]
@@ -302,6 +336,9 @@ mod tests {
             host_name: "home".into(),
             servers: Vec::new(),
             portable: false,
+            kind: Kind::Stick,
+            login: None,
+            shows: None,
         }
     }
 }

@@ -22,6 +22,7 @@ pub mod lease;
 pub mod log;
 pub mod name;
 pub mod nat;
+pub mod pairing;
 pub mod probe;
 pub mod relay;
 pub mod rendezvous;

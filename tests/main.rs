@@ -38,6 +38,8 @@ mod natlab;
 mod netns;
 /// What a host remembers: keys and shares over restarts, revocation, `-o wait`.
 mod owner;
+/// Every way to become a client: sticks, tickets, the local network, paper.
+mod pairings;
 /// Every kind of path: direct, relayed, moved under an open file (R18-R21).
 mod paths;
 /// A suite of others: POSIX, on the mount as on ext4.

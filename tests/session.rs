@@ -25,7 +25,7 @@ use p2pfs::wire::errno::Errno;
 use p2pfs::wire::lease::LeaseRequest;
 use p2pfs::wire::log::{Change, Mutation, NodeRef, Outcome, Refused};
 use p2pfs::wire::name::Name;
-use p2pfs::wire::session::{Denial, DeviceId, Identify};
+use p2pfs::wire::session::{CloseReason, Denial, DeviceId, Identify};
 use p2pfs_server::Server;
 use p2pfs_server::cli::RunOptions;
 use tokio::sync::watch;
@@ -327,7 +327,7 @@ async fn revoking_ends_a_running_session_within_a_second() {
     let home = home(state.path()).await;
     let session = ClientSession::establish(home.client.clone()).await.unwrap();
     *home.owner.decision.lock().unwrap() = Some(Denial::Revoked);
-    home.host.end_sessions(home.client.secret.peer_id());
+    home.host.end_sessions(home.client.secret.peer_id(), CloseReason::Revoked);
     let ended = tokio::time::timeout(Duration::from_secs(1), session.ended()).await.unwrap();
     assert_eq!(ended.code, Code::KeyRevoked);
 }

@@ -5,6 +5,7 @@
 
 mod lease;
 mod log;
+mod pairing;
 
 use std::fmt::{Debug, Write};
 use std::fs;
@@ -195,6 +196,9 @@ fn the_beginning_of_a_session_has_its_bytes() {
         ),
         ("share_denied", Verdict::Denied(Denial::ShareDenied)),
         ("busy", Verdict::Denied(Denial::Busy)),
+        ("expired", Verdict::Denied(Denial::Expired)),
+        ("other_identifier", Verdict::Denied(Denial::OtherIdentifier)),
+        ("too_many_tries", Verdict::Denied(Denial::TooManyTries)),
     ];
     golden("identify", &identify);
     for (name, verdict) in verdicts {
@@ -303,9 +307,15 @@ fn sealed() -> Sealed {
 fn golden<T: Serialize + DeserializeOwned + PartialEq + Debug>(name: &str, value: &T) {
     let bytes = encode(value).unwrap();
     assert_eq!(&decode::<T>(&bytes).unwrap(), value, "{name} does not survive");
+    golden_bytes(name, &bytes);
+}
+
+/// The bytes must be the file's.
+#[track_caller]
+fn golden_bytes(name: &str, bytes: &[u8]) {
     let file = format!("{}/tests/golden/v1/{name}.hex", env!("CARGO_MANIFEST_DIR"));
     let file = PathBuf::from(file);
-    let hex = hex(&bytes);
+    let hex = hex(bytes);
     if !file.exists() && std::env::var_os("P2PFS_BLESS").is_some() {
         fs::write(&file, &hex).unwrap();
     }

@@ -7,13 +7,15 @@ use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 use p2pfs::address::ServerAddress;
 use p2pfs::failure::{Code, Failure};
+use p2pfs::identity::kind::Kind;
 use p2pfs::net::daemon;
 use p2pfs::net::doctor::SECOND_OPINION;
 use p2pfs::proto::path::Side;
 
+use crate::expires::Lifetime;
 use crate::keys::{Access, Map};
 use crate::owner::Request;
-use crate::{doctor, keys, pair, serve, status};
+use crate::{backup, doctor, keys, pair, serve, status};
 
 /// Serves folders of this machine to the owner's keys.
 #[derive(Debug, Parser)]
@@ -52,6 +54,16 @@ enum Command {
         /// Where STUN answers
         server: SocketAddr,
     },
+    /// Save who this host is and whom it knows, sealed to a passphrase
+    Backup(BackupArgs),
+    /// Go on as the host that was saved: no key has to be paired again
+    Restore {
+        #[command(flatten)]
+        args: BackupArgs,
+        /// Lose the host that is there
+        #[arg(long)]
+        replace: bool,
+    },
     /// Show shares, servers and sessions
     Status {
         /// Print JSON
@@ -87,8 +99,31 @@ pub struct ServeArgs {
 #[derive(Args, Debug)]
 pub struct PairArgs {
     /// The key's folder, or `usb` for the stick that is plugged in
-    #[arg(long, value_name = "K|usb")]
-    pub key: PathBuf,
+    #[arg(long, value_name = "K|usb", required_unless_present = "code", conflicts_with = "code")]
+    pub key: Option<PathBuf>,
+    /// Over the local network: print a one-time code for p2pfs-mountd import
+    #[arg(long)]
+    pub code: bool,
+    /// How long the code is good
+    #[arg(long = "for", value_name = "SECONDS", default_value_t = 300, requires = "code")]
+    pub seconds: u64,
+    /// What the key may do
+    #[command(flatten)]
+    pub rights: Rights,
+    /// As whom its changes are made: as the share's owner, or (as root only) as who asks
+    #[arg(long, value_name = "squash|identity", default_value = "squash")]
+    pub map: Map,
+    /// Seal the key to a passphrase too: the first line of this file
+    #[arg(long, value_name = "F", conflicts_with = "code")]
+    pub passphrase_file: Option<PathBuf>,
+    /// Write the recovery code there instead of showing it at a terminal
+    #[arg(long, value_name = "F", conflicts_with = "code")]
+    pub recovery_file: Option<PathBuf>,
+}
+
+/// What a key may do, however it is paired.
+#[derive(Args, Clone, Debug)]
+pub struct Rights {
     /// Let it in at once
     #[arg(long)]
     pub authorise: bool,
@@ -98,18 +133,37 @@ pub struct PairArgs {
     /// The shares it may use [default: all]
     #[arg(long, value_name = "A,B", value_delimiter = ',')]
     pub shares: Vec<String>,
-    /// As whom its changes are made: as the share's owner, or (as root only) as who asks
-    #[arg(long, value_name = "squash|identity", default_value = "squash")]
-    pub map: Map,
     /// Allow clients to keep the identity without the stick
     #[arg(long)]
     pub portable: bool,
+    /// The last day or the time until which it may come in [default: never]
+    #[arg(long, value_name = "DATE")]
+    pub expires: Option<Lifetime>,
     /// Where the key's client asks for this host [default: the host's own servers]
     #[arg(long = "server", value_name = "ADDRESS")]
     pub servers: Vec<ServerAddress>,
-    /// What the key is called in the list [default: its folder's name]
+    /// What the key is called in the list [default: its folder's name, or its identifier]
     #[arg(long, value_name = "N")]
     pub name: Option<String>,
+}
+
+/// `keys add`.
+#[derive(Args, Debug)]
+pub struct AddArgs {
+    /// What tells this client from others, as p2pfs-mountd identity shows it there
+    #[arg(long, value_name = "code|serial|mac|login")]
+    pub kind: Kind,
+    /// The code, serial number, MAC address or user name
+    pub value: String,
+    /// The login's password: the first line of this file
+    #[arg(long, value_name = "F")]
+    pub password_file: Option<PathBuf>,
+    /// As whom its changes are made: as the share's owner, or (as root only) as who asks
+    #[arg(long, value_name = "squash|identity", default_value = "squash")]
+    pub map: Map,
+    /// What the key may do
+    #[command(flatten)]
+    pub rights: Rights,
 }
 
 #[derive(Debug, Subcommand)]
@@ -120,10 +174,15 @@ enum KeysCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Record a client without a stick, and print a ticket for it
+    Add(AddArgs),
     /// Let a key in
     Authorise {
         /// The key's id, or its first characters (at least 4)
         id: String,
+        /// The last day or the time until which it may come in, or never [default: as before]
+        #[arg(long, value_name = "DATE|never")]
+        expires: Option<Lifetime>,
     },
     /// Keep a key out; its sessions end now
     Revoke {
@@ -135,6 +194,16 @@ enum KeysCommand {
         /// The key's id, or its first characters (at least 4)
         id: String,
     },
+}
+
+/// A file and what opens it.
+#[derive(Args, Debug)]
+struct BackupArgs {
+    /// The file
+    file: PathBuf,
+    /// Its passphrase: the first line of this file [default: asked]
+    #[arg(long, value_name = "F")]
+    passphrase_file: Option<PathBuf>,
 }
 
 /// Reads the command line and does what it says.
@@ -152,12 +221,21 @@ pub fn run() -> anyhow::Result<()> {
         Command::Pair(args) => pair::run(&dir, args)?,
         Command::Keys { command } => match command {
             KeysCommand::List { json } => keys::list(&dir, json)?,
-            KeysCommand::Authorise { id } => keys::change(&dir, &Request::Authorise { id })?,
+            KeysCommand::Add(args) => pair::ticket::run(&dir, args)?,
+            KeysCommand::Authorise { id, expires: lifetime } => {
+                keys::change(&dir, &Request::Authorise { id, lifetime })?;
+            }
             KeysCommand::Revoke { id } => keys::change(&dir, &Request::Revoke { id })?,
             KeysCommand::Remove { id } => keys::change(&dir, &Request::Remove { id })?,
         },
         Command::Doctor { servers, json } => doctor::run(&dir, servers, json)?,
         Command::SecondOpinion { server } => doctor::second_opinion(server)?,
+        Command::Backup(BackupArgs { file, passphrase_file }) => {
+            backup::backup(&dir, &file, passphrase_file.as_deref())?;
+        }
+        Command::Restore { args: BackupArgs { file, passphrase_file }, replace } => {
+            backup::restore(&dir, &file, passphrase_file.as_deref(), replace)?;
+        }
         Command::Status { json } => status::run(&dir, json)?,
     }
     Ok(())

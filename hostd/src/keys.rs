@@ -1,5 +1,6 @@
 //! The keys that this host has recorded (R12, R23): `keys.toml` in the state directory.
 
+pub(crate) mod login;
 pub(crate) mod text;
 
 use std::path::{Path, PathBuf};
@@ -7,7 +8,8 @@ use std::str::FromStr;
 use std::{fs, io};
 
 use p2pfs::failure::{Code, Failure};
-use p2pfs::identity::sealed::{DEVICE_TEXT_BYTES_MAX, KeyId};
+use p2pfs::identity::kind::Kind;
+use p2pfs::identity::sealed::{self, DEVICE_TEXT_BYTES_MAX, KeyId};
 use p2pfs::identity::{PairKey, PeerId};
 use p2pfs::limits::{KEYS_MAX, LABEL_BYTES_MAX, SHARES_MAX};
 use p2pfs::net::daemon;
@@ -16,6 +18,7 @@ use p2pfs::wire::session::DeviceId;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::expires::{self, Lifetime};
 use crate::owner::{self, Request};
 
 const FILE: &str = "keys.toml";
@@ -64,7 +67,20 @@ pub struct Record {
     /// From where, at that time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_from: Option<String>,
-    /// What the device said of itself at pairing.
+    /// What tells its client from others beside the key.
+    #[serde(default)]
+    pub kind: Kind,
+    /// Until when it may come in, in seconds since 1970; without it for ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<u64>,
+    /// How the proof is known again that a recovered key shows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovery: Option<String>,
+    /// Whether it was recovered from paper: then nothing else counts.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub recovered: bool,
+    /// What the device said of itself at pairing, or the identifier that was typed in; of a
+    /// password only what Argon2id made of it.
     pub device: DeviceId,
 }
 
@@ -183,6 +199,49 @@ impl Keys {
         Ok(&self.records[at])
     }
 
+    /// Lets a key in, for as long as `lifetime` says, or as it was before.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::set_state`], and [`Code::Usage`] for one whose time is over and stays so.
+    pub fn authorise(
+        &mut self,
+        id: &str,
+        lifetime: Option<Lifetime>,
+        now: u64,
+    ) -> Result<&Record, Failure> {
+        let at = self.find(id)?;
+        let until = match lifetime {
+            Some(lifetime) => lifetime.until(),
+            None => self.records[at].expires,
+        };
+        if lifetime.is_none() && self.records[at].is_expired(now) {
+            let over = until.map(expires::to_text).unwrap_or_default();
+            return Err(Failure::new(
+                Code::Usage,
+                format!("the time of this key was over on {over}"),
+                "say until when: keys authorise ID --expires DATE, or --expires never",
+            ));
+        }
+        let before = self.records.clone();
+        self.records[at].state = State::Authorised;
+        self.records[at].expires = until;
+        self.save_or(before)?;
+        Ok(&self.records[at])
+    }
+
+    /// A key came with the proof from its paper: from now on only that counts.
+    ///
+    /// # Errors
+    ///
+    /// The disk refuses.
+    pub fn set_recovered(&mut self, peer: PeerId) -> Result<(), Failure> {
+        let Some(at) = self.position(peer) else { return Ok(()) };
+        let before = self.records.clone();
+        self.records[at].recovered = true;
+        self.save_or(before)
+    }
+
     /// Forgets a key.
     ///
     /// # Errors
@@ -268,17 +327,27 @@ impl Record {
         self.shares.is_empty() || self.shares.iter().any(|name| name == share)
     }
 
+    /// Whether its time is over.
+    pub fn is_expired(&self, now: u64) -> bool {
+        self.expires.is_some_and(|until| until <= now)
+    }
+
     /// As `keys list --json` shows it.
     pub fn to_json(&self) -> Value {
+        let is_weak = matches!(self.kind, Kind::Stick | Kind::Serial)
+            && sealed::serial_weakness(&self.device.serial).is_some();
         json!({
             "id": self.id().as_str(),
             "name": self.name,
-            "kind": "stick",
+            "kind": self.kind,
             "state": self.state,
             "access": self.access,
             "shares": self.shares,
             "map": self.map,
             "portable": self.portable,
+            "expires": self.expires.map(expires::to_text),
+            "recovered": self.recovered,
+            "weak_serial": is_weak,
             "last_seen": self.last_seen,
             "last_from": self.last_from,
         })
@@ -392,90 +461,4 @@ fn read(path: &Path) -> io::Result<String> {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use p2pfs::identity::SecretKey;
-
-    use super::*;
-
-    #[test]
-    fn keys_survive_a_restart_privately() {
-        use std::os::unix::fs::PermissionsExt;
-
-        let dir = tempfile::tempdir().unwrap();
-        let mut keys = Keys::load(dir.path()).unwrap();
-        keys.put(record(1)).unwrap();
-        keys.put(record(2)).unwrap();
-        keys.seen(record(2).peer, 77, "192.0.2.1:9".into());
-        keys.flush().unwrap();
-        let again = Keys::load(dir.path()).unwrap();
-        assert_eq!(again.records().len(), 2);
-        let (one, two) = (&again.records()[0], &again.records()[1]);
-        assert_eq!(one.pair_key.bytes(), record(1).pair_key.bytes());
-        assert_eq!((one.last_seen, two.last_seen), (None, Some(77)));
-        assert_eq!(one.device, record(1).device);
-        let mode = fs::metadata(dir.path().join(FILE)).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
-    }
-
-    #[test]
-    fn a_key_is_found_by_the_beginning_of_its_id() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut keys = Keys::load(dir.path()).unwrap();
-        keys.put(record(1)).unwrap();
-        keys.put(record(2)).unwrap();
-        let id = record(2).id();
-        for part in [id.as_str(), &id.as_str()[..4]] {
-            let record = keys.set_state(part, State::Revoked).unwrap();
-            assert_eq!(record.state, State::Revoked);
-        }
-        assert_eq!(keys.of(record(1).peer).unwrap().state, State::Unauthorised);
-        for bad in ["", &id.as_str()[..3], "nobody", "zzzz"] {
-            let failure = keys.set_state(bad, State::Revoked).unwrap_err();
-            assert_eq!(failure.code, Code::KeyMissing);
-        }
-        keys.remove(id.as_str()).unwrap();
-        assert!(keys.of(record(2).peer).is_none());
-    }
-
-    #[test]
-    fn a_damaged_file_is_reported_and_kept() {
-        let dir = tempfile::tempdir().unwrap();
-        for bad in ["[[keys]]\npeer = 1", "colour = 1", "\0"] {
-            fs::write(dir.path().join(FILE), bad).unwrap();
-            assert!(Keys::load(dir.path()).is_err());
-            assert_eq!(fs::read_to_string(dir.path().join(FILE)).unwrap(), bad);
-        }
-    }
-
-    #[test]
-    fn a_change_that_cannot_be_written_has_not_happened() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut keys = Keys::load(dir.path()).unwrap();
-        keys.put(record(1)).unwrap();
-        fs::remove_dir_all(dir.path()).unwrap();
-        let id = record(1).id();
-        keys.set_state(id.as_str(), State::Authorised).unwrap_err();
-        assert_eq!(keys.records()[0].state, State::Unauthorised);
-    }
-
-    /// An unauthorised key.
-    pub(crate) fn record(seed: u8) -> Record {
-        Record {
-            peer: SecretKey::from_seed([seed; 32]).peer_id(),
-            pair_key: PairKey::from_bytes([seed; 32]),
-            name: format!("key {seed}"),
-            state: State::Unauthorised,
-            access: Access::ReadWrite,
-            shares: Vec::new(),
-            map: Map::Squash,
-            portable: false,
-            last_seen: None,
-            last_from: None,
-            device: DeviceId {
-                serial: format!("KEY-000{seed}"),
-                vendor: "46f4".into(),
-                product: "0001".into(),
-            },
-        }
-    }
-}
+pub(crate) mod tests;

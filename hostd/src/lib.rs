@@ -5,12 +5,15 @@
 //!     -> pair    makes a key            \
 //!     -> keys    the owner's list        > through the running daemon, else on its files (owner)
 //!     -> status  what goes on           /
+//!     -> backup  who the host is and whom it knows, in one file
 //! ```
 
 mod accounts;
+pub mod backup;
 pub mod cli;
 pub mod config;
 pub mod doctor;
+pub mod expires;
 pub mod export;
 pub mod keys;
 pub mod machine;

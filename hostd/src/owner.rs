@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use p2pfs::address::ServerAddress;
 use p2pfs::failure::{Code, Failure};
+use p2pfs::identity::kind::Kind;
 use p2pfs::identity::{MacAddress, PairKey, PeerId, SecretKey};
 use p2pfs::net::rendezvous::RecordedKey;
 use p2pfs::net::{admin, daemon};
@@ -22,6 +23,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use crate::config::Config;
+use crate::expires::{self, Lifetime};
 use crate::keys::{Access, Keys, Map, Record, State};
 use crate::machine;
 
@@ -36,13 +38,16 @@ pub enum Request {
     /// Who the host is: a [`HostFacts`].
     Host,
     /// Records a key, or what has changed of one; answers with the key.
-    Record(NewKey),
+    Record(Box<NewKey>),
     /// All keys.
     List,
     /// Lets a key in.
     Authorise {
         /// Its id, or the beginning of it.
         id: String,
+        /// For how long, if that is to change.
+        #[serde(default)]
+        lifetime: Option<Lifetime>,
     },
     /// Keeps a key out.
     Revoke {
@@ -96,6 +101,12 @@ pub struct NewKey {
     pub map: Map,
     /// Whether clients may keep the identity.
     pub portable: bool,
+    /// What tells its client from others beside the key.
+    pub kind: Kind,
+    /// Until when it may come in, in seconds since 1970.
+    pub expires: Option<u64>,
+    /// How the proof is known again that a recovered key shows, if it is new.
+    pub recovery: Option<String>,
     /// The key's servers; the host takes them over if it has none.
     pub servers: Vec<ServerAddress>,
 }
@@ -258,6 +269,13 @@ impl Owner {
         self.keys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The keys whose time is over, though nobody has taken them back.
+    pub fn expired(&self, now: u64) -> Vec<PeerId> {
+        let keys = self.keys();
+        let over = keys.records().iter().filter(|key| key.is_expired(now));
+        over.map(|key| key.peer).collect()
+    }
+
     /// Does what the owner asks.
     ///
     /// # Errors
@@ -272,9 +290,9 @@ impl Owner {
                 let keys = self.keys();
                 stays(keys.records().iter().map(Record::to_json).collect())
             }
-            Request::Authorise { id } => {
+            Request::Authorise { id, lifetime } => {
                 let mut keys = self.keys();
-                stays(keys.set_state(id, State::Authorised)?.to_json())
+                stays(keys.authorise(id, *lifetime, expires::now())?.to_json())
             }
             Request::Revoke { id } => {
                 let mut keys = self.keys();
@@ -323,6 +341,14 @@ impl Owner {
             shares: key.shares.clone(),
             map: key.map,
             portable: key.portable,
+            kind: key.kind,
+            expires: key.expires,
+            recovery: key
+                .recovery
+                .clone()
+                .or_else(|| before.as_ref().and_then(|before| before.recovery.clone())),
+            // Paired again, it is on its own device again
+            recovered: false,
             last_seen: before.as_ref().and_then(|before| before.last_seen),
             last_from: before.and_then(|before| before.last_from),
             device: key.device.clone(),
@@ -376,19 +402,19 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let owner = open(dir.path());
         let recorded = owner.recorded();
-        let shown = owner.answer(&Request::Record(new_key())).unwrap().value;
+        let shown = owner.answer(&Request::Record(Box::new(new_key()))).unwrap().value;
         assert_eq!(shown["state"], "unauthorised");
         assert_eq!(recorded.borrow().len(), 1);
         let id = shown["id"].as_str().unwrap().to_owned();
-        let authorise = Request::Authorise { id: id.clone() };
+        let authorise = Request::Authorise { id: id.clone(), lifetime: None };
         let answer = owner.answer(&authorise).unwrap();
         assert_eq!((&answer.value["state"], answer.ends), (&json!("authorised"), None));
         // Paired again it keeps its state
-        let again = owner.answer(&Request::Record(new_key())).unwrap().value;
+        let again = owner.answer(&Request::Record(Box::new(new_key()))).unwrap().value;
         assert_eq!(again["state"], "authorised");
         let answer = owner.answer(&Request::Revoke { id: id.clone() }).unwrap();
         assert_eq!(answer.ends, Some(record(1).peer));
-        let again = owner.answer(&Request::Record(new_key())).unwrap().value;
+        let again = owner.answer(&Request::Record(Box::new(new_key()))).unwrap().value;
         assert_eq!(again["state"], "revoked");
         owner.answer(&Request::Remove { id }).unwrap();
         assert_eq!(recorded.borrow().len(), 0);
@@ -399,7 +425,7 @@ mod tests {
     fn requests_survive_the_socket() {
         for request in [
             Request::Host,
-            Request::Record(new_key()),
+            Request::Record(Box::new(new_key())),
             Request::List,
             Request::Revoke { id: "abcd".into() },
         ] {
@@ -417,7 +443,7 @@ mod tests {
         let lock = Lock::try_take(dir.path()).unwrap().unwrap();
         assert!(Lock::try_take(dir.path()).unwrap().is_none());
         drop(lock);
-        ask(dir.path(), &Request::Record(new_key())).unwrap();
+        ask(dir.path(), &Request::Record(Box::new(new_key()))).unwrap();
         let keys = ask(dir.path(), &Request::List).unwrap();
         assert_eq!(keys[0]["name"], "stick");
         assert_eq!(open(dir.path()).secret().peer_id(), facts.peer);
@@ -440,6 +466,9 @@ mod tests {
             shares: vec!["photos".into()],
             map: Map::Squash,
             portable: false,
+            kind: record.kind,
+            expires: None,
+            recovery: None,
             servers: Vec::new(),
         }
     }

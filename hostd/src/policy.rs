@@ -1,23 +1,28 @@
 //! Who may come in, and to what.
 
+mod identifier;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use p2pfs::failure::{Code, Failure};
 use p2pfs::identity::PeerId;
-use p2pfs::identity::sealed::same_device;
+use p2pfs::identity::kind::Kind;
 use p2pfs::net::serve::{Authorised, Policy};
 use p2pfs::wire::session::{Denial, Identify};
 use serde_json::{Value, json};
 
 use crate::config::{Config, ShareConfig};
+use crate::expires;
 use crate::export::{Share, acting};
 use crate::keys::{Access, Map, Record, State};
 use crate::owner::Owner;
 use crate::record::Records;
+
+use self::identifier::{Same, Tries};
 
 /// The shares that are served; one whose disk is missing is offline until the disk is back.
 #[derive(Debug)]
@@ -38,6 +43,7 @@ pub struct House {
     owner: Arc<Owner>,
     shares: Arc<Shares>,
     records: Arc<Records>,
+    tries: Tries,
 }
 
 impl Shares {
@@ -128,7 +134,36 @@ impl House {
     /// The rules of this owner for these shares, whose sessions are remembered in `records`.
     pub fn new(owner: Arc<Owner>, shares: Arc<Shares>, records: Arc<Records>) -> Self {
         shares.recover(&records);
-        Self { owner, shares, records }
+        Self { owner, shares, records, tries: Tries::default() }
+    }
+
+    /// Compares what the client says of its device with what was recorded (R9).
+    fn identify(&self, key: &Record, request: &Identify) -> Result<(), Denial> {
+        let now = Instant::now();
+        if !self.tries.may_try(key.peer, now) {
+            return Err(Denial::TooManyTries);
+        }
+        let compared = identifier::compare(key, &request.device);
+        if key.kind == Kind::Login {
+            self.tries.tried(key.peer, compared.is_ok(), now);
+        }
+        match compared {
+            Ok(Same::Recorded) => Ok(()),
+            Ok(Same::Recovered) => {
+                if !key.recovered {
+                    tracing::warn!(key = %key.id(), "a key was recovered from paper");
+                    self.owner.keys().set_recovered(key.peer).map_err(|failure| {
+                        tracing::error!("{failure}");
+                        Denial::Busy
+                    })?;
+                }
+                Ok(())
+            }
+            Err(denial) => {
+                tracing::warn!(key = %key.id(), ?denial, "a key came with another identifier");
+                Err(denial)
+            }
+        }
     }
 
     fn choose(&self, key: &Record, wanted: Option<&str>) -> Result<String, Denial> {
@@ -153,18 +188,16 @@ impl Policy for House {
     ) -> Result<Authorised, Denial> {
         let key = {
             let mut keys = self.owner.keys();
-            keys.seen(peer, now(), from.to_string());
+            keys.seen(peer, expires::now(), from.to_string());
             keys.of(peer).cloned().ok_or(Denial::Unauthorised)?
         };
         match key.state {
             State::Unauthorised => return Err(Denial::Unauthorised),
             State::Revoked => return Err(Denial::Revoked),
+            State::Authorised if key.is_expired(expires::now()) => return Err(Denial::Expired),
             State::Authorised => {}
         }
-        if !same_device(&key.device, &request.device) {
-            tracing::warn!(key = %key.id(), "a key came with another device than was paired");
-            return Err(Denial::DeviceMismatch);
-        }
+        self.identify(&key, request)?;
         if key.map == Map::Identity && !acting::possible() {
             eprintln!(
                 "warning: key {} has map=identity, for which p2pfs-hostd must run as root",
@@ -215,11 +248,6 @@ fn open(name: &str, config: &ShareConfig) -> Result<Arc<Share>, Failure> {
     Ok(share)
 }
 
-fn now() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| since.as_secs())
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -245,6 +273,10 @@ mod tests {
         other.device.serial.push('0');
         let refused = house.authorise(key.peer, from(), &other).unwrap_err();
         assert_eq!(refused, Denial::DeviceMismatch);
+        let mut short = key.clone();
+        (short.state, short.expires) = (State::Authorised, Some(expires::now()));
+        house.owner.keys().put(short).unwrap();
+        assert_eq!(ask().unwrap_err(), Denial::Expired);
         set(&house, &key, State::Revoked);
         assert_eq!(ask().unwrap_err(), Denial::Revoked);
         let seen = house.owner.keys().of(key.peer).cloned().unwrap();

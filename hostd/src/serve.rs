@@ -12,12 +12,14 @@ use p2pfs::net::admin::Control;
 use p2pfs::net::daemon;
 use p2pfs::net::host::{Host, HostConfig};
 use p2pfs::net::remote::BoxFuture;
+use p2pfs::wire::session::CloseReason;
 use rustix::fs::Mode;
 use rustix::process::umask;
 use serde_json::Value;
 
 use crate::cli::ServeArgs;
 use crate::config::Config;
+use crate::expires;
 use crate::machine;
 use crate::owner::{self, Lock, Owner, Request};
 use crate::policy::{House, Shares};
@@ -25,6 +27,8 @@ use crate::record::Records;
 
 /// How long it may take until the disk knows when a key was last seen.
 const FLUSH: Duration = Duration::from_secs(5);
+/// How late a session may end whose key's time is over.
+const EXPIRY: Duration = Duration::from_secs(1);
 /// How long calls that are under way may take at the end.
 const END: Duration = Duration::from_secs(2);
 
@@ -107,10 +111,16 @@ async fn serve(
     let host = daemon.host.get_or_init(|| host);
     daemon::ready(&format!("ready hostd {}", daemon.owner.secret().peer_id()));
     let mut flush = tokio::time::interval(FLUSH);
+    let mut expiry = tokio::time::interval(EXPIRY);
     loop {
         tokio::select! {
             () = &mut terminated => break,
             _ = flush.tick() => flush_keys(&daemon).await,
+            _ = expiry.tick() => {
+                for peer in daemon.owner.expired(expires::now()) {
+                    host.end_sessions(peer, CloseReason::Expired);
+                }
+            }
         }
     }
     tracing::info!("ending");
@@ -132,7 +142,7 @@ async fn answer(daemon: Arc<Daemon>, request: Value) -> Result<Value, Failure> {
     let owner = Arc::clone(&daemon.owner);
     let mut answer = blocking(move || owner.answer(&request)).await?;
     if let (Some(peer), Some(host)) = (answer.ends, daemon.host.get()) {
-        host.end_sessions(peer);
+        host.end_sessions(peer, CloseReason::Revoked);
     }
     if is_status {
         answer.value["running"] = true.into();

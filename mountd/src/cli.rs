@@ -1,7 +1,7 @@
 //! The command line of `p2pfs-mountd`.
 
 use std::ffi::OsString;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -10,12 +10,14 @@ use clap::{Args, Parser, Subcommand};
 use p2pfs::address::ServerAddress;
 use p2pfs::failure::{Code, Failure};
 use p2pfs::net::{daemon, doctor, log};
+use zeroize::Zeroizing;
 
 use crate::daemonise::{self, Parent};
 use crate::mounted::{self, MountRequest};
 use crate::options::MountOptions;
+use crate::secrets::Secrets;
 use crate::spec::Spec;
-use crate::{control, install, key, locked};
+use crate::{control, identity, import, install, key, locked, store};
 
 /// Mounts the disk at home as a local directory.
 #[derive(Debug, Parser)]
@@ -64,6 +66,41 @@ enum Command {
         /// Use DIR/sbin instead of /sbin.
         #[arg(long, value_name = "DIR")]
         prefix: Option<PathBuf>,
+        #[command(flatten)]
+        state: State,
+    },
+    /// Show what this machine is known by where there is no stick: what the host's owner types in.
+    Identity {
+        /// Be known by this code from now on, which the host's owner has chosen.
+        #[arg(long, value_name = "CODE")]
+        code: Option<String>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        state: State,
+    },
+    /// Take a key from a ticket, from the host over the local network, or from paper.
+    Import {
+        /// A ticket, a one-time code, or the lines of a recovery code; - reads standard input.
+        #[arg(value_name = "TICKET|CODE", num_args = 1..)]
+        what: Vec<String>,
+        /// Ask this machine for the one-time code [default: everybody on the local network].
+        #[arg(long, value_name = "IP")]
+        host: Option<IpAddr>,
+        /// Put it onto this stick or key directory [default: keep it on this machine].
+        #[arg(long, value_name = "K")]
+        to: Option<PathBuf>,
+        /// Seal it to a passphrase too: the first line of this file.
+        #[arg(long, value_name = "F")]
+        passphrase_file: Option<PathBuf>,
+        #[command(flatten)]
+        state: State,
+    },
+    /// Forget a key that is kept on this machine.
+    Forget {
+        /// Its id.
+        id: String,
         #[command(flatten)]
         state: State,
     },
@@ -117,6 +154,8 @@ Mount options, with commas between them:
   grace=30|inf                 seconds that calls wait for a silent host
   timeout=30                   seconds that mounting may take
   drain=5                      seconds that what was written may take when the key is pulled
+  passphrase-file=F            holds the key's passphrase (else it is asked)
+  login=USER password-file=F   for a key that is a login; F holds the password (else it is asked)
   state=DIR                    as --state";
 
 #[derive(Args, Debug)]
@@ -139,6 +178,9 @@ struct MountArguments {
     /// Wait until the key is there, and mount again whenever it can be.
     #[arg(long, hide = true)]
     locked: bool,
+    /// Take passphrase and password from standard input.
+    #[arg(long, hide = true)]
+    secrets: bool,
     /// Let unknown options pass.
     #[arg(long, hide = true)]
     sloppy: bool,
@@ -193,6 +235,18 @@ fn run(command: Command) -> Result<(), Failure> {
         }
         Command::SecondOpinion { server } => crate::doctor::second_opinion(server),
         Command::Install { prefix, .. } => install::install(prefix.as_deref()),
+        Command::Identity { code, json, state } => {
+            let dir = dir(state)?;
+            if let Some(code) = code {
+                identity::set_code(&dir, &code)?;
+            }
+            identity::show(&dir, json)
+        }
+        Command::Import { what, host, to, passphrase_file, state } => {
+            let what = Zeroizing::new(what.join(" "));
+            import::run(&dir(state)?, import::ImportRequest { what, host, to, passphrase_file })
+        }
+        Command::Forget { id, state } => store::forget(&dir(state)?, &id),
         Command::Key { command: KeyCommand::Show { key, json, .. } } => key::show(&key, json),
     }
 }
@@ -204,7 +258,15 @@ fn mount(arguments: MountArguments) -> Result<(), Failure> {
     if let Some(state) = arguments.state.state {
         options.state = Some(state);
     }
-    let request = MountRequest::new(spec, arguments.mountpoint, options)?;
+    let mut request = MountRequest::new(spec, arguments.mountpoint, options)?;
+    if arguments.secrets {
+        request.secrets = Secrets::read().map_err(|error| {
+            let what = format!("the passphrase did not arrive: {error}");
+            Failure::new(Code::Internal, what, "mount it again")
+        })?;
+    } else if !arguments.notify_parent && !arguments.locked {
+        request.secrets = Secrets::gather(&request)?;
+    }
     let again = locked::Again { options: words.clone(), sloppy: arguments.sloppy };
     if arguments.locked {
         log::init();

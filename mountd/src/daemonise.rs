@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use crate::mounted::MountRequest;
+use crate::secrets::Secrets;
 
 /// The name that the child goes by, whatever name started us.
 const PROGRAM: &str = "p2pfs-mountd";
@@ -39,7 +40,10 @@ pub(crate) fn mount_in_background(
     if sloppy {
         arguments.push("--sloppy".into());
     }
-    let report = run_child(&arguments, &log).map_err(|error| {
+    if !request.secrets.is_empty() {
+        arguments.push("--secrets".into());
+    }
+    let report = run_child(&arguments, &log, &request.secrets).map_err(|error| {
         let hint = "see that this program's file is still there";
         Failure::new(Code::Internal, format!("cannot start the daemon: {error}"), hint)
     })?;
@@ -61,14 +65,17 @@ pub(crate) fn mount_in_background(
 }
 
 /// Gives back the child's first line, or nothing if it ended before.
-fn run_child(arguments: &[OsString], log: &Path) -> io::Result<String> {
+fn run_child(arguments: &[OsString], log: &Path, secrets: &Secrets) -> io::Result<String> {
     let mut child = Command::new(std::env::current_exe()?)
         .arg0(PROGRAM)
         .args(arguments)
-        .stdin(Stdio::null())
+        .stdin(if secrets.is_empty() { Stdio::null() } else { Stdio::piped() })
         .stdout(Stdio::piped())
         .stderr(File::create(log)?)
         .spawn()?;
+    if let Some(pipe) = child.stdin.take() {
+        secrets.write(pipe)?;
+    }
     let mut report = String::new();
     if let Some(pipe) = child.stdout.take() {
         let mut pipe = BufReader::new(io::Read::take(pipe, REPORT_BYTES_MAX));

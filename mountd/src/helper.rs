@@ -11,6 +11,7 @@ use crate::daemonise;
 use crate::fuse::mount::check_mountpoint;
 use crate::mounted::MountRequest;
 use crate::options::MountOptions;
+use crate::secrets::Secrets;
 use crate::spec::Spec;
 
 /// The name that makes this program mount(8)'s helper.
@@ -52,7 +53,8 @@ fn run(arguments: impl Iterator<Item = OsString>) -> Result<(), Failure> {
     if arguments.fake {
         return check_mountpoint(mountpoint.as_ref()).map(drop);
     }
-    let request = MountRequest::new(spec, PathBuf::from(mountpoint), options)?;
+    let mut request = MountRequest::new(spec, PathBuf::from(mountpoint), options)?;
+    request.secrets = Secrets::gather(&request)?;
     daemonise::mount_in_background(&request, &arguments.options, arguments.sloppy)
 }
 

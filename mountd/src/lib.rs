@@ -17,6 +17,8 @@ pub mod fs;
 pub mod fuse;
 mod gate;
 mod helper;
+mod identity;
+mod import;
 mod install;
 mod key;
 mod known_hosts;
@@ -25,7 +27,9 @@ mod locked;
 mod mounted;
 pub mod options;
 mod sealed;
+mod secrets;
 mod spec;
+mod store;
 
 use std::ffi::OsStr;
 use std::path::Path;

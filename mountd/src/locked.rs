@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use crate::control;
 use crate::gate::watch::KeyWatch;
 use crate::mounted::{End, Mount, MountRequest, run_with};
+use crate::store;
 
 /// How long to wait after an attempt with the key that failed.
 const RETRY: Duration = Duration::from_secs(1);
@@ -61,7 +62,7 @@ pub(crate) fn run(request: MountRequest, again: &Again) -> Result<(), Failure> {
 }
 
 async fn live(request: &MountRequest) -> Result<End, Failure> {
-    let watch = KeyWatch::new(&request.spec.key);
+    let watch = KeyWatch::new(&store::locate(&request.state, &request.spec));
     loop {
         match until_ended(request, wait(&watch)).await? {
             Some(()) => {}
@@ -71,15 +72,21 @@ async fn live(request: &MountRequest) -> Result<End, Failure> {
             started = Mount::start(request) => started,
             () = daemon::terminated() => return Ok(End::Unmounted),
         };
-        match started {
+        let ended = match started {
             Ok(mut mount) => {
                 tracing::info!("the key is back: mounted again");
                 return mount.serve().await;
             }
-            Err(failure) => tracing::error!("{}", failure.report()),
-        }
-        let pause = tokio::time::sleep(RETRY);
-        if until_ended(request, pause).await?.is_none() {
+            Err(failure) => {
+                tracing::error!("{}", failure.report());
+                match failure.code {
+                    // nobody is there to type it: whoever mounts again takes this one's place
+                    Code::Passphrase => until_ended(request, gone(&watch)).await?,
+                    _ => until_ended(request, tokio::time::sleep(RETRY)).await?,
+                }
+            }
+        };
+        if ended.is_none() {
             return Ok(End::Unmounted);
         }
     }
@@ -87,6 +94,12 @@ async fn live(request: &MountRequest) -> Result<End, Failure> {
 
 async fn wait(watch: &KeyWatch) {
     while !watch.has_any().await {
+        watch.stir(None).await;
+    }
+}
+
+async fn gone(watch: &KeyWatch) {
+    while watch.has_any().await {
         watch.stir(None).await;
     }
 }

@@ -15,7 +15,6 @@ use p2pfs::net::admin::Control;
 use p2pfs::net::daemon;
 use p2pfs::net::remote::Remote;
 use p2pfs::net::session::{ClientConfig, ClientSession};
-use p2pfs::usb::open_key;
 use p2pfs::wire::errno::Errno;
 use p2pfs::wire::session::DeviceId;
 use serde_json::{Value, json};
@@ -31,8 +30,9 @@ use crate::fuse::notify::KernelLink;
 use crate::fuse::{abort_on_panic, serve};
 use crate::gate::{valve::Valve, watch::KeyWatch};
 use crate::options::MountOptions;
+use crate::secrets::Secrets;
 use crate::spec::Spec;
-use crate::{control, known_hosts, sealed};
+use crate::{control, key, known_hosts, sealed, store};
 
 /// How long one answer to `sync` may take; who asks goes on asking.
 const SYNC_ANSWER: Duration = Duration::from_secs(20);
@@ -48,6 +48,8 @@ pub(crate) struct MountRequest {
     pub(crate) options: MountOptions,
     /// The state directory.
     pub(crate) state: PathBuf,
+    /// What was typed for it.
+    pub(crate) secrets: Secrets,
 }
 
 impl MountRequest {
@@ -65,7 +67,7 @@ impl MountRequest {
         })?;
         let dir = control::mount_dir(&state, &mountpoint);
         control::wait_for_end(&dir, &mountpoint, options.timeout)?;
-        Ok(Self { spec, mountpoint, options, state })
+        Ok(Self { spec, mountpoint, options, state, secrets: Secrets::default() })
     }
 
     /// What is printed when the mount can be used.
@@ -188,10 +190,12 @@ impl Mount {
     pub(crate) async fn start(request: &MountRequest) -> Result<Self, Failure> {
         let options = &request.options;
         // before the key is opened: a removal in between is noticed
-        let watch = KeyWatch::new(&request.spec.key);
-        let opened = open_key(&request.spec.key)?;
+        let dir = store::locate(&request.state, &request.spec);
+        let watch = KeyWatch::new(&dir);
+        let opened = key::open(request, &dir)?;
+        let session = meet(request, &opened.shown, &opened.contents).await?;
+        opened.follow(request, &dir);
         let (device, owned) = (opened.device, opened.contents);
-        let session = meet(request, &device, &owned).await?;
         let grant = session.grant();
         let link = KernelLink::new().map_err(no_threads)?;
         let remote: Arc<dyn Remote> = session.clone();
@@ -345,13 +349,13 @@ impl Shared {
 /// Opens a session with the key's host, after what earlier ones have left is delivered.
 async fn meet(
     request: &MountRequest,
-    device: &DeviceId,
+    shown: &DeviceId,
     key: &KeyContents,
 ) -> Result<Arc<ClientSession>, Failure> {
     let options = &request.options;
     let config = ClientConfig {
         secret: key.secret.clone(),
-        device: device.clone(),
+        device: shown.clone(),
         pair_key: key.pair_key.clone(),
         host: key.host,
         host_mac: key.host_mac,
@@ -403,7 +407,7 @@ impl Drop for Mount {
     }
 }
 
-fn machine_name() -> String {
+pub(crate) fn machine_name() -> String {
     let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
     name.chars().take(p2pfs::limits::LABEL_BYTES_MAX / 4).collect()
 }

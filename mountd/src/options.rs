@@ -35,6 +35,12 @@ pub struct MountOptions {
     pub wanted: Wanted,
     /// `wait`: try again after a denial until authorised.
     pub wait: bool,
+    /// `login=`: the user of a key that is a login.
+    pub login: Option<String>,
+    /// `password-file=`: its password, instead of asking.
+    pub password_file: Option<PathBuf>,
+    /// `passphrase-file=`: the key's passphrase, instead of asking.
+    pub passphrase_file: Option<PathBuf>,
     /// `state=`
     pub state: Option<PathBuf>,
 }
@@ -62,6 +68,9 @@ impl Default for MountOptions {
             drain: Duration::from_secs(5),
             wanted: Wanted::default(),
             wait: false,
+            login: None,
+            password_file: None,
+            passphrase_file: None,
             state: None,
         }
     }
@@ -130,7 +139,11 @@ impl MountOptions {
             "relay" => self.wanted.relay = Some(word(name, value)?),
             "role" => self.wanted.side = word(name, value)?,
             "auth-to" => self.wanted.auth_to = Some(word(name, value)?),
-            "login" => return Err(not_yet(name, value, "no login")),
+            "login" if !value.is_empty() => self.login = Some(value.to_owned()),
+            "login" => return Err(wrong("a user name")),
+            "password-file" if !value.is_empty() => self.password_file = Some(value.into()),
+            "passphrase-file" if !value.is_empty() => self.passphrase_file = Some(value.into()),
+            "password-file" | "passphrase-file" => return Err(wrong("a file")),
             "state" if !value.is_empty() => self.state = Some(PathBuf::from(value)),
             "state" => return Err(wrong("a directory")),
             _ => return Ok(false),
@@ -245,7 +258,8 @@ mod tests {
             "paths=tcp",
             "relay=no",
             "role=host",
-            "login=me",
+            "login=",
+            "passphrase-file=",
             "state=",
             "ro=1",
         ] {

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use p2pfs::failure::{Code, Failure};
 
+use crate::store;
+
 /// A key directory and a share.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Spec {
@@ -19,9 +21,11 @@ pub(crate) struct Spec {
 }
 
 impl Spec {
-    /// As it was given, or with an absolute path if that was relative.
+    /// As it was given, or with an absolute path if that was relative. The id of a key that is kept
+    /// here is no path.
     pub(crate) fn absolute(&self) -> OsString {
-        if self.given.as_bytes().starts_with(b"/") {
+        let is_kept = self.name().is_some_and(store::is_id) && !self.key.exists();
+        if is_kept || self.given.as_bytes().starts_with(b"/") {
             return self.given.clone();
         }
         let mut absolute = self.key.clone().into_os_string();
@@ -30,6 +34,13 @@ impl Spec {
             absolute.push(share);
         }
         absolute
+    }
+
+    /// What may be the id of a key that is kept here: the key as it was given, without a `/`.
+    pub(crate) fn name(&self) -> Option<&str> {
+        let given = self.given.to_str()?;
+        let key = given.split_once(':').map_or(given, |(key, _)| key);
+        (!key.contains('/')).then_some(key)
     }
 
     /// The share follows the last `:` if it holds no `/`.

@@ -2,10 +2,14 @@
 //! open beside the device they were sealed to.
 //!
 //! ```text
-//! version = 1 ... salt = ".."     the readable part, authenticated as associated data
+//! version = 2 ... salt = ".."     the readable part, authenticated as associated data
 //! sealed = ".."                   XChaCha20-Poly1305 of the client's seed and the pair key
 //! checksum = ".."                 SHA-256 of every byte before it
 //! ```
+//!
+//! Version 1 knows sticks without a passphrase only, and is still written for them. In version 2
+//! the sealed part may be sealed once more, inside, to a passphrase (Argon2id): so a wrong
+//! passphrase is told from a wrong device.
 //!
 //! The sealing key and its nonce are HKDF-SHA256 of the device's serial number, vendor and product
 //! under the file's random salt. That binds a plain copy of the folder to its stick. It does not
@@ -25,8 +29,11 @@ use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
 use crate::address::ServerAddress;
+use crate::identity::kind::Kind;
+use crate::identity::passphrase::{Passphrase, Stretch};
 use crate::identity::{MacAddress, PairKey, PeerId, SecretKey};
 use crate::limits::LABEL_BYTES_MAX;
+use crate::wire::codec;
 use crate::wire::session::DeviceId;
 
 /// The largest file of a key, bytes.
@@ -36,10 +43,14 @@ pub const KEY_SERVERS_MAX: usize = 8;
 /// The longest serial number, vendor or product id, bytes: a USB string descriptor holds 126 units.
 pub const DEVICE_TEXT_BYTES_MAX: usize = 126;
 
-const VERSION: u32 = 1;
+/// The newest version.
+const VERSION: u32 = 2;
 const PURPOSE: &[u8] = b"p2pfs key 1";
+const PASSPHRASE_PURPOSE: &[u8] = b"p2pfs key passphrase 1";
 const SEALED_LINE: &str = "sealed = ";
 const CHECKSUM_LINE: &str = "checksum = ";
+/// Room enough that no secret is left behind where a longer buffer is made.
+const SECRETS_BYTES_MAX: usize = 1 << 10;
 
 /// What a key holds, opened.
 #[derive(Clone, Debug)]
@@ -60,6 +71,12 @@ pub struct KeyContents {
     pub servers: Vec<ServerAddress>,
     /// Whether the owner allows the identity to be kept without the stick.
     pub portable: bool,
+    /// What tells this client from others beside its key.
+    pub kind: Kind,
+    /// How the password of a login is stretched.
+    pub login: Option<Stretch>,
+    /// What is shown to the host instead of the device that this is sealed to.
+    pub shows: Option<DeviceId>,
 }
 
 /// What anyone may read in a key's file, before and without the device.
@@ -77,6 +94,12 @@ pub struct PublicPart {
     pub servers: Vec<ServerAddress>,
     /// Whether the owner allows the identity to be kept without the stick.
     pub portable: bool,
+    /// What tells this client from others beside its key.
+    pub kind: Kind,
+    /// Whether a passphrase is needed to open it, and how that is stretched.
+    pub passphrase: Option<Stretch>,
+    /// How the password of a login is stretched.
+    pub login: Option<Stretch>,
 }
 
 /// What people call a key: 16 hexadecimal digits of its public key's SHA-256.
@@ -95,9 +118,18 @@ pub enum OpenError {
     /// In order, but sealed to another device.
     #[error("the key's file was made on another device")]
     Copied,
+    /// In order and on its device, but a passphrase is needed, and none was given.
+    #[error("the key wants its passphrase")]
+    PassphraseMissing,
+    /// In order and on its device, but the passphrase is another.
+    #[error("the passphrase is wrong")]
+    PassphraseWrong,
 }
 
 impl KeyId {
+    /// How long one is.
+    pub const DIGITS: usize = 16;
+
     /// The id of a public key.
     pub fn of(peer: PeerId) -> Self {
         let fingerprint = peer.fingerprint();
@@ -116,26 +148,50 @@ impl fmt::Display for KeyId {
     }
 }
 
-/// The file of a key, sealed to `device`. `salt`: fresh random bytes for each file, since the
-/// cipher's nonce comes from it.
-pub fn seal(contents: &KeyContents, device: &DeviceId, salt: [u8; 32]) -> Vec<u8> {
+/// The file of a key, sealed to `device` and, if there is one, to a passphrase. `salt`: fresh
+/// random bytes for each file, since the ciphers' nonces come from it.
+pub fn seal(
+    contents: &KeyContents,
+    device: &DeviceId,
+    salt: [u8; 32],
+    passphrase: Option<&Passphrase>,
+) -> Vec<u8> {
+    let stretch = passphrase.map(|passphrase| {
+        let mut own = [0; 16];
+        own.copy_from_slice(&Sha256::digest([PASSPHRASE_PURPOSE, &salt].concat())[..16]);
+        (passphrase, Stretch::new(own))
+    });
+    let is_plain = contents.kind == Kind::Stick && contents.shows.is_none() && stretch.is_none();
     let readable = Readable {
-        version: VERSION,
+        version: if is_plain { 1 } else { VERSION },
         id: contents.id.0.clone(),
         host: contents.host.to_text(),
         host_mac: contents.host_mac.to_string(),
         host_name: contents.host_name.clone(),
         servers: contents.servers.clone(),
         portable: contents.portable,
+        kind: contents.kind,
+        passphrase: stretch.as_ref().map(|(_, stretch)| stretch.to_string()),
+        login: contents.login.map(|stretch| stretch.to_string()),
         salt: URL_SAFE_NO_PAD.encode(salt),
     };
     let mut text = readable.to_text();
-    let mut secrets = Zeroizing::new([0; 64]);
-    secrets[..32].copy_from_slice(contents.secret.seed());
-    secrets[32..].copy_from_slice(contents.pair_key.bytes());
+    let mut secrets = Zeroizing::new(Vec::with_capacity(SECRETS_BYTES_MAX));
+    secrets.extend_from_slice(contents.secret.seed());
+    secrets.extend_from_slice(contents.pair_key.bytes());
+    if !is_plain {
+        let shows = codec::encode(&contents.shows).expect("three short texts are within the bound");
+        let shows = Zeroizing::new(shows);
+        secrets.extend_from_slice(&shows);
+    }
+    if let Some((passphrase, stretch)) = &stretch {
+        let (cipher, nonce) = passphrase_cipher(passphrase, stretch);
+        let sealed = cipher.encrypt(&nonce, secrets.as_slice());
+        secrets = Zeroizing::new(sealed.expect("the secrets are within the cipher's bound"));
+    }
     let (cipher, nonce) = cipher(device, &salt);
-    let payload = Payload { msg: &secrets[..], aad: text.as_bytes() };
-    let sealed = cipher.encrypt(&nonce, payload).expect("64 bytes are within the cipher's bound");
+    let payload = Payload { msg: &secrets, aad: text.as_bytes() };
+    let sealed = cipher.encrypt(&nonce, payload).expect("the secrets are within the bound");
     text.push_str(&line(SEALED_LINE, &sealed));
     let checksum = Sha256::digest(text.as_bytes());
     text.push_str(&line(CHECKSUM_LINE, &checksum));
@@ -155,27 +211,46 @@ pub fn read_public(bytes: &[u8]) -> Result<PublicPart, OpenError> {
 ///
 /// # Errors
 ///
-/// [`OpenError::Copied`] beside another device, otherwise as [`read_public`].
-pub fn open(bytes: &[u8], device: &DeviceId) -> Result<KeyContents, OpenError> {
+/// [`OpenError::Copied`] beside another device, [`OpenError::PassphraseMissing`] or
+/// [`OpenError::PassphraseWrong`], otherwise as [`read_public`].
+pub fn open(
+    bytes: &[u8],
+    device: &DeviceId,
+    passphrase: Option<&Passphrase>,
+) -> Result<KeyContents, OpenError> {
     let parts = Parts::read(bytes)?;
     let (cipher, nonce) = cipher(device, &parts.salt);
     let payload = Payload { msg: &parts.sealed, aad: parts.readable };
     let secrets = cipher.decrypt(&nonce, payload);
-    let secrets = Zeroizing::new(secrets.map_err(|_| OpenError::Copied)?);
-    let (seed, pair_key) = secrets.split_at_checked(32).ok_or(OpenError::Corrupt)?;
-    let secret = SecretKey::from_seed(seed.try_into().map_err(|_| OpenError::Corrupt)?);
+    let mut secrets = Zeroizing::new(secrets.map_err(|_| OpenError::Copied)?);
+    if let Some(stretch) = &parts.public.passphrase {
+        let passphrase = passphrase.ok_or(OpenError::PassphraseMissing)?;
+        let (cipher, nonce) = passphrase_cipher(passphrase, stretch);
+        let opened = cipher.decrypt(&nonce, secrets.as_slice());
+        secrets = Zeroizing::new(opened.map_err(|_| OpenError::PassphraseWrong)?);
+    }
+    let (seed, rest) = secrets.split_first_chunk::<32>().ok_or(OpenError::Corrupt)?;
+    let (pair_key, rest) = rest.split_first_chunk::<32>().ok_or(OpenError::Corrupt)?;
+    let secret = SecretKey::from_seed(*seed);
     if KeyId::of(secret.peer_id()) != parts.public.id {
         return Err(OpenError::Corrupt);
     }
+    let shows = match rest {
+        [] => None,
+        rest => codec::decode(rest).map_err(|_| OpenError::Corrupt)?,
+    };
     Ok(KeyContents {
         id: parts.public.id,
         secret,
-        pair_key: PairKey::from_bytes(pair_key.try_into().map_err(|_| OpenError::Corrupt)?),
+        pair_key: PairKey::from_bytes(*pair_key),
         host: parts.public.host,
         host_mac: parts.public.host_mac,
         host_name: parts.public.host_name,
         servers: parts.public.servers,
         portable: parts.public.portable,
+        kind: parts.public.kind,
+        login: parts.public.login,
+        shows,
     })
 }
 
@@ -223,6 +298,10 @@ struct Readable {
     host_name: String,
     servers: Vec<ServerAddress>,
     portable: bool,
+    #[serde(default)]
+    kind: Kind,
+    passphrase: Option<String>,
+    login: Option<String>,
     salt: String,
 }
 
@@ -230,10 +309,19 @@ impl Readable {
     fn to_text(&self) -> String {
         let quoted = |text: &str| toml::Value::from(text).to_string();
         let servers = self.servers.iter().map(|server| server.to_string().into());
+        let mut extra = String::new();
+        if self.kind != Kind::Stick {
+            extra.push_str(&format!("kind = {}\n", quoted(self.kind.as_str())));
+        }
+        for (name, value) in [("passphrase", &self.passphrase), ("login", &self.login)] {
+            if let Some(value) = value {
+                extra.push_str(&format!("{name} = {}\n", quoted(value)));
+            }
+        }
         format!(
             "# Sealed to the device beside it: a copy on another device does not open.\n\
              version = {}\nid = {}\nhost = {}\nhost_mac = {}\nhost_name = {}\nservers = {}\n\
-             portable = {}\nsalt = {}\n",
+             portable = {}\n{extra}salt = {}\n",
             self.version,
             quoted(&self.id),
             quoted(&self.host),
@@ -272,13 +360,16 @@ impl<'a> Parts<'a> {
         // The version decides how the rest is to be read
         let version: toml::Table = toml::from_str(readable).ok()?;
         let version = version.get("version")?.as_integer()?;
-        if version != i64::from(VERSION) {
+        if !(1..=i64::from(VERSION)).contains(&version) {
             return Some(Err(OpenError::Version(version.try_into().ok()?)));
         }
         let parsed: Readable = toml::from_str(readable).ok()?;
         if parsed.host_name.len() > LABEL_BYTES_MAX || parsed.servers.len() > KEY_SERVERS_MAX {
             return None;
         }
+        let stretch = |text: Option<String>| {
+            text.map(|text| text.parse().ok()).map_or(Some(None), |stretch| stretch.map(Some))
+        };
         Some(Ok(Self {
             readable: readable.as_bytes(),
             salt: URL_SAFE_NO_PAD.decode(parsed.salt).ok()?.try_into().ok()?,
@@ -290,6 +381,9 @@ impl<'a> Parts<'a> {
                 host_name: parsed.host_name,
                 servers: parsed.servers,
                 portable: parsed.portable,
+                kind: parsed.kind,
+                passphrase: stretch(parsed.passphrase)?,
+                login: stretch(parsed.login)?,
             },
         }))
     }
@@ -318,6 +412,20 @@ fn cipher(device: &DeviceId, salt: &[u8; 32]) -> (XChaCha20Poly1305, XNonce) {
     let expanded =
         Hkdf::<Sha256>::new(Some(salt), &identity).expand(PURPOSE, derived.as_mut_slice());
     debug_assert!(expanded.is_ok(), "56 bytes are within HKDF's bound");
+    split(&derived)
+}
+
+/// The inner cipher: its key serves one file, since the stretch's salt does.
+fn passphrase_cipher(passphrase: &Passphrase, stretch: &Stretch) -> (XChaCha20Poly1305, XNonce) {
+    let stretched = stretch.derive(passphrase);
+    let mut derived = Zeroizing::new([0; 56]);
+    let expanded =
+        Hkdf::<Sha256>::new(None, &stretched.0).expand(PASSPHRASE_PURPOSE, derived.as_mut_slice());
+    debug_assert!(expanded.is_ok(), "56 bytes are within HKDF's bound");
+    split(&derived)
+}
+
+fn split(derived: &[u8; 56]) -> (XChaCha20Poly1305, XNonce) {
     let mut key = Key::default();
     key.copy_from_slice(&derived[..32]);
     let mut nonce = XNonce::default();
@@ -326,77 +434,4 @@ fn cipher(device: &DeviceId, salt: &[u8; 32]) -> (XChaCha20Poly1305, XNonce) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_sealed_key_opens_beside_its_device() {
-        let opened = open(&file(), &device("KEY-0001")).unwrap();
-        assert_eq!(opened.secret.seed(), &[1; 32]);
-        assert_eq!(opened.pair_key.bytes(), &[2; 32]);
-        assert_eq!(opened.host_name, "caf\u{e9} \"home\" \n");
-        assert_eq!(opened.id, KeyId::of(opened.secret.peer_id()));
-        assert_eq!(read_public(&file()).unwrap().servers, opened.servers);
-    }
-
-    #[test]
-    fn beside_another_device_it_is_a_copy() {
-        let mut other = device("KEY-0001");
-        other.product = "0002".into();
-        for device in [device("KEY-0002"), other] {
-            assert_eq!(open(&file(), &device).unwrap_err(), OpenError::Copied);
-        }
-    }
-
-    #[test]
-    fn any_flipped_bit_is_damage_and_not_a_copy() {
-        let file = file();
-        for at in 0..file.len() {
-            let mut bad = file.clone();
-            bad[at] ^= 1 << (at % 8);
-            let error = open(&bad, &device("KEY-0001")).unwrap_err();
-            assert_eq!(error, OpenError::Corrupt, "byte {at}");
-        }
-        for len in 0..file.len() {
-            let error = open(&file[..len], &device("KEY-0001")).unwrap_err();
-            assert_eq!(error, OpenError::Corrupt);
-        }
-    }
-
-    #[test]
-    fn a_file_never_shows_its_secrets() {
-        let text = String::from_utf8(file()).unwrap();
-        assert!(!text.contains(&URL_SAFE_NO_PAD.encode([1; 32])));
-        assert!(text.len() < 1024);
-    }
-
-    #[test]
-    fn weak_serial_numbers_are_told() {
-        for weak in ["", " ", "1234", "000000000000", "0123456789", "1234567890AB", "654321"] {
-            assert!(serial_weakness(weak).is_some(), "{weak}");
-        }
-        for strong in ["KEY-0001", "0330622110004158", "AA00000000000489"] {
-            assert_eq!(serial_weakness(strong), None);
-        }
-    }
-
-    fn device(serial: &str) -> DeviceId {
-        DeviceId { serial: serial.into(), vendor: "46f4".into(), product: "0001".into() }
-    }
-
-    fn file() -> Vec<u8> {
-        let secret = SecretKey::from_seed([1; 32]);
-        let server = format!("p2pfs://home.example:443#{}", URL_SAFE_NO_PAD.encode([7; 32]));
-        let contents = KeyContents {
-            id: KeyId::of(secret.peer_id()),
-            secret,
-            pair_key: PairKey::from_bytes([2; 32]),
-            host: PeerId([3; 32]),
-            host_mac: MacAddress([2, 0, 0, 0, 0, 1]),
-            host_name: "caf\u{e9} \"home\" \n".into(),
-            servers: vec![server.parse().unwrap()],
-            portable: false,
-        };
-        seal(&contents, &device("KEY-0001"), [9; 32])
-    }
-}
+mod tests;

@@ -141,13 +141,13 @@ impl Host {
         self.shared.status()
     }
 
-    /// Ends the sessions of a key now: it was revoked or removed.
-    pub fn end_sessions(&self, peer: PeerId) {
+    /// Ends the sessions of a key now: it was revoked or removed, or its time is over.
+    pub fn end_sessions(&self, peer: PeerId, why: CloseReason) {
         let mut state = self.shared.lock();
         state.sessions.retain(|_, session| {
             let ends = session.peer == peer;
             if ends {
-                session.close(CloseReason::Revoked);
+                session.close(why);
                 session.end();
             }
             !ends

@@ -317,6 +317,22 @@ fn denied(denial: &Denial) -> Failure {
             "the host has as many sessions as it can hold",
             "try again when another client has unmounted",
         ),
+        Denial::Expired => Failure::new(
+            Code::KeyUnauthorised,
+            "the time for which the host's owner authorised this key is over",
+            "on the host: p2pfs-hostd keys authorise ID --expires DATE gives it more",
+        ),
+        Denial::OtherIdentifier => Failure::new(
+            Code::KeyUnauthorised,
+            "the host expects another code, serial number, MAC address, user or password",
+            "compare p2pfs-mountd identity with what was typed in on the host, or type the \
+             password again",
+        ),
+        Denial::TooManyTries => Failure::new(
+            Code::KeyUnauthorised,
+            "too many wrong passwords were tried with this key",
+            "try again in a minute",
+        ),
     }
 }
 

@@ -117,7 +117,7 @@ impl Session {
                 self.transition(State::Up(connection), "approved");
                 self.outputs.push_back(Output::Up(connection, grant));
             }
-            Verdict::Denied(Denial::Unauthorised | Denial::Busy) if self.wait => {
+            Verdict::Denied(Denial::Unauthorised | Denial::Busy | Denial::Expired) if self.wait => {
                 self.transition(State::Searching, "denied; asking again");
                 self.retry_at = Some(now + ASK_AGAIN);
             }
@@ -137,11 +137,17 @@ impl Session {
         if was_up {
             self.outputs.push_back(Output::Down(connection));
         }
-        if why == CloseReason::Revoked {
-            self.finish(End::Revoked);
-        } else {
-            self.transition(State::Searching, "connection lost");
-            self.retry_at = Some(now + RETRY);
+        match why {
+            CloseReason::Revoked => self.finish(End::Revoked),
+            CloseReason::Expired => self.finish(End::Denied(Denial::Expired)),
+            CloseReason::Done
+            | CloseReason::Replaced
+            | CloseReason::Misbehaved
+            | CloseReason::Denied
+            | CloseReason::Ended => {
+                self.transition(State::Searching, "connection lost");
+                self.retry_at = Some(now + RETRY);
+            }
         }
     }
 
@@ -283,13 +289,18 @@ mod tests {
     }
 
     #[test]
-    fn a_revocation_ends_it_for_good() {
+    fn a_revocation_or_the_end_of_its_time_ends_it_for_good() {
         let now = Instant::now();
-        let mut session = up(now);
-        session.handle_lost(ConnectionId(1), CloseReason::Revoked, now);
-        let expected = [Output::Down(ConnectionId(1)), Output::Ended(End::Revoked)];
-        assert_eq!(outputs(&mut session), expected);
-        session.handle_path_up();
-        assert_eq!(outputs(&mut session), []);
+        for (why, end) in [
+            (CloseReason::Revoked, End::Revoked),
+            (CloseReason::Expired, End::Denied(Denial::Expired)),
+        ] {
+            let mut session = up(now);
+            session.handle_lost(ConnectionId(1), why, now);
+            let expected = [Output::Down(ConnectionId(1)), Output::Ended(end)];
+            assert_eq!(outputs(&mut session), expected);
+            session.handle_path_up();
+            assert_eq!(outputs(&mut session), []);
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! The first stream of a connection: authentication 120 (steps 121-123), and what it opens.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::id::{HostRun, Seq, SessionId};
@@ -26,7 +28,7 @@ pub struct Identify {
 }
 
 /// The device's own identifiers (claims 9 and 18), compared with what the host recorded at pairing.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Deserialize, Eq, PartialEq, Serialize)]
 pub struct DeviceId {
     /// Serial number.
     pub serial: String,
@@ -34,6 +36,13 @@ pub struct DeviceId {
     pub vendor: String,
     /// Product id, as the device says it.
     pub product: String,
+}
+
+/// Not the serial number: a code or what proves a password may stand there.
+impl fmt::Debug for DeviceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DeviceId({}:{})", self.vendor, self.product)
+    }
 }
 
 /// The host's answer. **Append only.**
@@ -80,6 +89,13 @@ pub enum Denial {
     ShareDenied,
     /// The host has as many sessions as it can hold.
     Busy,
+    /// The time for which the owner authorised it is over.
+    Expired,
+    /// Authorised, but the client's identifier (code, serial number, MAC address, user name and
+    /// password) is not the one that the owner typed in.
+    OtherIdentifier,
+    /// Too many wrong passwords: it may try again after a while.
+    TooManyTries,
 }
 
 /// What a stream is for: its first byte.
@@ -142,6 +158,8 @@ pub enum CloseReason {
     Denied,
     /// The client ends the session: nobody comes back to what it had open.
     Ended,
+    /// The time for which the owner authorised the key is over.
+    Expired,
 }
 
 impl CloseReason {
@@ -154,6 +172,7 @@ impl CloseReason {
             Self::Misbehaved => 3,
             Self::Denied => 4,
             Self::Ended => 5,
+            Self::Expired => 6,
         }
     }
 
@@ -165,6 +184,7 @@ impl CloseReason {
             3 => Self::Misbehaved,
             4 => Self::Denied,
             5 => Self::Ended,
+            6 => Self::Expired,
             _ => Self::Done,
         }
     }

@@ -20,8 +20,16 @@ pub(super) fn line(key: &Value) -> String {
         || "never seen".into(),
         |at| format!("seen {} from {}", ago(now.saturating_sub(at)), text("last_from")),
     );
+    let kind = if text("kind") == "stick" { "" } else { &format!("  {}", text("kind")) };
+    let mut notes = key["expires"].as_str().map_or_else(String::new, |at| format!("  until {at}"));
+    if key["weak_serial"] == true {
+        notes.push_str("  weak serial number");
+    }
+    if key["recovered"] == true {
+        notes.push_str("  recovered from paper");
+    }
     format!(
-        "{}  {:12}  {}  {shares}{map}  {:?}  {seen}",
+        "{}  {:12}{kind}  {}  {shares}{map}  {:?}{notes}  {seen}",
         text("id"),
         text("state"),
         text("access"),

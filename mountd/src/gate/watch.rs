@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use p2pfs::failure::{Code, Failure};
 use p2pfs::identity::sealed::{KeyId, same_device};
 use p2pfs::usb::{open_key, read_device, read_public};
 use p2pfs::wire::session::DeviceId;
@@ -48,7 +49,12 @@ impl KeyWatch {
 
     /// Whether a key is there, on its own device.
     pub(crate) async fn has_any(&self) -> bool {
-        self.look(|dir| open_key(dir).is_ok()).await
+        // one with a passphrase is there, though it does not open by itself
+        let is_there = |opened: Result<_, Failure>| match opened {
+            Ok(_) => true,
+            Err(failure) => failure.code == Code::Passphrase,
+        };
+        self.look(move |dir| is_there(open_key(dir, None).map(drop))).await
     }
 
     /// A stick that is dying may take for ever: then it is not there.
