@@ -14,6 +14,8 @@ mod attributes;
 mod beside;
 /// `--help`, wrong usage, exit codes: what needs no daemon.
 mod cli;
+/// The network is cut: grace, signals, what was accepted.
+mod cuts;
 /// fsx on the mount.
 mod fsx;
 /// The key gates the mount: pulled, nothing can be read; back, it is mounted again.
@@ -42,6 +44,8 @@ mod refused;
 mod session;
 /// A file that the host cannot answer for.
 mod stalled;
+/// Server and host are killed under a mount that is used.
+mod survives;
 /// A tree of real-looking files through the mount and back.
 mod tree;
 /// Golden bytes of every settled message.

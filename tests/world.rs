@@ -85,6 +85,12 @@ impl World {
         Self { dir: Arc::new(dir), lab }
     }
 
+    /// The lab that it is in.
+    #[track_caller]
+    pub(crate) fn lab(&self) -> &lab::Lab {
+        self.lab.as_ref().unwrap()
+    }
+
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
