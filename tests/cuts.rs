@@ -164,7 +164,10 @@ fn whoever_waits_for_a_host_that_is_cut_off_ends_when_told_to() {
             prepare(&home, &name(kind, how.word()));
         }
     }
+    prepare(&home, "exit");
     home.mount("timeout=30,grace=100,allow_other");
+    let mut exits = Caller::start(&home, "exit", "caught", "exit");
+    exits.is_ready();
     let mut callers = Vec::new();
     for kind in KINDS {
         let of =
@@ -200,8 +203,6 @@ fn whoever_waits_for_a_host_that_is_cut_off_ends_when_told_to() {
     }
     assert_eq!(slow, Vec::<&str>::new());
     shells_end(&home);
-    let mut exits = Caller::start(&home, "exit", "caught", "exit");
-    exits.is_ready();
     exits.go();
     let took = exits.end(Signal::KILL);
     println!("{:<12} {:>12}", "exit", took.as_millis());
