@@ -16,6 +16,8 @@ mod beside;
 mod cli;
 /// The NAT stays closed.
 mod closed;
+/// The network is cut: grace, signals, what was accepted.
+mod cuts;
 /// `doctor`, behind NATs and on a bare machine.
 mod doctor;
 /// fsx on the mount.
@@ -54,6 +56,8 @@ mod rendezvous;
 mod session;
 /// A file that the host cannot answer for.
 mod stalled;
+/// Server and host are killed under a mount that is used.
+mod survives;
 /// A tree of real-looking files through the mount and back.
 mod tree;
 /// Golden bytes of every settled message.

@@ -86,6 +86,7 @@ impl World {
     }
 
     /// The lab that it is in.
+    #[track_caller]
     pub(crate) fn lab(&self) -> &lab::Lab {
         self.lab.as_ref().unwrap()
     }

@@ -5,15 +5,67 @@
 //! happens on the way. What forgets to say who asks is done as nobody, who may do next to nothing.
 
 use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
+use p2pfs::id::Seq;
 use p2pfs::limits::CALLER_GROUPS_MAX;
 use p2pfs::wire::log::Caller;
+use tokio::sync::Notify;
+
+use crate::lock::lock;
 
 /// The user and the group of nobody.
 const NOBODY: u32 = 65_534;
 
 tokio::task_local! {
     static ASKING: Asking;
+    static WAIT: Arc<Wait>;
+}
+
+/// What the answer to one request waits for, so that the wait can be ended.
+#[derive(Debug, Default)]
+pub(crate) struct Wait {
+    is_over: AtomicBool,
+    over: Notify,
+    entries: Mutex<Vec<Seq>>,
+}
+
+impl Wait {
+    /// The request waits here while `work` answers it.
+    pub(crate) fn scope<F: Future>(self: Arc<Self>, work: F) -> impl Future<Output = F::Output> {
+        WAIT.scope(self, work)
+    }
+
+    /// Nobody waits any longer; tells which changes were made for the request.
+    pub(crate) fn end(&self) -> Vec<Seq> {
+        self.is_over.store(true, Ordering::SeqCst);
+        self.over.notify_waiters();
+        lock(&self.entries).clone()
+    }
+}
+
+/// A change is made for the request of the moment. `false`: nobody waits for it any longer.
+pub(crate) fn note(seq: Seq) -> bool {
+    let noted = WAIT.try_with(|wait| {
+        lock(&wait.entries).push(seq);
+        !wait.is_over.load(Ordering::SeqCst)
+    });
+    noted.unwrap_or(true)
+}
+
+/// Resolves when nobody waits for the request of the moment any longer.
+pub(crate) async fn wait_is_over() {
+    let Ok(wait) = WAIT.try_with(Arc::clone) else { return std::future::pending().await };
+    loop {
+        let over = wait.over.notified();
+        tokio::pin!(over);
+        over.as_mut().enable();
+        if wait.is_over.load(Ordering::SeqCst) {
+            return;
+        }
+        over.await;
+    }
 }
 
 /// A process that asks, as the kernel names it.

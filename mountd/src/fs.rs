@@ -192,7 +192,18 @@ impl Fs {
     }
 
     /// Attributes. Waits for the writes that were accepted before: `fstat` shows their times too.
-    pub async fn getattr(&self, ino: u64, handle: Option<HandleId>) -> Result<Found, Errno> {
+    pub async fn getattr(
+        self: &Arc<Self>,
+        ino: u64,
+        handle: Option<HandleId>,
+    ) -> Result<Found, Errno> {
+        match handle {
+            None if ino == NodeId::ROOT.ino => self.root().await,
+            _ => self.ask_attributes(ino, handle).await,
+        }
+    }
+
+    async fn ask_attributes(&self, ino: u64, handle: Option<HandleId>) -> Result<Found, Errno> {
         let inode = self.node(ino, handle)?;
         if let Some(attr) = inode.take_opened() {
             return Ok(Found { node: inode.node, attr, keep: self.keep() });
@@ -389,6 +400,13 @@ impl Fs {
         }
     }
 
+    /// Nobody waits for a request any longer: what was begun for it is given up.
+    pub(crate) fn end_wait(&self, wait: &caller::Wait) {
+        for seq in wait.end() {
+            self.remote.strike(seq);
+        }
+    }
+
     /// The numbers of all nodes that the kernel may know, those first of which it may have pages.
     pub fn numbers(&self) -> Vec<u64> {
         self.inodes.numbers()
@@ -411,20 +429,15 @@ impl Fs {
 
     /// Asks for the root and the space, so that a mount is only usable when the host answers, and
     /// `df` has something to say from then on.
-    pub async fn check(&self) -> Result<Found, Errno> {
+    pub async fn check(self: &Arc<Self>) -> Result<Found, Errno> {
         self.statfs().await?;
         self.getattr(NodeId::ROOT.ino, None).await
     }
 
     // ------------------------------------------------------------------ shared by the parts
 
-    fn insert_handle(&self, id: HandleId, inode: Arc<Inode>) {
-        self.handles.insert(Handle {
-            id,
-            inode,
-            ahead: Mutex::default(),
-            listing: tokio::sync::Mutex::default(),
-        });
+    fn insert_handle(&self, id: HandleId, inode: Arc<Inode>) -> Arc<Handle> {
+        self.handles.insert(Handle { id, inode, ahead: Mutex::default(), listing: Arc::default() })
     }
 
     /// The node of a request: with a handle the one that was opened, which may be unlinked.
@@ -448,6 +461,9 @@ impl Fs {
         let change = Change { caller, ..Change::new(mutation) };
         let submitted = self.remote.submit(change, body);
         self.last.fetch_max(submitted.seq.0, Ordering::SeqCst);
+        if !caller::note(submitted.seq) {
+            self.remote.strike(submitted.seq);
+        }
         submitted
     }
 

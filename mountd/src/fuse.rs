@@ -17,17 +17,21 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::Bytes;
 use fuser::{
     Errno, FileHandle, FopenFlags, Generation, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry,
     ReplyXattr, Request, Session, SessionACL,
 };
+use p2pfs::wire::call::StatFs;
+use p2pfs::wire::lease::Blocker;
+use p2pfs::wire::name::Target;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
-use crate::caller::Asking;
-use crate::fs::{COPY_BYTES, Found, Fs, Opened};
+use crate::caller::{Asking, Wait};
+use crate::fs::{COPY_BYTES, Found, Fs, Opened, Portion};
 use crate::gate::valve::{Pass, Shut, Valve};
 pub use convert::Presentation;
 use convert::{error, file_attr};
@@ -38,6 +42,8 @@ use waiting::Signals;
 const BACKGROUND_MAX: u16 = 512;
 /// What is asked when the key is pulled: "required key not available".
 const PULLED: p2pfs::wire::errno::Errno = p2pfs::wire::errno::Errno::ENOKEY;
+/// How long an answer may take that is on its way when whoever asked is interrupted.
+const LAST_MOMENT: Duration = Duration::from_millis(20);
 /// Threads that read requests.
 const THREADS: usize = 2;
 
@@ -68,7 +74,15 @@ pub fn serve(
     let mut config = fuser::Config::default();
     config.n_threads = Some(THREADS);
     config.acl = SessionACL::All;
-    let adaptor = Adaptor { fs, runtime, presentation, valve, acls, asking: None };
+    let adaptor = Adaptor {
+        fs,
+        runtime,
+        presentation,
+        valve,
+        acls,
+        asking: None,
+        signals: Signals::default(),
+    };
     // who may use the mount is the kernel's decision (`allow_other`), so all requests are answered
     let session = Session::from_fd(adaptor, device, SessionACL::All, config)?;
     link.connect(session.notifier());
@@ -90,6 +104,50 @@ struct Adaptor {
     acls: bool,
     /// Whose request is being answered.
     asking: Option<Asking>,
+    /// What ends its wait.
+    signals: Signals,
+}
+
+/// What answers a request.
+trait Answer: Send + 'static {
+    /// Nobody is told: what the kernel would have given back is taken back.
+    fn abandon(self, _fs: &Arc<Fs>)
+    where
+        Self: Sized,
+    {
+    }
+}
+
+impl Answer for () {}
+impl Answer for u32 {}
+impl Answer for u64 {}
+impl Answer for Bytes {}
+impl Answer for Found {}
+impl Answer for Portion {}
+impl Answer for Option<(Blocker, u32)> {}
+impl Answer for StatFs {}
+impl Answer for Target {}
+
+impl Answer for Opened {
+    fn abandon(self, fs: &Arc<Fs>) {
+        fs.release(self.handle);
+    }
+}
+
+/// A node that the kernel would have known once more.
+struct Referred(Found);
+
+impl Answer for Referred {
+    fn abandon(self, fs: &Arc<Fs>) {
+        fs.forget(self.0.node.ino, 1);
+    }
+}
+
+impl Answer for (Referred, Opened) {
+    fn abandon(self, fs: &Arc<Fs>) {
+        self.0.abandon(fs);
+        self.1.abandon(fs);
+    }
 }
 
 impl Adaptor {
@@ -100,24 +158,29 @@ impl Adaptor {
         Self { asking: Some(asking), ..self.clone() }
     }
 
+    /// With other signals that end the wait than those of most requests.
+    fn heeding(self, signals: Signals) -> Self {
+        Self { signals, ..self }
+    }
+
     fn answer<F, T>(
         &self,
         work: impl FnOnce(Arc<Fs>) -> F,
         reply: impl FnOnce(Result<T, Errno>) + Send + 'static,
     ) where
         F: Future<Output = Result<T, p2pfs::wire::errno::Errno>> + Send + 'static,
-        T: Send + 'static,
+        T: Answer,
     {
         let _runtime = self.runtime.enter();
-        let work = Self::asked_by(self.asking, work(Arc::clone(&self.fs)));
+        let work = work(Arc::clone(&self.fs));
         match self.valve.try_enter() {
-            Some(Ok(pass)) => Self::answer_within(pass, self.asking, work, reply),
+            Some(Ok(pass)) => self.answer_within(pass, work, reply),
             Some(Err(Shut)) => reply(Err(error(PULLED))),
             None => {
-                let valve = Arc::clone(&self.valve);
+                let adaptor = self.clone();
                 tokio::spawn(async move {
-                    match valve.enter().await {
-                        Ok(_pass) => reply(work.await.map_err(error)),
+                    match adaptor.valve.enter().await {
+                        Ok(pass) => adaptor.answer_within(pass, work, reply),
                         Err(Shut) => reply(Err(error(PULLED))),
                     }
                 });
@@ -132,32 +195,41 @@ impl Adaptor {
         }
     }
 
-    /// Answers what has come through the valve; with EINTR if the one who asks is ended meanwhile,
-    /// though what was begun goes on. Needs the runtime around it.
+    /// Answers what has come through the valve; with EINTR if the one who asks is interrupted
+    /// meanwhile. Needs the runtime around it.
     fn answer_within<F, T>(
+        &self,
         pass: Pass,
-        asking: Option<Asking>,
         work: F,
         reply: impl FnOnce(Result<T, Errno>) + Send + 'static,
     ) where
         F: Future<Output = Result<T, p2pfs::wire::errno::Errno>> + Send + 'static,
-        T: Send + 'static,
+        T: Answer,
     {
+        let wait = Arc::new(Wait::default());
+        let work = Arc::clone(&wait).scope(Self::asked_by(self.asking, work));
         let mut work = Box::pin(work);
         // what waits for nothing is answered here; what waits has asked by now
         match work.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(result) => reply(result.map_err(error)),
             Poll::Pending => {
-                let caller = asking.map_or(0, |asking| asking.pid);
+                let (caller, signals) = (self.asking.map_or(0, |asking| asking.pid), self.signals);
+                let fs = Arc::clone(&self.fs);
                 tokio::spawn(async move {
                     let _pass = pass;
                     tokio::select! {
                         result = &mut work => return reply(result.map_err(error)),
-                        () = waiting::interrupted(caller, Signals::Fatal) => {}
+                        () = waiting::interrupted(caller, signals) => fs.end_wait(&wait),
+                    }
+                    // what has happened after all is told
+                    if let Ok(result) = tokio::time::timeout(LAST_MOMENT, &mut work).await {
+                        return reply(result.map_err(error));
                     }
                     reply(Err(Errno::EINTR));
-                    // what was begun is ended in order
-                    let _ = work.await;
+                    // what cannot be given up is ended in order
+                    if let Ok(answer) = work.await {
+                        answer.abandon(&fs);
+                    }
                 });
             }
         }
@@ -189,8 +261,12 @@ impl Adaptor {
         F: Future<Output = Result<Found, p2pfs::wire::errno::Errno>> + Send + 'static,
     {
         let presentation = self.presentation;
+        let work = |fs| {
+            let found = work(fs);
+            async move { found.await.map(Referred) }
+        };
         self.answer(work, move |result| match result {
-            Ok(found) => {
+            Ok(Referred(found)) => {
                 let attr = file_attr(&found, presentation);
                 reply.entry(&found.keep, &attr, Generation(found.node.generation));
             }

@@ -30,6 +30,10 @@ pub trait Remote: Send + Sync {
     /// Numbers a change and ships it; it is applied after what it builds on.
     fn submit(&self, change: Change, body: Bytes) -> Submitted;
 
+    /// Nobody waits for a change any longer: it fails with `EINTR`, and does not happen later,
+    /// unless the host has carried it out by then. What was accepted is not given up.
+    fn strike(&self, _seq: Seq) {}
+
     /// Resolves when the log has room for `bytes` more, so that writers wait for a slow link; fails
     /// as [`Self::given_up`] says.
     fn room(&self, bytes: usize) -> BoxFuture<Result<(), Errno>>;

@@ -207,6 +207,10 @@ impl Remote for ClientSession {
         self.core.submit(change, body)
     }
 
+    fn strike(&self, seq: Seq) {
+        self.core.strike(seq);
+    }
+
     fn room(&self, bytes: usize) -> BoxFuture<Result<(), Errno>> {
         Box::pin(Core::room(Arc::clone(&self.core), bytes))
     }

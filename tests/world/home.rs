@@ -75,6 +75,12 @@ impl Home {
         self.world.mount(&self.key.source("disk"), &self.mountpoint, options)
     }
 
+    /// The network namespaces.
+    #[track_caller]
+    pub(crate) fn lab(&self) -> &Lab {
+        self.world.lab()
+    }
+
     /// Unmounts; nothing may be left.
     #[track_caller]
     pub(crate) fn unmount(&self) {

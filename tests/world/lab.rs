@@ -66,6 +66,14 @@ impl Plan {
     }
 }
 
+/// Nothing passes, but to the machine itself.
+const CUT: &str = r#"
+table inet cut {
+  chain inpt { type filter hook input priority -200; policy drop; iifname "lo" accept; }
+  chain outp { type filter hook output priority -200; policy drop; oifname "lo" accept; }
+}
+"#;
+
 impl Lab {
     /// Why there can be no lab here.
     pub(crate) fn obstacle() -> Option<String> {
@@ -135,6 +143,18 @@ impl Lab {
             Side::Server | Side::Host | Side::Client => (self.plan.host, "host-nat", "host-isp"),
         };
         if matches!(kind, Kind::Cgn | Kind::CgnSym) { carrier } else { home }
+    }
+
+    /// Cuts a machine off.
+    pub(crate) fn cut(&self, side: Side) {
+        let mut nft = self.command_at(node_of(side), "nft");
+        run(nft.args(["-f", "-"]), Some(CUT));
+    }
+
+    /// Undoes a cut.
+    pub(crate) fn heal(&self, side: Side) {
+        let mut nft = self.command_at(node_of(side), "nft");
+        run(nft.args(["delete", "table", "inet", "cut"]), None);
     }
 
     /// A command on one of the machines.

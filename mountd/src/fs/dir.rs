@@ -24,6 +24,8 @@ pub(crate) struct Listing {
     page: Option<Arc<Page>>,
     /// It came with the opening, and nobody has read it yet.
     is_first: bool,
+    /// Why the directory could not be opened, which whoever opened it has not waited for.
+    failed: Option<Errno>,
 }
 
 #[derive(Debug)]
@@ -55,6 +57,12 @@ impl Listing {
     pub(super) fn begin(&mut self, page: DirPage, asked: u64) {
         self.page = Some(Arc::new(Page::new(0, page, asked)));
         self.is_first = true;
+    }
+
+    /// It could not be opened.
+    pub(super) fn fail(&mut self, error: Errno) -> Errno {
+        self.failed = Some(error);
+        error
     }
 
     /// The page that goes on behind a cookie, and where in it. A rewound directory is a fresh one,
@@ -104,6 +112,9 @@ impl Fs {
             other => (2, other),
         };
         let mut listing = handle.listing.lock().await;
+        if let Some(error) = listing.failed {
+            return Err(error);
+        }
         let kept = listing.at(cookie, host_cookie, handle.inode.names());
         let (page, start) = match kept {
             Some(kept) => kept,

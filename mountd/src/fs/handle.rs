@@ -19,7 +19,15 @@ pub(crate) struct Handle {
     pub(crate) id: HandleId,
     pub(crate) inode: Arc<Inode>,
     pub(crate) ahead: Mutex<ReadAhead>,
-    pub(crate) listing: tokio::sync::Mutex<Listing>,
+    /// Held while a directory is being opened.
+    pub(crate) listing: Arc<tokio::sync::Mutex<Listing>>,
+}
+
+impl Handle {
+    /// Waits until the host knows of a directory that was opened before it answered.
+    pub(crate) async fn is_open(&self) {
+        drop(self.listing.lock().await);
+    }
 }
 
 /// The open files of a mount.
@@ -38,8 +46,10 @@ impl HandleTable {
         Ok(HandleId(self.numbers.fetch_add(1, Ordering::Relaxed) + 1))
     }
 
-    pub(crate) fn insert(&self, handle: Handle) {
-        lock(&self.open).insert(handle.id, Arc::new(handle));
+    pub(crate) fn insert(&self, handle: Handle) -> Arc<Handle> {
+        let handle = Arc::new(handle);
+        lock(&self.open).insert(handle.id, Arc::clone(&handle));
+        handle
     }
 
     pub(crate) fn get(&self, id: HandleId) -> Result<Arc<Handle>, Errno> {

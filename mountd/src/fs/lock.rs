@@ -57,11 +57,11 @@ impl Fs {
             locked = self.remote.lock(wanted, wait) => locked?,
             errno = self.remote.given_up() => return Err(errno),
         }
-        let revalidated = self.revalidate(&open).await;
-        if revalidated.is_err() {
-            self.remote.unlock(wanted);
-        }
-        revalidated
+        // who has stopped waiting does not have it
+        let unlocked = Unlock { fs: self, lock: Some(wanted) };
+        self.revalidate(&open).await?;
+        unlocked.keep();
+        Ok(())
     }
 
     /// Lets bytes go, after what was written is applied.
@@ -140,6 +140,26 @@ impl Fs {
             self.kernel.drop_attributes(inode.node.ino);
         }
         Ok(())
+    }
+}
+
+/// Lets a lock go, unless it is kept.
+struct Unlock<'a> {
+    fs: &'a Fs,
+    lock: Option<Lock>,
+}
+
+impl Unlock<'_> {
+    fn keep(mut self) {
+        self.lock = None;
+    }
+}
+
+impl Drop for Unlock<'_> {
+    fn drop(&mut self) {
+        if let Some(lock) = self.lock {
+            self.fs.remote.unlock(lock);
+        }
     }
 }
 

@@ -3,11 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use p2pfs::id::HandleId;
+use bytes::Bytes;
+use p2pfs::id::{HandleId, NodeId};
 use p2pfs::limits::DIR_PAGE_ENTRIES_MAX;
+use p2pfs::net::remote::BoxFuture;
 use p2pfs::wire::call::{Access, Asked, Call, DataVersion, Reply};
 use p2pfs::wire::errno::Errno;
+use tokio::sync::OwnedMutexGuard;
 
+use super::dir::Listing;
 use super::handle::Handle;
 use super::inode::Inode;
 use super::{Fs, OpenMode, Opened};
@@ -49,25 +53,51 @@ impl Fs {
         Ok(self.opened(handle, inode, mode.append, told))
     }
 
-    /// Opens a directory; its first page comes along.
-    pub async fn open_dir(&self, ino: u64) -> Result<Opened, Errno> {
+    /// Opens a directory; its first page comes along. The root is open soon even if the host is
+    /// silent, for those who only ask what is mounted; then whoever lists it waits.
+    pub async fn open_dir(self: &Arc<Self>, ino: u64) -> Result<Opened, Errno> {
         let inode = self.inodes.get(ino)?;
         let handle = self.handles.number()?;
-        let (told, asked) = (inode.told(), self.tick());
         let entries_max = DIR_PAGE_ENTRIES_MAX as u32;
         let call = Asked::OpenDir { node: inode.node, handle, entries_max };
-        let Reply::OpenDir(attr, page) = self.remote.call(self.by_caller(call)).await?.0 else {
-            return Err(Errno::EPROTO);
+        let told = inode.told();
+        let call = self.remote.call(self.by_caller(call));
+        let open = self.insert_handle(handle, Arc::clone(&inode));
+        // nobody else has it yet
+        let listing = Arc::clone(&open.listing).lock_owned().await;
+        let opening = Arc::clone(self).listed(open, listing, call);
+        let opened = if ino == NodeId::ROOT.ino {
+            self.in_time(tokio::spawn(opening)).await.unwrap_or(Ok(()))
+        } else {
+            opening.await
         };
-        let found = self.seen(&inode, attr, asked);
-        if found.is_settled() {
-            inode.note_opened(found.attr);
+        if let Err(error) = opened {
+            self.handles.remove(handle);
+            return Err(error);
         }
-        let opened = self.opened(handle, inode, false, told);
-        if let Ok(open) = self.handles.get(handle) {
-            open.listing.lock().await.begin(page, asked);
+        Ok(self.checked(handle, &inode, false, told))
+    }
+
+    /// Takes the first page of a directory that is being opened.
+    async fn listed(
+        self: Arc<Self>,
+        open: Arc<Handle>,
+        mut listing: OwnedMutexGuard<Listing>,
+        call: BoxFuture<Result<(Reply, Bytes), Errno>>,
+    ) -> Result<(), Errno> {
+        let asked = self.tick();
+        match call.await {
+            Ok((Reply::OpenDir(attr, page), _)) => {
+                let found = self.seen(&open.inode, attr, asked);
+                if found.is_settled() {
+                    open.inode.note_opened(found.attr);
+                }
+                listing.begin(page, asked);
+                Ok(())
+            }
+            Ok(_) => Err(listing.fail(Errno::EPROTO)),
+            Err(error) => Err(listing.fail(error)),
         }
-        Ok(opened)
     }
 
     /// How much of a file is worth reading along: all of a small one of which nothing is here.
@@ -87,11 +117,21 @@ impl Fs {
         append: bool,
         told: Option<DataVersion>,
     ) -> Opened {
+        self.insert_handle(handle, Arc::clone(&inode));
+        self.checked(handle, &inode, append, told)
+    }
+
+    fn checked(
+        &self,
+        handle: HandleId,
+        inode: &Inode,
+        append: bool,
+        told: Option<DataVersion>,
+    ) -> Opened {
         let check = inode.check_open(told);
         if check.drop_attributes {
             self.kernel.drop_attributes(inode.node.ino);
         }
-        self.insert_handle(handle, inode);
         Opened { handle, keep_pages: check.keep_pages, direct: append }
     }
 
@@ -119,6 +159,7 @@ impl Fs {
 
     async fn tell_release(self: Arc<Self>, open: Arc<Handle>) {
         let (handle, upto) = (open.id, open.inode.last());
+        open.is_open().await;
         if let Err(error) = self.remote.call(Call::Release { handle, upto }).await {
             tracing::debug!(%handle, %error, "the host did not take a release");
         }

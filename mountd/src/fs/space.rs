@@ -1,19 +1,23 @@
 //! `statfs`, which never hangs: desktops ask it all the time; and whether there is room for data.
 
+use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use p2pfs::id::NodeId;
 use p2pfs::limits::LOG_BYTES_UNAPPLIED_MAX;
-use p2pfs::wire::call::{Call, Reply, StatFs};
+use p2pfs::wire::call::{Attr, Call, Reply, StatFs};
 use p2pfs::wire::errno::Errno;
+use tokio::task::JoinHandle;
 
-use super::Fs;
+use super::{Found, Fs};
 use crate::lock::lock;
 
 /// How long an answer is told again.
 const FRESH: Duration = Duration::from_secs(1);
-/// How long a host may take before the last answer is told once more.
+/// How long a host may take before the last answer is told once more; until it answers again, that
+/// is done at once.
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// With less free space than this, beyond what may be on its way, writes wait for the host's
@@ -31,37 +35,85 @@ pub(crate) struct Space {
     /// Accepted since that was asked, bytes.
     accepted: AtomicU64,
     asking: AtomicBool,
+    /// A host that was asked has not answered within [`PATIENCE`], nor since.
+    late: AtomicBool,
+    /// The last known attributes of the share's root.
+    root: Mutex<Option<Attr>>,
     doubtful_until: Mutex<Option<Instant>>,
 }
 
 impl Fs {
     /// Space and limits: at most a second old, or what was last known if the host is silent.
-    pub async fn statfs(&self) -> Result<StatFs, Errno> {
+    pub async fn statfs(self: &Arc<Self>) -> Result<StatFs, Errno> {
         let known = *lock(&self.space.last);
-        if let Some((at, space)) = known
-            && at.elapsed() < FRESH
-        {
-            return Ok(space);
-        }
-        let accepted = self.space.accepted.load(Ordering::Relaxed);
-        let call = self.remote.call(Call::StatFs);
-        let answer = match known {
-            None => call.await,
-            Some((_, space)) => match tokio::time::timeout(PATIENCE, call).await {
-                Ok(answer) => answer,
-                Err(_) => return Ok(space),
-            },
-        };
-        match (answer, known) {
-            (Ok((Reply::StatFs(space), _)), _) => {
-                *lock(&self.space.last) = Some((Instant::now(), space));
-                self.space.accepted.fetch_sub(accepted, Ordering::Relaxed);
-                Ok(space)
+        match known {
+            None => self.ask_space().await,
+            Some((at, space)) if at.elapsed() < FRESH => Ok(space),
+            Some((_, space)) => {
+                let fs = Arc::clone(self);
+                let asked = self.soon(async move { fs.ask_space().await });
+                Ok(asked.await.unwrap_or(space))
             }
-            (_, Some((_, space))) => Ok(space),
-            (Ok(_), None) => Err(Errno::EPROTO),
-            (Err(error), None) => Err(error),
         }
+    }
+
+    async fn ask_space(&self) -> Result<StatFs, Errno> {
+        let accepted = self.space.accepted.load(Ordering::Relaxed);
+        let (Reply::StatFs(space), _) = self.remote.call(Call::StatFs).await? else {
+            return Err(Errno::EPROTO);
+        };
+        *lock(&self.space.last) = Some((Instant::now(), space));
+        self.space.accepted.fetch_sub(accepted, Ordering::Relaxed);
+        Ok(space)
+    }
+
+    /// Attributes of the root, which whoever lists mounts asks for: as [`Self::statfs`].
+    pub(super) async fn root(self: &Arc<Self>) -> Result<Found, Errno> {
+        let inode = self.inodes.get(NodeId::ROOT.ino)?;
+        let known = *lock(&self.space.root);
+        let fs = Arc::clone(self);
+        let ask = async move {
+            let found = fs.ask_attributes(NodeId::ROOT.ino, None).await?;
+            *lock(&fs.space.root) = Some(found.attr);
+            Ok(found)
+        };
+        match known {
+            None => ask.await,
+            Some(attr) => match self.soon(ask).await {
+                Some(found) => Ok(found),
+                None => Ok(Found { node: inode.node, attr, keep: Duration::ZERO }),
+            },
+        }
+    }
+
+    /// What the host says, if it says so soon.
+    async fn soon<T: Send + 'static>(
+        self: &Arc<Self>,
+        ask: impl Future<Output = Result<T, Errno>> + Send + 'static,
+    ) -> Option<T> {
+        if self.space.late.load(Ordering::Relaxed) {
+            return None;
+        }
+        self.in_time(tokio::spawn(ask)).await?.ok()
+    }
+
+    /// What comes of `asked` if it comes soon; if not, the host is late until it does.
+    pub(super) async fn in_time<T: Send + 'static>(
+        self: &Arc<Self>,
+        mut asked: JoinHandle<Result<T, Errno>>,
+    ) -> Option<Result<T, Errno>> {
+        let is_late = self.space.late.load(Ordering::Relaxed);
+        let patience = if is_late { Duration::ZERO } else { PATIENCE };
+        if let Ok(answer) = tokio::time::timeout(patience, &mut asked).await {
+            return answer.ok();
+        }
+        self.space.late.store(true, Ordering::Relaxed);
+        let fs = Arc::clone(self);
+        tokio::spawn(async move {
+            let _ = asked.await;
+            fs.space.late.store(false, Ordering::Relaxed);
+        });
+        None
     }
 
     /// Whether the host may well have no room for `len` more bytes, as far as is known; keeps that

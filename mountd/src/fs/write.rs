@@ -13,6 +13,7 @@ use p2pfs::wire::log::{Mutation, Outcome};
 use super::Fs;
 use super::handle::Handle;
 use super::inode::{Effect, Inode};
+use crate::caller;
 
 /// `FALLOC_FL_KEEP_SIZE`
 const KEEP_SIZE: u32 = 1;
@@ -66,7 +67,11 @@ impl Fs {
         let len = u32::try_from(data.len()).map_err(|_| Errno::EINVAL)?;
         let end = offset.saturating_add(u64::from(len));
         let doubtful = may_be_too_long(offset, end, open.inode.size()) || self.is_tight(len);
-        self.remote.room(data.len()).await?;
+        tokio::select! {
+            room = self.remote.room(data.len()) => room?,
+            // told so, and so not written later either
+            () = caller::wait_is_over() => return Err(Errno::EINTR),
+        }
         if how.append {
             self.append(&open, offset, data).await.inspect_err(|error| self.doubt(*error))?;
         } else {
@@ -192,6 +197,7 @@ impl Fs {
     /// `fsync` and `fdatasync`: waits until the file (or directory) is on the host's disk.
     pub async fn sync(&self, handle: HandleId, data_only: bool) -> Result<(), Errno> {
         let open = self.handles.get(handle)?;
+        open.is_open().await;
         let upto = open.inode.last();
         let call = Call::Sync { handle, data_only, upto };
         let synced = self.remote.call(call).await;

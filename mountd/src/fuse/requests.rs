@@ -22,7 +22,7 @@ use p2pfs::wire::name::Target;
 
 use super::convert::{access, error, file_attr, name, seek, set_time, write_mode};
 use super::waiting::{self, Signals};
-use super::{Adaptor, BACKGROUND_MAX, listing, locks, opened};
+use super::{Adaptor, BACKGROUND_MAX, Referred, listing, locks, opened};
 use crate::fs::Fs;
 
 /// What one request to copy may do at most, bytes.
@@ -264,7 +264,7 @@ impl Filesystem for Adaptor {
                 fs.read(handle, offset, size).await
             }
         };
-        self.by(request).answer_data(read, reply);
+        self.by(request).heeding(Signals::Reading).answer_data(read, reply);
     }
 
     fn write(
@@ -293,7 +293,7 @@ impl Filesystem for Adaptor {
             // the kernel's pages, changed through a mapping: also when the key is gone
             let work = Self::asked_by(by.asking, write(Arc::clone(&self.fs)));
             let _runtime = self.runtime.enter();
-            return Self::answer_within(self.valve.enter_anyway(), None, work, answer);
+            return self.answer_within(self.valve.enter_anyway(), work, answer);
         }
         by.answer(write, answer);
     }
@@ -307,6 +307,7 @@ impl Filesystem for Adaptor {
         reply: ReplyEmpty,
     ) {
         self.by(request)
+            .heeding(Signals::Closing)
             .answer_empty(|fs| async move { fs.flush(HandleId(handle.0), owner.0).await }, reply);
     }
 
@@ -364,7 +365,7 @@ impl Filesystem for Adaptor {
                     }
                     Ok(())
                 };
-                return self.answer_empty(unlock, reply);
+                return self.by(request).answer_empty(unlock, reply);
             }
             _ => return reply.error(Errno::EINVAL),
         };
@@ -564,9 +565,12 @@ impl Filesystem for Adaptor {
         let mode = NewMode::new(mode & 0o7777, umask).0;
         let presentation = self.presentation;
         self.by(request).answer(
-            move |fs| async move { fs.create(parent.0, entry?, mode, how).await },
+            move |fs| async move {
+                let (found, handle) = fs.create(parent.0, entry?, mode, how).await?;
+                Ok((Referred(found), handle))
+            },
             move |result| match result {
-                Ok((found, handle)) => {
+                Ok((Referred(found), handle)) => {
                     let attr = file_attr(&found, presentation);
                     let generation = Generation(found.node.generation);
                     let (handle, flags) = opened(handle);

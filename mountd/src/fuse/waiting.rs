@@ -13,17 +13,49 @@ use p2pfs::wire::lease::LockFamily;
 const LOOK: Duration = Duration::from_millis(100);
 /// How often a caller is asked what it does before it has come to rest.
 const LOOKS_MAX: usize = 50;
+/// How often a process that ends is looked at before it need not wait for its files any longer.
+const LOOKS_ENDING: u32 = 10;
 /// `flock` of a 32-bit program.
 const FLOCK_32: i64 = 143;
-const SIGKILL: u64 = 1 << 8;
+/// The kernel's flag of a task that ends (`PF_EXITING`).
+const EXITING: u32 = 4;
+
+const SIGKILL: u64 = bit(libc::SIGKILL);
+/// What a user or the system ends a program with; a program that catches one wants to end, too.
+const ASKED_TO_END: u64 =
+    bit(libc::SIGINT) | bit(libc::SIGTERM) | bit(libc::SIGHUP) | bit(libc::SIGQUIT);
+/// Where a program does not catch them, these do not end it.
+const HARMLESS: u64 = bit(libc::SIGCHLD)
+    | bit(libc::SIGCONT)
+    | bit(libc::SIGURG)
+    | bit(libc::SIGWINCH)
+    | bit(libc::SIGSTOP)
+    | bit(libc::SIGTSTP)
+    | bit(libc::SIGTTIN)
+    | bit(libc::SIGTTOU);
+
+const fn bit(signal: i32) -> u64 {
+    1 << (signal - 1)
+}
 
 /// Which signals end a wait.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+///
+/// Linux never answers a call on a disk with EINTR, and on other network file systems only what
+/// ends the process frees it. An answer of ours cannot be restarted as `SA_RESTART` would have it,
+/// so that a timer or a child's end must not look like a failed `read` or `open`. What does end a
+/// wait, beside what ends the process, is what somebody sends to end it, also if it is caught.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(super) enum Signals {
-    /// Any that the caller would take: as for a lock.
+    /// Those that end the caller, and those that ask it to end.
+    #[default]
+    Ending,
+    /// As before, but a page fault must not fail for a signal that is caught: it would be SIGBUS.
+    Reading,
+    /// As before; and a process that is ending already does not wait for its files: not at all if
+    /// it was killed, and not for long otherwise.
+    Closing,
+    /// Any that the caller takes: a lock is waited for without end (POSIX).
     Any,
-    /// Those that end the caller: reading a file is not interrupted otherwise.
-    Fatal,
 }
 
 /// Resolves when a caller (a thread's number; 0 is nobody) has a signal to see to, or is gone.
@@ -31,30 +63,123 @@ pub(super) async fn interrupted(caller: u32, signals: Signals) {
     if caller == 0 {
         return std::future::pending().await;
     }
+    let (mut others, mut ending) = (0, 0);
     loop {
         tokio::time::sleep(LOOK).await;
-        match fs::read_to_string(format!("/proc/{caller}/status")) {
-            Ok(status) if !is_signalled(&status, signals) => {}
-            // Another user's, in a `/proc` that hides them
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return std::future::pending().await;
+        let status = match fs::read_to_string(format!("/proc/{caller}/status")) {
+            Ok(status) => Status::parse(&status),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return,
+            // another user's, in a `/proc` that hides them
+            Err(_) => return std::future::pending().await,
+        };
+        match status.signalled(signals) {
+            Signalled::No => others = 0,
+            Signalled::Process if others == 0 => others = 1,
+            Signalled::Process | Signalled::Thread => {
+                let fault = signals == Signals::Reading && !status.is_ended() && !reads(caller);
+                if !fault {
+                    return;
+                }
             }
-            _ => return,
+        }
+        if signals == Signals::Closing {
+            match ends(caller) {
+                None => {}
+                Some(killed) if killed || ending == LOOKS_ENDING => return,
+                Some(_) => ending += 1,
+            }
         }
     }
 }
 
-fn is_signalled(status: &str, signals: Signals) -> bool {
-    let mask = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name));
-        line.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default()
-    };
-    let pending = mask("SigPnd:") | mask("ShdPnd:");
-    match signals {
-        // The kernel turns a signal that ends a process into this one for each of its threads
-        Signals::Fatal => pending & SIGKILL != 0,
-        Signals::Any => pending & (!mask("SigBlk:") | SIGKILL) != 0,
+/// What `/proc/TID/status` says of signals.
+#[derive(Clone, Copy, Debug, Default)]
+struct Status {
+    /// Whether it is the thread to which the kernel gives its process's signals first.
+    is_first: bool,
+    own: u64,
+    shared: u64,
+    blocked: u64,
+    ignored: u64,
+    caught: u64,
+}
+
+/// Whether a wait is to end.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Signalled {
+    No,
+    /// By a signal that another thread may take.
+    Process,
+    Thread,
+}
+
+impl Status {
+    fn parse(status: &str) -> Self {
+        let word = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.map(str::trim).unwrap_or_default()
+        };
+        let mask = |name: &str| u64::from_str_radix(word(name), 16).unwrap_or_default();
+        Self {
+            is_first: word("Tgid:") == word("Pid:"),
+            own: mask("SigPnd:"),
+            shared: mask("ShdPnd:"),
+            blocked: mask("SigBlk:"),
+            ignored: mask("SigIgn:"),
+            caught: mask("SigCgt:"),
+        }
     }
+
+    /// The signals that nobody outlives: the kernel turns most of them into SIGKILL for each
+    /// thread, but not those that leave a core.
+    fn is_ended(self) -> bool {
+        let pending = self.own | self.shared;
+        pending & (SIGKILL | !(self.blocked | self.ignored | self.caught | HARMLESS)) != 0
+    }
+
+    fn signalled(self, signals: Signals) -> Signalled {
+        if self.is_ended() {
+            return Signalled::Thread;
+        }
+        let heeded = match signals {
+            Signals::Any => u64::MAX,
+            Signals::Ending | Signals::Reading | Signals::Closing => ASKED_TO_END,
+        };
+        let taken = self.caught & !self.blocked & heeded;
+        match (self.own & taken, self.shared & taken) {
+            (0, 0) => Signalled::No,
+            (0, _) if !self.is_first => Signalled::Process,
+            _ => Signalled::Thread,
+        }
+    }
+}
+
+/// Whether a caller's process is ending, and if so, whether a signal ended it.
+fn ends(caller: u32) -> Option<bool> {
+    let stat = fs::read_to_string(format!("/proc/{caller}/stat")).ok()?;
+    // behind the name, which may be anything
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let flags: u32 = fields.get(6)?.parse().ok()?;
+    // 0 where we may not know
+    let code: u32 = fields.last()?.parse().ok()?;
+    (flags & EXITING != 0).then_some(code & 0x7f != 0)
+}
+
+/// Whether a caller is in a call that reads, and not in a page fault, as far as we may know.
+fn reads(caller: u32) -> bool {
+    let Ok(call) = fs::read_to_string(format!("/proc/{caller}/syscall")) else { return true };
+    let number = call.split(' ').next().and_then(|number| number.trim().parse().ok());
+    matches!(
+        number.unwrap_or(-1),
+        libc::SYS_read
+            | libc::SYS_pread64
+            | libc::SYS_readv
+            | libc::SYS_preadv
+            | libc::SYS_preadv2
+            | libc::SYS_sendfile
+            | libc::SYS_splice
+            | libc::SYS_copy_file_range
+    )
 }
 
 /// Whether a caller that asks for a lock is in `flock` or in `fcntl`; `None` if it cannot be told.
@@ -81,17 +206,46 @@ pub(super) fn lock_family(caller: u32) -> Option<LockFamily> {
 mod tests {
     use super::*;
 
+    fn status(pending: u64, blocked: u64, caught: u64) -> Status {
+        Status { is_first: true, shared: pending, blocked, caught, ..Status::default() }
+    }
+
     #[test]
-    fn a_signal_counts_unless_it_is_blocked() {
-        let status = |pending: u64, blocked: u64| {
-            format!("Name:\tcat\nSigPnd:\t{pending:016x}\nShdPnd:\t0\nSigBlk:\t{blocked:016x}\n")
-        };
-        let both = |status: &str| {
-            (is_signalled(status, Signals::Any), is_signalled(status, Signals::Fatal))
-        };
-        assert_eq!(both(&status(0, 0)), (false, false));
-        assert_eq!(both(&status(2, 0)), (true, false));
-        assert_eq!(both(&status(2, 2)), (false, false));
-        assert_eq!(both(&status(SIGKILL, 0)), (true, true));
+    fn what_is_in_proc_is_read() {
+        let text = "Name:\tcat\nTgid:\t7\nPid:\t8\nSigPnd:\t0000000000000100\nShdPnd:\t0\n\
+                    SigBlk:\t0000000000000002\n";
+        let status = Status::parse(text);
+        assert_eq!((status.is_first, status.own, status.shared), (false, SIGKILL, 0));
+        assert_eq!((status.blocked, status.caught), (2, 0));
+        assert!(ends(std::process::id()).is_none());
+    }
+
+    #[test]
+    fn what_ends_a_process_ends_its_wait() {
+        for ending in [SIGKILL, bit(libc::SIGINT), bit(libc::SIGQUIT), bit(libc::SIGALRM)] {
+            assert_eq!(status(ending, 0, 0).signalled(Signals::Ending), Signalled::Thread);
+        }
+        for harmless in [0, HARMLESS] {
+            assert_eq!(status(harmless, 0, 0).signalled(Signals::Ending), Signalled::No);
+        }
+        let blocked = bit(libc::SIGINT);
+        assert_eq!(status(blocked, blocked, 0).signalled(Signals::Any), Signalled::No);
+        assert_eq!(status(SIGKILL, !0, 0).signalled(Signals::Ending), Signalled::Thread);
+    }
+
+    #[test]
+    fn a_signal_that_is_caught_ends_a_wait_if_it_asks_to_end() {
+        for (signal, calls, locks) in [
+            (libc::SIGINT, Signalled::Thread, Signalled::Thread),
+            (libc::SIGTERM, Signalled::Thread, Signalled::Thread),
+            (libc::SIGALRM, Signalled::No, Signalled::Thread),
+            (libc::SIGCHLD, Signalled::No, Signalled::Thread),
+        ] {
+            let status = status(bit(signal), 0, bit(signal));
+            assert_eq!(status.signalled(Signals::Ending), calls);
+            assert_eq!(status.signalled(Signals::Any), locks);
+            let second = Status { is_first: false, ..status };
+            assert_ne!(second.signalled(Signals::Any), Signalled::Thread, "for another thread");
+        }
     }
 }

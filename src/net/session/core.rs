@@ -56,6 +56,8 @@ struct Inner {
     closed: BTreeMap<HandleId, Seq>,
     /// What is asked is refused so; what was accepted is still delivered.
     shut: Option<Errno>,
+    /// What was left when the session ended.
+    left: Option<PutAway>,
     view: View,
 }
 
@@ -126,6 +128,7 @@ impl Core {
             closing: false,
             closed: BTreeMap::new(),
             shut: None,
+            left: None,
             view,
         };
         let refusal = watch::Sender::new(None);
@@ -172,6 +175,13 @@ impl Core {
         inner.applied.insert(seq, Waiter { done, promise });
         inner.pump(self);
         Submitted { seq, applied }
+    }
+
+    /// Whoever waited for a change has stopped waiting.
+    pub(crate) fn strike(self: &Arc<Self>, seq: Seq) {
+        let mut inner = self.lock();
+        inner.log.strike(seq);
+        inner.pump(self);
     }
 
     /// Waits until the log has room, or the host is given up.
@@ -287,12 +297,12 @@ impl Core {
         self.lock().caller.poll_timeout()
     }
 
-    /// Nothing is answered any more.
+    /// Nothing is answered any more. What was accepted is left for [`Self::put_away`].
     pub(crate) fn end(self: &Arc<Self>) {
         let mut inner = self.lock();
         inner.view.state = "offline";
         inner.caller.end();
-        inner.log.end();
+        let _ = inner.leave();
         inner.link = None;
         inner.locks.end();
         inner.refuse(self, Errno::ENOTCONN);
@@ -315,10 +325,9 @@ impl Core {
     pub(crate) fn put_away(self: &Arc<Self>) -> PutAway {
         let mut inner = self.lock();
         inner.link = None;
-        let (kept, entries) = inner.log.keep();
-        inner.log.end();
+        let left = inner.leave();
         inner.pump(self);
-        PutAway { session: inner.session, kept, entries }
+        left
     }
 
     /// Changes that the host refused after they were accepted.
@@ -366,7 +375,13 @@ impl Core {
 
     pub(crate) fn is_delivered(&self) -> bool {
         let inner = self.lock();
-        inner.log.unstable().0 == 0 && inner.log.unapplied().0 == 0
+        inner.left.as_ref().is_none_or(|left| left.entries.is_empty()) && inner.is_empty()
+    }
+
+    /// Whether anybody waits for an answer of the host.
+    pub(crate) fn is_waiting(&self) -> bool {
+        let inner = self.lock();
+        inner.caller.pending() > 0 || inner.log.unapplied().0 > 0
     }
 
     pub(crate) fn status(&self) -> Value {
@@ -419,6 +434,22 @@ impl Core {
 impl Inner {
     fn caller_is_up(&self) -> bool {
         self.link.is_some()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.log.unstable().0 == 0 && self.log.unapplied().0 == 0
+    }
+
+    /// Ends the log, and keeps what it has accepted.
+    fn leave(&mut self) -> PutAway {
+        if let Some(left) = &self.left {
+            return left.clone();
+        }
+        let (kept, entries) = self.log.keep();
+        self.log.end();
+        let left = PutAway { session: self.session, kept, entries };
+        self.left = Some(left.clone());
+        left
     }
 
     /// Does what the machines say. Quick: nothing here waits.

@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::failure::{Code, Failure};
 use crate::id::{ConnectionId, SessionId};
-use crate::limits::HANDSHAKE;
+use crate::limits::{HANDSHAKE, KEEP_ALIVE};
 use crate::net::daemon;
 use crate::net::endpoint::{Auth, Endpoint, Meet, PathEvent, PathInfo};
 use crate::net::pathmux::Virtual;
@@ -29,6 +29,8 @@ use crate::wire::session::{CloseReason, Grant, Identify, Verdict};
 
 /// How often `status` is brought up to date where nothing else happens.
 const TICK: Duration = Duration::from_secs(1);
+/// A host that has something to answer says so at least with every keep-alive: silence is longer.
+const SILENCE_MIN: Duration = Duration::from_secs(KEEP_ALIVE.as_secs() + 2);
 /// The TLS alert (RFC 8446, 6) with which our verifier refuses a key that is not the host's.
 const ACCESS_DENIED: u8 = 49;
 
@@ -55,6 +57,8 @@ pub(super) struct Supervisor {
     asked: Vec<Virtual>,
     /// How the identification under way goes.
     auth: Option<Auth>,
+    /// How many packets of the host have come on it, and when that was last seen to grow.
+    heard: (u64, Instant),
 }
 
 /// What the tasks of a connection report.
@@ -125,6 +129,7 @@ impl Supervisor {
             connection: None,
             asked: Vec::new(),
             auth: None,
+            heard: (0, Instant::now()),
         };
         Ok((core, supervisor, phase_out))
     }
@@ -150,6 +155,7 @@ impl Supervisor {
                 self.machine.close();
             }
             let now = Instant::now();
+            self.end_silence(now);
             self.machine.handle_timeout(now);
             core.handle_timeout(now);
             self.drive();
@@ -261,6 +267,7 @@ impl Supervisor {
         match progress {
             Progress::Connected(id, connection) => {
                 self.connection = Some((id, connection));
+                self.heard = (0, Instant::now());
                 self.machine.handle_connected(id);
             }
             Progress::Verdict(id, verdict) => {
@@ -293,6 +300,7 @@ impl Supervisor {
                 self.machine.handle_lost(id, CloseReason::Done, Instant::now());
             }
             Progress::Lost(id, why) => {
+                self.listen(Instant::now());
                 self.connection.take_if(|(current, _)| *current == id);
                 self.machine.handle_lost(id, why, Instant::now());
             }
@@ -314,12 +322,36 @@ impl Supervisor {
                     self.link(id, grant);
                 }
                 Output::Down(id) => {
-                    self.core.lost(id, Instant::now());
+                    // the grace counts from the last that was heard
+                    self.core.lost(id, self.heard.1);
                     self.set_in_use(false);
                     self.seek_again();
                 }
                 Output::Ended(end) => self.end(end),
             }
+        }
+    }
+
+    /// Looks whether the host has said anything.
+    fn listen(&mut self, now: Instant) {
+        if let Some((_, connection)) = &self.connection {
+            let packets = connection.stats().udp_rx.datagrams;
+            if packets != self.heard.0 {
+                self.heard = (packets, now);
+            }
+        }
+    }
+
+    /// A connection on which somebody waits for a host that has been silent for the grace is given
+    /// up, before QUIC does that.
+    fn end_silence(&mut self, now: Instant) {
+        self.listen(now);
+        let Some((_, connection)) = &self.connection else { return };
+        let silence = now.duration_since(self.heard.1);
+        let is_over = |grace: Duration| silence >= grace.max(SILENCE_MIN);
+        if self.config.grace.is_some_and(is_over) && self.core.is_waiting() {
+            tracing::debug!(?silence, "the host is silent: giving the connection up");
+            link::close(connection, CloseReason::Done);
         }
     }
 

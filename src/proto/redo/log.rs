@@ -293,6 +293,10 @@ impl<B: Clone + Default> Log<B> {
     /// Nobody waits for the host any longer: entries that are awaited are struck and fail with
     /// ETIMEDOUT, also those to come until the next connection. What was accepted stays.
     pub fn give_up(&mut self) {
+        self.give_up_with(Errno::ETIMEDOUT);
+    }
+
+    fn give_up_with(&mut self, errno: Errno) {
         if self.link != Link::Down {
             return;
         }
@@ -303,9 +307,7 @@ impl<B: Clone + Default> Log<B> {
         };
         let struck: Vec<Seq> = self.unanswered.iter().copied().filter(awaited).collect();
         for seq in struck {
-            self.empty(seq, Life::Struck { answered: false, shipped: false });
-            self.order.handle_failed(seq);
-            self.tell(seq, Err(Errno::ETIMEDOUT));
+            self.strike_with(seq, errno);
         }
         self.progress();
     }

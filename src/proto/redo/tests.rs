@@ -264,6 +264,14 @@ impl World {
         }
     }
 
+    /// Somebody stops waiting for one entry, whether it is under way or not.
+    fn interrupt(&mut self) {
+        let last = self.log.last().0;
+        let back = self.dice.below(8);
+        self.log.strike(Seq(last.saturating_sub(back)));
+        self.drain();
+    }
+
     /// The host's process is gone: some of what ran was carried out, and not all of that recorded.
     fn kill(&mut self) {
         self.lose();
@@ -418,6 +426,7 @@ impl World {
     fn fault(&mut self, fault: u64) {
         match fault {
             993..995 => self.lose(),
+            995 if self.dice.below(2) == 0 => self.interrupt(),
             995 => self.give_up(),
             996 => self.kill(),
             997 if self.dice.below(3) == 0 => self.crash(),

@@ -30,6 +30,23 @@ impl<B: Clone + Default> Log<B> {
         self.progress();
     }
 
+    /// Whoever waited for an entry waits no longer: it fails with EINTR, and does not happen later
+    /// unless it is happening now. What was accepted or has its answer stays as it is.
+    pub fn strike(&mut self, seq: Seq) {
+        let waits = |held: &Held<B>| held.is_untold() && held.promise == Promise::Awaited;
+        if self.unanswered.contains(&seq) && self.entries.get(&seq).is_some_and(waits) {
+            self.strike_with(seq, Errno::EINTR);
+            self.progress();
+        }
+    }
+
+    /// It keeps its number and its place.
+    pub(super) fn strike_with(&mut self, seq: Seq, errno: Errno) {
+        self.empty(seq, Life::Struck { answered: false, shipped: false });
+        self.order.handle_failed(seq);
+        self.tell(seq, Err(errno));
+    }
+
     fn carried_out(&mut self, seq: Seq, outcome: Outcome) {
         let Some(held) = self.entries.get_mut(&seq) else { return };
         match &mut held.life {

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::held::{Held, Life, Work};
 use super::{Link, Log};
 use crate::id::{Epoch, NodeId, Seq};
+use crate::wire::errno::Errno;
 use crate::wire::log::{Change, Outcome, Promise, Refused};
 
 /// What a log is made again from, but for its entries.
@@ -132,7 +133,7 @@ impl<B: Clone + Default> Log<B> {
     fn handle_lost_for_good(&mut self) {
         if self.link != Link::Ended {
             self.link = Link::Down;
-            self.give_up();
+            self.give_up_with(Errno::ENOTCONN);
         }
     }
 

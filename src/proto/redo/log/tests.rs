@@ -360,6 +360,31 @@ fn a_silent_host_strikes_what_is_awaited_and_keeps_what_was_accepted() {
 }
 
 #[test]
+fn what_nobody_waits_for_any_longer_is_struck() {
+    let mut client = Client::new();
+    let accepted = client.accept(write(node(5)));
+    let first = client.wait(create("a"));
+    client.log.strike(Seq(accepted));
+    client.log.strike(Seq(first));
+    client.log.strike(Seq(9));
+    client.drain();
+    let interrupted = Err(Errno::EINTR);
+    assert_eq!(client.told, [(first, interrupted)]);
+    client.connect(EPOCH, false, 0);
+    assert_eq!(client.mutation(accepted), write(node(5)));
+    assert_eq!(client.mutation(first), Mutation::Nothing);
+    let shipped = client.wait(create("b"));
+    client.log.strike(Seq(shipped));
+    client.drain();
+    client.done([accepted, first]);
+    client.ack(shipped, made(6));
+    client.log.strike(Seq(shipped));
+    client.drain();
+    assert_eq!(client.told[1..], [(shipped, interrupted), (accepted, Ok(Outcome::Done))]);
+    assert!(matches!(client.rest[..], [Output::StruckApplied { seq: Seq(3), .. }]));
+}
+
+#[test]
 fn giving_up_while_a_connection_is_up_changes_nothing() {
     let mut client = Client::up();
     client.wait(write(node(5)));

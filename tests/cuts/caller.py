@@ -1,0 +1,77 @@
+"""One call on a mount, made when it is told to, by a process that meets signals in one of three ways.
+
+caller.py KIND HOW DIRECTORY NAME: prints "ready", waits for a line, makes the call, prints what came
+of it (0 or an errno) and how long it took in milliseconds.
+"""
+
+import errno
+import fcntl
+import os
+import signal
+import sys
+import time
+
+kind, how, root, name = sys.argv[1:5]
+if how == "default":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+path = os.path.join(root, name)
+MEG = b"x" * (1 << 20)
+
+
+def fill(fd):
+    for _ in range(128):
+        os.write(fd, MEG)
+
+
+def flock_of(fd):
+    fcntl.flock(fd, fcntl.LOCK_EX)
+
+
+def read_direct(fd):
+    import mmap
+    os.preadv(fd, [mmap.mmap(-1, 4096)], 0)
+
+
+# what is done before the network is cut, and what is done then
+if kind in ("read", "direct read", "fsync", "lock", "flock", "truncate", "close", "append", "write",
+            "exit"):
+    flags = {"append": os.O_RDWR | os.O_APPEND, "direct read": os.O_RDWR | os.O_DIRECT}
+    fd = os.open(path, flags.get(kind, os.O_RDWR))
+call = {
+    "read": lambda: os.pread(fd, 4096, 0),
+    "direct read": lambda: read_direct(fd),
+    "fsync": lambda: (os.write(fd, b"accepted\n"), os.fsync(fd)),
+    "close": lambda: (os.write(fd, b"accepted\n"), os.close(fd)),
+    "exit": lambda: os.write(fd, b"accepted\n"),
+    "append": lambda: os.write(fd, b"appended\n"),
+    "write": lambda: fill(fd),
+    "truncate": lambda: os.ftruncate(fd, 5),
+    "lock": lambda: fcntl.lockf(fd, fcntl.LOCK_EX),
+    "flock": lambda: flock_of(fd),
+    "open": lambda: os.open(path, os.O_RDONLY),
+    "create": lambda: os.open(path + ".made", os.O_RDWR | os.O_CREAT, 0o644),
+    "stat": lambda: os.stat(path),
+    "readdir": lambda: os.listdir(path + ".dir"),
+    "mkdir": lambda: os.mkdir(path + ".made"),
+    "rename": lambda: os.rename(path, path + ".made"),
+    "link": lambda: os.link(path, path + ".made"),
+    "unlink": lambda: os.unlink(path),
+    "chmod": lambda: os.chmod(path, 0o600),
+    "xattr": lambda: os.getxattr(path, "user.none"),
+    "exec": lambda: os.execv(path, [path]),
+}[kind]
+
+print("ready", flush=True)
+sys.stdin.readline()
+start = time.monotonic()
+try:
+    call()
+    number = 0
+except OSError as error:
+    number = error.errno
+if kind == "exit":
+    # the kernel closes what is open
+    os._exit(0)
+if number:
+    number = errno.errorcode[number]
+print(number, round((time.monotonic() - start) * 1000), flush=True)
