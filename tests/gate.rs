@@ -282,7 +282,6 @@ fn what_cannot_be_delivered_at_unmount_arrives_with_the_next_mount() {
 /// N1, R12: what was accepted is kept when the host's owner takes the key back, and arrives when he
 /// gives it again; whoever waits for the host is told.
 #[test]
-#[ignore = "hung twice on a crowded machine, why is not known yet"]
 fn what_a_revoked_key_has_left_arrives_when_it_is_authorised_again() {
     need_mount!();
     let mut home = home("grace=60");

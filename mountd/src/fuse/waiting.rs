@@ -5,6 +5,7 @@
 //! it says, is what frees it.
 
 use std::fs;
+use std::io;
 use std::time::Duration;
 
 use p2pfs::wire::lease::LockFamily;
@@ -13,12 +14,11 @@ use p2pfs::wire::lease::LockFamily;
 const LOOK: Duration = Duration::from_millis(100);
 /// How often a caller is asked what it does before it has come to rest.
 const LOOKS_MAX: usize = 50;
-/// How often a process that ends is looked at before it need not wait for its files any longer.
-const LOOKS_ENDING: u32 = 10;
+/// How often a process that ends is looked at before it need not wait for its files any longer:
+/// nobody is there to be told how closing went.
+const LOOKS_ENDING: u32 = 5;
 /// `flock` of a 32-bit program.
 const FLOCK_32: i64 = 143;
-/// The kernel's flag of a task that ends (`PF_EXITING`).
-const EXITING: u32 = 4;
 
 const SIGKILL: u64 = bit(libc::SIGKILL);
 /// What a user or the system ends a program with; a program that catches one wants to end, too.
@@ -51,8 +51,7 @@ pub(super) enum Signals {
     Ending,
     /// As before, but a page fault must not fail for a signal that is caught: it would be SIGBUS.
     Reading,
-    /// As before; and a process that is ending already does not wait for its files: not at all if
-    /// it was killed, and not for long otherwise.
+    /// As before; and a process that is ending already does not wait for its files for long.
     Closing,
     /// Any that the caller takes: a lock is waited for without end (POSIX).
     Any,
@@ -66,30 +65,37 @@ pub(super) async fn interrupted(caller: u32, signals: Signals) {
     let (mut others, mut ending) = (0, 0);
     loop {
         tokio::time::sleep(LOOK).await;
-        let status = match fs::read_to_string(format!("/proc/{caller}/status")) {
-            Ok(status) => Status::parse(&status),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return,
+        // Even to look may have to wait for what the caller holds while it waits for us
+        let looked = tokio::task::spawn_blocking(move || look(caller, signals)).await;
+        let (signalled, ends) = match looked {
+            Ok(Ok(looked)) => looked,
+            Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => return,
             // another user's, in a `/proc` that hides them
-            Err(_) => return std::future::pending().await,
+            _ => return std::future::pending().await,
         };
-        match status.signalled(signals) {
+        match signalled {
             Signalled::No => others = 0,
             Signalled::Process if others == 0 => others = 1,
-            Signalled::Process | Signalled::Thread => {
-                let fault = signals == Signals::Reading && !status.is_ended() && !reads(caller);
-                if !fault {
-                    return;
-                }
-            }
+            Signalled::Process | Signalled::Thread => return,
         }
-        if signals == Signals::Closing {
-            match ends(caller) {
-                None => {}
-                Some(killed) if killed || ending == LOOKS_ENDING => return,
-                Some(_) => ending += 1,
+        if signals == Signals::Closing && ends {
+            ending += 1;
+            if ending == LOOKS_ENDING {
+                return;
             }
         }
     }
+}
+
+/// Whether a caller has signals to see to, and whether it is ending.
+fn look(caller: u32, signals: Signals) -> io::Result<(Signalled, bool)> {
+    let status = Status::parse(&fs::read_to_string(format!("/proc/{caller}/status"))?);
+    let signalled = match status.signalled(signals) {
+        Signalled::No => Signalled::No,
+        _ if signals == Signals::Reading && !status.is_ended() && !reads(caller) => Signalled::No,
+        signalled => signalled,
+    };
+    Ok((signalled, !status.has_memory))
 }
 
 /// What `/proc/TID/status` says of signals.
@@ -97,6 +103,9 @@ pub(super) async fn interrupted(caller: u32, signals: Signals) {
 struct Status {
     /// Whether it is the thread to which the kernel gives its process's signals first.
     is_first: bool,
+    /// A process that ends lets its memory go before its files. (`/proc/TID/stat` would say more,
+    /// but waits for whoever changes that memory.)
+    has_memory: bool,
     own: u64,
     shared: u64,
     blocked: u64,
@@ -122,6 +131,7 @@ impl Status {
         let mask = |name: &str| u64::from_str_radix(word(name), 16).unwrap_or_default();
         Self {
             is_first: word("Tgid:") == word("Pid:"),
+            has_memory: !word("VmSize:").is_empty(),
             own: mask("SigPnd:"),
             shared: mask("ShdPnd:"),
             blocked: mask("SigBlk:"),
@@ -152,17 +162,6 @@ impl Status {
             _ => Signalled::Thread,
         }
     }
-}
-
-/// Whether a caller's process is ending, and if so, whether a signal ended it.
-fn ends(caller: u32) -> Option<bool> {
-    let stat = fs::read_to_string(format!("/proc/{caller}/stat")).ok()?;
-    // behind the name, which may be anything
-    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-    let flags: u32 = fields.get(6)?.parse().ok()?;
-    // 0 where we may not know
-    let code: u32 = fields.last()?.parse().ok()?;
-    (flags & EXITING != 0).then_some(code & 0x7f != 0)
 }
 
 /// Whether a caller is in a call that reads, and not in a page fault, as far as we may know.
@@ -217,7 +216,9 @@ mod tests {
         let status = Status::parse(text);
         assert_eq!((status.is_first, status.own, status.shared), (false, SIGKILL, 0));
         assert_eq!((status.blocked, status.caught), (2, 0));
-        assert!(ends(std::process::id()).is_none());
+        assert!(!status.has_memory);
+        let (signalled, ends) = look(std::process::id(), Signals::Closing).unwrap();
+        assert_eq!((signalled, ends), (Signalled::No, false));
     }
 
     #[test]

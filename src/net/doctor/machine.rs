@@ -77,6 +77,7 @@ mod tests {
     fn a_state_directory_that_others_read_is_noted() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(state(&dir.path().join("none")).state, State::Works);
+        fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o700)).unwrap();
         assert_eq!(state(dir.path()).state, State::Works);
         fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
         let check = state(dir.path());
