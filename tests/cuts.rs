@@ -38,6 +38,8 @@ const KINDS: [&str; 20] = [
     "close",
     "write",
 ];
+/// Those that write something first, which must arrive.
+const ACCEPTED: [&str; 2] = ["fsync", "close"];
 /// Those that must not happen after they failed.
 const MAKES: [&str; 4] = ["create", "mkdir", "rename", "link"];
 
@@ -194,6 +196,9 @@ fn whoever_waits_for_a_host_that_is_cut_off_ends_when_told_to() {
         let took = std::array::from_fn::<_, 3, _>(|at| {
             let (caller, how) = (&mut of[at], How::ALL[at]);
             caller.go();
+            if ACCEPTED.contains(kind) {
+                assert_eq!(caller.line(), "accepted");
+            }
             caller.hangs(&format!("{kind} to wait"));
             caller.end(how.signal())
         });
@@ -204,6 +209,7 @@ fn whoever_waits_for_a_host_that_is_cut_off_ends_when_told_to() {
     assert_eq!(slow, Vec::<&str>::new());
     shells_end(&home);
     exits.go();
+    assert_eq!(exits.line(), "accepted");
     let took = exits.end(Signal::KILL);
     println!("{:<12} {:>12}", "exit", took.as_millis());
     assert!(took < Duration::from_secs(2), "{took:?}");
@@ -219,9 +225,10 @@ fn whoever_waits_for_a_host_that_is_cut_off_ends_when_told_to() {
     for how in How::ALL {
         let kept = home.disk.join(name("unlink", how.word()));
         assert!(kept.exists(), "unlink happened after it was interrupted");
-        for kind in ["fsync", "close"] {
+        for kind in ACCEPTED {
             let text = fs::read_to_string(home.disk.join(name(kind, how.word()))).unwrap();
-            assert!(text.starts_with("accepted\n"), "what {kind} had accepted is not there");
+            let kept = text.starts_with("accepted\n");
+            assert!(kept, "what {kind} ({how:?}) had accepted is not there: {:.40}", text);
         }
         let text = fs::read_to_string(home.disk.join(name("append", how.word()))).unwrap();
         assert!(!text.contains("appended"), "append happened after it was interrupted");

@@ -1,12 +1,30 @@
 //! A mount outlives its server and its host's process (N1, R10): both are killed while it is used.
 
-use std::fs::{self, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::fs;
+use std::io::Read;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::world::{Home, Side, eventually, need_mount, need_root};
+use crate::world::{Home, Side, eventually, need_mount, need_root, programs, skip};
+
+/// Writes records to two files until its input ends, and says how many.
+const WRITER: &str = r#"
+import os, select, sys
+flags = os.O_CREAT | os.O_WRONLY
+appended = os.open(sys.argv[1] + "/appended", flags | os.O_APPEND)
+written = os.open(sys.argv[1] + "/written", flags)
+number = 0
+while not select.select([sys.stdin], [], [], 0)[0]:
+    record = b"record %08d\n" % number
+    assert os.write(appended, record) == len(record)
+    assert os.pwrite(written, record, number * len(record)) == len(record)
+    number += 1
+    if number % 64 == 0:
+        os.fsync(written)
+os.fsync(appended)
+os.fsync(written)
+print(number)
+"#;
 
 #[test]
 fn a_running_session_notices_nothing_of_a_server_that_is_killed() {
@@ -57,47 +75,34 @@ fn a_running_session_notices_nothing_of_a_server_that_is_killed() {
 fn nothing_is_lost_or_done_twice_when_the_host_is_killed_under_writes() {
     need_mount!();
     need_root!();
+    if let Some(reason) = programs::missing(&["python3"]) {
+        return skip(&reason);
+    }
     let mut home = Home::on_loopback();
     home.mount("timeout=20,grace=60");
     let before = home.world.mount_status()["connection_id"].clone();
-    let open = |name: &str, append: bool| {
-        let path = home.mountpoint.join(name);
-        OpenOptions::new().create(true).write(true).append(append).open(path).unwrap()
-    };
-    let (mut appended, written) = (open("appended", true), open("written", false));
-    let done = AtomicBool::new(false);
+    // Not this process: what it starts closes its copies of open files first, and that waits for the
+    // host
+    let mut writer = Command::new("python3");
+    writer.args(["-c", WRITER]).arg(&home.mountpoint);
+    let mut writer = writer.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    for _ in 0..4 {
+        let written = home.disk.join("written");
+        let size = || fs::metadata(&written).map_or(0, |written| written.len());
+        let before = size();
+        eventually("more records", Duration::from_secs(30), || size() > before + 20_000);
+        home.restart_host();
+    }
+    drop(writer.stdin.take());
+    let mut count = String::new();
+    writer.stdout.take().unwrap().read_to_string(&mut count).unwrap();
+    assert!(writer.wait().unwrap().success());
+    let count: u64 = count.trim().parse().unwrap();
     let record = |number: u64| format!("record {number:08}\n");
-    let count = std::thread::scope(|scope| {
-        let writes = scope.spawn(|| {
-            let mut number = 0;
-            while !done.load(Ordering::Relaxed) {
-                let record = record(number);
-                appended.write_all(record.as_bytes()).unwrap();
-                written.write_all_at(record.as_bytes(), number * record.len() as u64).unwrap();
-                number += 1;
-                if number.is_multiple_of(64) {
-                    written.sync_all().unwrap();
-                }
-            }
-            appended.sync_all().unwrap();
-            written.sync_all().unwrap();
-            number
-        });
-        for _ in 0..4 {
-            let size = fs::metadata(home.disk.join("written")).unwrap().len();
-            eventually("more records", Duration::from_secs(30), || {
-                fs::metadata(home.disk.join("written")).unwrap().len() > size + 20_000
-            });
-            home.restart_host();
-        }
-        done.store(true, Ordering::Relaxed);
-        writes.join().unwrap()
-    });
     let wanted: String = (0..count).map(record).collect();
     println!("{count} records, each once");
     assert!(fs::read_to_string(home.disk.join("appended")).unwrap() == wanted, "appended");
     assert!(fs::read_to_string(home.disk.join("written")).unwrap() == wanted, "written");
     assert_ne!(home.world.mount_status()["connection_id"], before);
-    drop((appended, written));
     home.unmount();
 }

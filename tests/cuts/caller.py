@@ -32,6 +32,11 @@ def read_direct(fd):
     os.preadv(fd, [mmap.mmap(-1, 4096)], 0)
 
 
+def accept(fd):
+    os.write(fd, b"accepted\n")
+    print("accepted", flush=True)
+
+
 # what is done before the network is cut, and what is done then
 if kind in ("read", "direct read", "fsync", "lock", "flock", "truncate", "close", "append", "write",
             "exit"):
@@ -40,9 +45,9 @@ if kind in ("read", "direct read", "fsync", "lock", "flock", "truncate", "close"
 call = {
     "read": lambda: os.pread(fd, 4096, 0),
     "direct read": lambda: read_direct(fd),
-    "fsync": lambda: (os.write(fd, b"accepted\n"), os.fsync(fd)),
-    "close": lambda: (os.write(fd, b"accepted\n"), os.close(fd)),
-    "exit": lambda: os.write(fd, b"accepted\n"),
+    "fsync": lambda: (accept(fd), os.fsync(fd)),
+    "close": lambda: (accept(fd), os.close(fd)),
+    "exit": lambda: accept(fd),
     "append": lambda: os.write(fd, b"appended\n"),
     "write": lambda: fill(fd),
     "truncate": lambda: os.ftruncate(fd, 5),

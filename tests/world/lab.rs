@@ -17,11 +17,12 @@ mod rules;
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::net::IpAddr;
 use std::os::fd::AsFd;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -56,6 +57,8 @@ pub(crate) struct Lab {
     plan: Plan,
     spaces: Vec<String>,
     cables: Vec<Cable>,
+    /// Who is cut off, and what undoes it.
+    cuts: Mutex<Vec<(&'static str, Child)>>,
 }
 
 impl Plan {
@@ -106,7 +109,8 @@ impl Lab {
         static LABS: AtomicU32 = AtomicU32::new(0);
         let number = LABS.fetch_add(1, Ordering::Relaxed);
         let name = format!("p2pfs-{}-{number}", std::process::id());
-        let mut lab = Self { name, plan, spaces: Vec::new(), cables: Vec::new() };
+        let (spaces, cables, cuts) = (Vec::new(), Vec::new(), Mutex::default());
+        let mut lab = Self { name, plan, spaces, cables, cuts };
         lab.space("wan", false);
         lab.ip("wan", "link add br0 type bridge\nlink set br0 up");
         lab.space("server", true);
@@ -145,16 +149,29 @@ impl Lab {
         if matches!(kind, Kind::Cgn | Kind::CgnSym) { carrier } else { home }
     }
 
-    /// Cuts a machine off.
+    /// Cuts a machine off, until [`Self::heal`].
+    ///
+    /// What undoes it is there before: a process that this one starts closes its copies of open
+    /// files first, and that waits for whoever is cut off.
     pub(crate) fn cut(&self, side: Side) {
-        let mut nft = self.command_at(node_of(side), "nft");
-        run(nft.args(["-f", "-"]), Some(CUT));
+        let node = node_of(side);
+        let mut command = self.command_at(node, "sh");
+        let script = format!("nft '{CUT}' && echo cut && read end && nft delete table inet cut");
+        command.args(["-c", &script]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut said = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut said).unwrap();
+        assert_eq!(said, "cut\n");
+        self.cuts.lock().unwrap_or_else(PoisonError::into_inner).push((node, child));
     }
 
     /// Undoes a cut.
     pub(crate) fn heal(&self, side: Side) {
-        let mut nft = self.command_at(node_of(side), "nft");
-        run(nft.args(["delete", "table", "inet", "cut"]), None);
+        let mut cuts = self.cuts.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = cuts.iter().position(|(node, _)| *node == node_of(side));
+        let (_, mut child) = cuts.remove(at.expect("it is cut off"));
+        child.stdin.take().unwrap().write_all(b"end\n").unwrap();
+        assert!(child.wait().unwrap().success());
     }
 
     /// A command on one of the machines.
