@@ -81,8 +81,7 @@ fn nothing_is_lost_or_done_twice_when_the_host_is_killed_under_writes() {
     let mut home = Home::on_loopback();
     home.mount("timeout=20,grace=60");
     let before = home.world.mount_status()["connection_id"].clone();
-    // Not this process: what it starts closes its copies of open files first, and that waits for the
-    // host
+    // Not this process: what it starts closes its copies of open files first, and waits for that
     let mut writer = Command::new("python3");
     writer.args(["-c", WRITER]).arg(&home.mountpoint);
     let mut writer = writer.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
