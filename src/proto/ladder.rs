@@ -8,7 +8,7 @@
 //! The client chooses, and says so (`Chosen`); the host follows. With `paths=auto` everything is
 //! tried at once and the best path that works is used; else one rung after the other, each for
 //! [`RUNG_TIME`], and the one that won is kept until it dies. Either side leaves a path that is
-//! silent: see [`active`].
+//! silent: see `active`.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
