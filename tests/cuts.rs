@@ -283,6 +283,9 @@ fn after_the_grace_calls_fail_with_a_plain_error() {
     callers.iter_mut().for_each(|(_, caller)| caller.go());
     println!("{:<12} {:>12} {:>12}", "call", "error", "after ms");
     for (kind, caller) in &mut callers {
+        if ACCEPTED.contains(kind) {
+            assert_eq!(caller.line(), "accepted");
+        }
         let line = caller.line();
         let (error, after) = line.split_once(' ').unwrap();
         println!("{kind:<12} {error:>12} {after:>12}");
