@@ -70,6 +70,12 @@ fn the_status_of_all_three_tells_the_same_story() {
         mount["rendezvous"]["age_s"].is_number()
             && mount["routing"]["own"]["udp_public"].is_string()
     });
+    // both move to the direct path, one after the other
+    eventually("the direct path on both ends", Duration::from_secs(10), || {
+        let host = home.world.status(Side::Host);
+        home.world.mount_status()["path"]["kind"] == "udp"
+            && host["sessions"][0]["path"]["kind"] == "udp"
+    });
     let mount = home.world.mount_status();
     assert_eq!(mount["mountpoint"], home.mountpoint.to_str().unwrap());
     assert_eq!(mount["share"], "disk");
