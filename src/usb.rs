@@ -273,9 +273,6 @@ fn corrupt(path: &Path, why: &str) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::identity::kind::Kind;
-    use crate::identity::sealed::KeyId;
-    use crate::identity::{MacAddress, PairKey, PeerId, SecretKey};
 
     #[test]
     fn a_key_directory_is_made_written_and_opened() {
@@ -286,8 +283,8 @@ mod tests {
         assert_eq!(ensure_device(&key).unwrap(), device);
         assert_eq!(sealed::serial_weakness(&device.serial), None);
         assert_eq!(open_key(&key, None).unwrap_err().code, Code::KeyMissing);
-        write_key(&key, &device, &contents(), None).unwrap();
-        write_key(&key, &device, &contents(), None).unwrap();
+        write_key(&key, &device, &KeyContents::example(), None).unwrap();
+        write_key(&key, &device, &KeyContents::example(), None).unwrap();
         let opened = open_key(&key, None).unwrap();
         assert_eq!(opened.device, device);
         assert_eq!(opened.contents.id, read_public(&key).unwrap().id);
@@ -298,7 +295,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (one, two) = (dir.path().join("one"), dir.path().join("two"));
         let device = ensure_device(&one).unwrap();
-        write_key(&one, &device, &contents(), None).unwrap();
+        write_key(&one, &device, &KeyContents::example(), None).unwrap();
         ensure_device(&two).unwrap();
         fs::create_dir(two.join("p2pfs")).unwrap();
         fs::copy(key_file(&one), key_file(&two)).unwrap();
@@ -322,23 +319,6 @@ mod tests {
         ] {
             fs::write(dir.path().join("device"), bad).unwrap();
             assert_eq!(read_device(dir.path()).unwrap_err().code, Code::KeyCorrupt);
-        }
-    }
-
-    fn contents() -> KeyContents {
-        let secret = SecretKey::from_seed([1; 32]);
-        KeyContents {
-            id: KeyId::of(secret.peer_id()),
-            secret,
-            pair_key: PairKey::from_bytes([2; 32]),
-            host: PeerId([3; 32]),
-            host_mac: MacAddress([2, 0, 0, 0, 0, 1]),
-            host_name: "home".into(),
-            servers: Vec::new(),
-            portable: false,
-            kind: Kind::Stick,
-            login: None,
-            shows: None,
         }
     }
 }

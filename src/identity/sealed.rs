@@ -79,6 +79,29 @@ pub struct KeyContents {
     pub shows: Option<DeviceId>,
 }
 
+#[cfg(test)]
+impl KeyContents {
+    /// A stick's, for tests.
+    pub(crate) fn example() -> Self {
+        let secret = SecretKey::from_seed([1; 32]);
+        let fingerprint = URL_SAFE_NO_PAD.encode([7; 32]);
+        let server = format!("p2pfs://home.example:443#{fingerprint}");
+        Self {
+            id: KeyId::of(secret.peer_id()),
+            secret,
+            pair_key: PairKey::from_bytes([2; 32]),
+            host: PeerId([3; 32]),
+            host_mac: MacAddress([2, 0, 0, 0, 0, 1]),
+            host_name: "home".into(),
+            servers: vec![server.parse().expect("an address")],
+            portable: false,
+            kind: Kind::Stick,
+            login: None,
+            shows: None,
+        }
+    }
+}
+
 /// What anyone may read in a key's file, before and without the device.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct PublicPart {

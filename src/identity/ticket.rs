@@ -138,20 +138,7 @@ mod tests {
     }
 
     fn contents() -> KeyContents {
-        let secret = SecretKey::from_seed([1; 32]);
-        let server = format!("p2pfs://home.example:443#{}", URL_SAFE_NO_PAD.encode([7; 32]));
-        KeyContents {
-            id: KeyId::of(secret.peer_id()),
-            secret,
-            pair_key: PairKey::from_bytes([2; 32]),
-            host: PeerId([3; 32]),
-            host_mac: MacAddress([2, 0, 0, 0, 0, 1]),
-            host_name: "home".into(),
-            servers: vec![server.parse().unwrap()],
-            portable: false,
-            kind: Kind::Login,
-            login: Some(Stretch::new([5; 16])),
-            shows: None,
-        }
+        let login = Some(Stretch::new([5; 16]));
+        KeyContents { kind: Kind::Login, login, ..KeyContents::example() }
     }
 }

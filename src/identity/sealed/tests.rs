@@ -60,21 +60,7 @@ fn file() -> Vec<u8> {
 }
 
 fn contents() -> KeyContents {
-    let secret = SecretKey::from_seed([1; 32]);
-    let server = format!("p2pfs://home.example:443#{}", URL_SAFE_NO_PAD.encode([7; 32]));
-    KeyContents {
-        id: KeyId::of(secret.peer_id()),
-        secret,
-        pair_key: PairKey::from_bytes([2; 32]),
-        host: PeerId([3; 32]),
-        host_mac: MacAddress([2, 0, 0, 0, 0, 1]),
-        host_name: "caf\u{e9} \"home\" \n".into(),
-        servers: vec![server.parse().unwrap()],
-        portable: false,
-        kind: Kind::Stick,
-        login: None,
-        shows: None,
-    }
+    KeyContents { host_name: "caf\u{e9} \"home\" \n".into(), ..KeyContents::example() }
 }
 
 #[test]
