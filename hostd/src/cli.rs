@@ -229,7 +229,7 @@ pub fn run() -> anyhow::Result<()> {
             KeysCommand::Remove { id } => keys::change(&dir, &Request::Remove { id })?,
         },
         Command::Doctor { servers, json } => doctor::run(&dir, servers, json)?,
-        Command::SecondOpinion { server } => doctor::second_opinion(server)?,
+        Command::SecondOpinion { server } => p2pfs::net::doctor::second_opinion(server)?,
         Command::Backup(BackupArgs { file, passphrase_file }) => {
             backup::backup(&dir, &file, passphrase_file.as_deref())?;
         }

@@ -1,11 +1,10 @@
 //! `doctor`: what works from here, what does not, and what to do about it.
 
 use std::fs;
-use std::net::SocketAddr;
 use std::path::Path;
 
 use p2pfs::address::ServerAddress;
-use p2pfs::failure::{Code, Failure};
+use p2pfs::failure::Failure;
 use p2pfs::net::admin;
 use p2pfs::net::doctor::{self, Check, Report, machine};
 use rustix::thread::{CapabilitySet, capabilities};
@@ -27,26 +26,9 @@ pub fn run(dir: &Path, servers: Vec<ServerAddress>, json: bool) -> Result<(), Fa
     checks.push(privilege());
     checks.extend([machine::state(dir), machine::buffers(), machine::usb()]);
     let servers = if servers.is_empty() { config.servers } else { servers };
-    let network = runtime()?.block_on(doctor::examine(&servers, "p2pfs-hostd"));
+    let network = doctor::examine(&servers, "p2pfs-hostd")?;
     Report::new(checks, network, daemon).finish(json);
     Ok(())
-}
-
-/// The second opinion: what `stun-client` says, in this process and nothing else.
-///
-/// # Errors
-///
-/// The process cannot start.
-pub fn second_opinion(server: SocketAddr) -> Result<(), Failure> {
-    println!("{}", runtime()?.block_on(doctor::second_opinion(server)));
-    Ok(())
-}
-
-fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| {
-        let hint = "see that this user may open files (ulimit -n)";
-        Failure::new(Code::Internal, format!("cannot start: {error}"), hint)
-    })
 }
 
 /// What a running daemon says of itself.

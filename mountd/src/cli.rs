@@ -154,6 +154,10 @@ Mount options, with commas between them:
   grace=30|inf                 seconds that calls wait for a silent host
   timeout=30                   seconds that mounting may take
   drain=5                      seconds that what was written may take when the key is pulled
+  paths=auto                   or udp-first, tcp-first: one kind of path after the other
+  relay=first|last|never       when the server may carry (ciphertext only)
+  role=both|connect|listen     which side of a TCP path this is
+  auth-to=private              or tcp-public, udp-public: the host's address that is asked first
   passphrase-file=F            holds the key's passphrase (else it is asked)
   login=USER password-file=F   for a key that is a login; F holds the password (else it is asked)
   state=DIR                    as --state";
@@ -233,7 +237,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Doctor(DoctorArguments { key, servers, json, state }) => {
             crate::doctor::run(&dir(state)?, &crate::doctor::Request { key, servers, json })
         }
-        Command::SecondOpinion { server } => crate::doctor::second_opinion(server),
+        Command::SecondOpinion { server } => doctor::second_opinion(server),
         Command::Install { prefix, .. } => install::install(prefix.as_deref()),
         Command::Identity { code, json, state } => {
             let dir = dir(state)?;

@@ -36,23 +36,10 @@ pub(crate) fn run(state: &Path, request: &Request) -> Result<(), Failure> {
         servers.extend(known_hosts::servers(state));
     }
     let servers: Vec<_> = servers.iter().filter_map(|server| server.parse().ok()).collect();
-    let network = runtime()?.block_on(doctor::examine(&servers, "p2pfs-mountd"));
+    let network = doctor::examine(&servers, "p2pfs-mountd")?;
     let mounts = control::mounts_status(state);
     Report::new(checks, network, mounts.into()).finish(request.json);
     Ok(())
-}
-
-/// The second opinion: what `stun-client` says, in this process and nothing else.
-pub(crate) fn second_opinion(server: std::net::SocketAddr) -> Result<(), Failure> {
-    println!("{}", runtime()?.block_on(doctor::second_opinion(server)));
-    Ok(())
-}
-
-fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| {
-        let hint = "see that this user may open files (ulimit -n)";
-        Failure::new(Code::Internal, format!("cannot start: {error}"), hint)
-    })
 }
 
 fn fuse() -> Check {

@@ -13,14 +13,43 @@ mod rungs;
 mod second;
 
 use std::fmt::Write;
+use std::net::SocketAddr;
 
 use serde_json::{Value, json};
 
-pub use self::network::{Network, examine};
-pub use self::second::answer as second_opinion;
+use crate::address::ServerAddress;
+use crate::failure::{Code, Failure};
+
+pub use self::network::Network;
 
 /// The subcommand by which `doctor` starts its own program as the second opinion; not for people.
 pub const SECOND_OPINION: &str = "second-opinion";
+
+/// Looks at the servers and at the network in between, for the program called `program`.
+///
+/// # Errors
+///
+/// The process cannot start.
+pub fn examine(servers: &[ServerAddress], program: &str) -> Result<Network, Failure> {
+    Ok(runtime()?.block_on(network::examine(servers, program)))
+}
+
+/// Prints the second opinion: what `stun-client` says, in this process and nothing else.
+///
+/// # Errors
+///
+/// The process cannot start.
+pub fn second_opinion(server: SocketAddr) -> Result<(), Failure> {
+    println!("{}", runtime()?.block_on(second::answer(server)));
+    Ok(())
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| {
+        let hint = "see that this user may open files (ulimit -n)";
+        Failure::new(Code::Internal, format!("cannot start: {error}"), hint)
+    })
+}
 
 /// One thing that was looked at.
 #[derive(Clone, Debug, Eq, PartialEq)]

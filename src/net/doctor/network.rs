@@ -41,7 +41,7 @@ struct Seen {
 }
 
 /// Looks at the network from here. `program` is named in hints.
-pub async fn examine(servers: &[ServerAddress], program: &str) -> Network {
+pub(super) async fn examine(servers: &[ServerAddress], program: &str) -> Network {
     let mut checks = Vec::new();
     let own = interfaces::addresses();
     if own.is_empty() {

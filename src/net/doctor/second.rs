@@ -50,7 +50,7 @@ pub(super) async fn ask(server: SocketAddr) -> Value {
 }
 
 /// The other process: what `stun-client` says of the NAT, as JSON.
-pub async fn answer(server: SocketAddr) -> Value {
+pub(super) async fn answer(server: SocketAddr) -> Value {
     let any = if server.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
     let options =
         || Some(Options { recv_timeout_ms: ANSWER_TIMEOUT_MS, recv_buf_size: ANSWER_BYTES_MAX });
