@@ -1,51 +1,17 @@
 //! The key gates the mount (D3), with key directories: K renamed is the key pulled.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
+use crate::world::looker::Looker;
 use crate::world::{
     Daemon, Paired, Side, World, eventually, is_mounted, need_mount, need_root, programs,
 };
 
 const MARKER: &str = "the marker that nobody may find when the key is away, 64 bytes..";
-/// A program that holds on to a file in every way there is, and says by which it still reads it.
-const HOLDER: &str = r#"
-import mmap, os, sys
-path, marker = sys.argv[1], sys.argv[2].encode()
-os.chdir(os.path.dirname(path))
-fd = os.open(path, os.O_RDONLY)
-mapped = mmap.mmap(fd, 0, prot=mmap.PROT_READ)
-folder = os.open(".", os.O_RDONLY)
-
-def in_child(look):
-    child = os.fork()
-    if child == 0:
-        os._exit(0 if look() else 1)
-    return os.waitpid(child, 0)[1] == 0
-
-def tried(look):
-    try:
-        return bool(look())
-    except OSError:
-        return False
-
-def found(read):
-    return lambda: marker in read()
-
-ways = {
-    "descriptor": lambda: tried(found(lambda: os.pread(fd, 4096, 0))),
-    "mapping": lambda: in_child(found(lambda: mapped[:])),
-    "working directory": lambda: tried(found(lambda: open(os.path.basename(path), "rb").read())),
-    "listing": lambda: tried(lambda: os.listdir(folder)),
-    "size": lambda: tried(lambda: os.fstat(fd).st_size),
-}
-for _ in sys.stdin:
-    print(",".join(name for name, way in ways.items() if way()), flush=True)
-"#;
-
 /// A program that writes when it is told to, and then waits for the disk.
 const LATE: &str = r#"
 import errno, os, sys
@@ -63,40 +29,6 @@ try:
 except OSError as error:
     print(errno.errorcode[error.errno], flush=True)
 "#;
-
-/// A process that looks, again and again, when it is told to.
-struct Looker {
-    child: Child,
-    ask: ChildStdin,
-    answers: BufReader<ChildStdout>,
-}
-
-impl Looker {
-    fn start(mut command: Command) -> Self {
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let ask = child.stdin.take().unwrap();
-        let answers = BufReader::new(child.stdout.take().unwrap());
-        Self { child, ask, answers }
-    }
-
-    fn look(&mut self) -> String {
-        writeln!(self.ask, "look").unwrap();
-        self.answer()
-    }
-
-    fn answer(&mut self) -> String {
-        let mut answer = String::new();
-        self.answers.read_line(&mut answer).unwrap();
-        answer.trim().to_owned()
-    }
-}
-
-impl Drop for Looker {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 struct Home {
     world: World,
@@ -151,14 +83,12 @@ fn a_pulled_key_leaves_nothing_to_read() {
     }
     let home = home("allow_other");
     let file = home.mountpoint.join("file");
-    let mut holder = Command::new("python3");
-    holder.args(["-c", HOLDER]).arg(&file).arg(MARKER);
-    let mut holder = Looker::start(holder);
+    let mut holder = Looker::holder(&file, MARKER);
     let mut elsewhere = Command::new("unshare");
     elsewhere.args(["-m", "--propagation", "private", "sh", "-c"]);
     elsewhere.arg(format!("while read x; do cat {} 2>/dev/null; echo; done", file.display()));
     let mut elsewhere = Looker::start(elsewhere);
-    assert_eq!(holder.look(), "descriptor,mapping,working directory,listing,size");
+    assert_eq!(holder.look(), Looker::EVERY_WAY);
     assert_eq!(elsewhere.look(), MARKER);
     fs::write(home.mountpoint.join("last"), "written just before").unwrap();
     let pulled = home.pull();

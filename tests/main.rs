@@ -10,6 +10,8 @@
 
 /// Owners, ACLs, extended attributes, special files, errors.
 mod attributes;
+/// `auto`: keys that appear.
+mod auto;
 /// Two mounts and a process on the host.
 mod beside;
 /// `--help`, wrong usage, exit codes: what needs no daemon.
@@ -24,6 +26,8 @@ mod doctor;
 mod fsx;
 /// The key gates the mount: pulled, nothing can be read; back, it is mounted again.
 mod gate;
+/// A mountd that is killed.
+mod guard;
 /// The habits of git, SQLite, a compiler.
 mod habits;
 /// What is open when the host is killed or its machine restarted.

@@ -4,6 +4,7 @@
 pub(crate) mod daemon;
 pub(crate) mod home;
 pub(crate) mod lab;
+pub(crate) mod looker;
 pub(crate) mod outcome;
 pub(crate) mod programs;
 
@@ -270,8 +271,8 @@ impl World {
         if mountpoint.exists() {
             assert_eq!(fs::read_dir(mountpoint).unwrap().count(), 0, "files are left");
         }
-        eventually("mountd to be gone", Duration::from_secs(10), || {
-            self.processes_of(b"mount").is_empty()
+        eventually("mountd and its guard to be gone", Duration::from_secs(10), || {
+            self.processes_of(b"mount").is_empty() && self.processes_of(b"guard").is_empty()
         });
     }
 
@@ -307,8 +308,11 @@ impl Drop for World {
                 drop(unmount);
             }
         }
-        for pid in self.processes_of(b"p2pfs-mountd") {
-            let _ = kill_process(pid, Signal::KILL);
+        // the guards first: they begin anew what is killed
+        for program in [&b"p2pfs-guard"[..], b"p2pfs-mountd"] {
+            for pid in self.processes_of(program) {
+                let _ = kill_process(pid, Signal::KILL);
+            }
         }
     }
 }

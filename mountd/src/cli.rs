@@ -13,11 +13,11 @@ use p2pfs::net::{daemon, doctor, log};
 use zeroize::Zeroizing;
 
 use crate::daemonise::{self, Parent};
-use crate::mounted::{self, MountRequest};
+use crate::mounted::{self, MountRequest, Words};
 use crate::options::MountOptions;
 use crate::secrets::Secrets;
 use crate::spec::Spec;
-use crate::{control, identity, import, install, key, locked, store};
+use crate::{auto, control, identity, import, install, key, locked, store};
 
 /// Mounts the disk at home as a local directory.
 #[derive(Debug, Parser)]
@@ -31,6 +31,8 @@ struct Cli {
 enum Command {
     /// Mount a share; returns when it can be used.
     Mount(MountArguments),
+    /// Watch for keys, and mount what they open; Ctrl-C or SIGTERM unmounts all.
+    Auto(AutoArguments),
     /// Deliver what was written, then unmount.
     Unmount {
         /// Where it is mounted.
@@ -192,6 +194,22 @@ struct MountArguments {
     state: State,
 }
 
+#[derive(Args, Debug)]
+struct AutoArguments {
+    /// Keys, or directories in which they appear [default: /media /mnt /run/media, and what is in
+    /// them].
+    #[arg(value_name = "PLACE")]
+    places: Vec<PathBuf>,
+    /// Mount as DIR/HOST/SHARE [default: root /media/p2pfs, user ~/p2pfs].
+    #[arg(long, value_name = "DIR")]
+    under: Option<PathBuf>,
+    /// Mount options, as of `mount` [default: for root, allow_other].
+    #[arg(short = 'o', value_name = "OPTIONS")]
+    options: Vec<String>,
+    #[command(flatten)]
+    state: State,
+}
+
 pub(crate) fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -231,6 +249,10 @@ fn run(command: Command) -> Result<(), Failure> {
     };
     match command {
         Command::Mount(arguments) => mount(arguments),
+        Command::Auto(AutoArguments { places, under, options, state }) => {
+            log::init();
+            auto::run(auto::Request::new(places, under, &options, dir(state)?)?)
+        }
         Command::Unmount { mountpoint, state } => control::unmount(&dir(state)?, &mountpoint),
         Command::Sync { mountpoint, state } => control::sync(&dir(state)?, &mountpoint),
         Command::Status { json, state } => control::status(&dir(state)?, json),
@@ -262,31 +284,32 @@ fn mount(arguments: MountArguments) -> Result<(), Failure> {
     if let Some(state) = arguments.state.state {
         options.state = Some(state);
     }
-    let mut request = MountRequest::new(spec, arguments.mountpoint, options)?;
+    let words = Words { options: words, sloppy: arguments.sloppy };
+    let mut request = MountRequest::new(spec, arguments.mountpoint, options, words)?;
+    if arguments.locked {
+        log::init();
+        return locked::run(&request);
+    }
+    request = request.check()?;
     if arguments.secrets {
         request.secrets = Secrets::read().map_err(|error| {
             let what = format!("the passphrase did not arrive: {error}");
             Failure::new(Code::Internal, what, "mount it again")
         })?;
-    } else if !arguments.notify_parent && !arguments.locked {
+    } else if !arguments.notify_parent {
         request.secrets = Secrets::gather(&request)?;
-    }
-    let again = locked::Again { options: words.clone(), sloppy: arguments.sloppy };
-    if arguments.locked {
-        log::init();
-        return locked::run(request, &again);
     }
     if arguments.notify_parent {
         log::init();
         let end = mounted::run(request.clone(), Some(Parent::attach()))?;
-        return locked::follow(end, &request, &again);
+        return locked::follow(end, &request);
     }
     if arguments.foreground {
         log::init();
         let end = mounted::run(request.clone(), None)?;
-        return locked::follow(end, &request, &again);
+        return locked::follow(end, &request);
     }
-    daemonise::mount_in_background(&request, &words, arguments.sloppy)
+    daemonise::mount_in_background(&request)
 }
 
 #[cfg(test)]

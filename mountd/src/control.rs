@@ -16,7 +16,12 @@ use crate::fuse::mount;
 
 /// How long a process may take to end when its mount is gone.
 const END: Duration = Duration::from_secs(10);
+/// How long after a process was killed its guard may take until another process answers for it.
+const SUCCESSOR: Duration = Duration::from_millis(500);
 const END_POLL: Duration = Duration::from_millis(20);
+
+/// In the status of a mount that is not there: it waits for its key, or for its host.
+pub(crate) const WAITS: &str = "waits";
 
 /// The directory of the mount at `mountpoint`.
 pub(crate) fn mount_dir(state: &Path, mountpoint: &Path) -> PathBuf {
@@ -46,6 +51,13 @@ pub(crate) fn mounts_status(state: &Path) -> Vec<Value> {
     }
     found.sort_by_key(|mount| mount["mountpoint"].to_string());
     found
+}
+
+/// Whether a process looks after the mount at `mountpoint`, as it was resolved, or was killed and
+/// is followed by its guard.
+pub(crate) fn is_there(state: &Path, mountpoint: &Path) -> bool {
+    let dir = mount_dir(state, mountpoint);
+    !after_crash(&dir) && dir.exists()
 }
 
 /// Prints all mounts.
@@ -92,6 +104,7 @@ pub(crate) fn sync(state: &Path, mountpoint: &Path) -> Result<(), Failure> {
 /// Delivers what was written, then unmounts.
 pub(crate) fn unmount(state: &Path, mountpoint: &Path) -> Result<(), Failure> {
     let path = resolve(mountpoint)?;
+    after_crash(&mount_dir(state, &path));
     let dir = match living(state, mountpoint) {
         Ok(dir) => dir,
         Err(failure) => {
@@ -127,12 +140,52 @@ pub(crate) fn unmount(state: &Path, mountpoint: &Path) -> Result<(), Failure> {
     }
 }
 
+/// Checks that a directory can become a mount point, and waits until an earlier mount there is
+/// gone: one that a killed process has left, one that waits for its key, one that still delivers
+/// what was written. Gives its absolute path.
+pub(crate) fn make_way(
+    state: &Path,
+    mountpoint: &Path,
+    limit: Duration,
+) -> Result<PathBuf, Failure> {
+    if let Ok(path) = mount::resolve(mountpoint) {
+        let dir = mount_dir(state, &path);
+        let crashed = after_crash(&dir);
+        wait_for_end(&dir, &path, crashed, limit)?;
+        if crashed {
+            // its guard was killed too
+            mount::detach_dead(&path).transpose()?;
+        }
+    }
+    mount::check_mountpoint(mountpoint)
+}
+
+/// Whether the process of a mount was killed, after what its guard does then.
+fn after_crash(dir: &Path) -> bool {
+    let start = Instant::now();
+    let mut died = false;
+    while dir.exists() && matches!(admin::request(dir, &Value::Null), Ok(None)) {
+        died = true;
+        if start.elapsed() > SUCCESSOR {
+            break;
+        }
+        std::thread::sleep(END_POLL);
+    }
+    died
+}
+
 /// Waits until the process of an earlier mount at this place has delivered what was written.
-pub(crate) fn wait_for_end(dir: &Path, mountpoint: &Path, limit: Duration) -> Result<(), Failure> {
+fn wait_for_end(
+    dir: &Path,
+    mountpoint: &Path,
+    crashed: bool,
+    limit: Duration,
+) -> Result<(), Failure> {
     let start = Instant::now();
     while let Ok(Some(status)) = admin::request(dir, &json!({"command": "status"})) {
-        if status["state"] == "locked" {
-            // it only waits for its key: whoever mounts now takes its place
+        if status[WAITS] == true || crashed {
+            // it only waits for its key, or has come back by itself, which nobody has asked for as
+            // he asks now: whoever mounts takes its place
             admin::request(dir, &json!({"command": "unmount"}))?;
         }
         if start.elapsed() > limit {

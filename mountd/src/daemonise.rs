@@ -26,18 +26,15 @@ const PROGRAM: &str = "p2pfs-mountd";
 const REPORT_BYTES_MAX: u64 = 64 << 10;
 
 /// Starts a process that mounts, waits until it has, and prints the ready line.
-pub(crate) fn mount_in_background(
-    request: &MountRequest,
-    options: &str,
-    sloppy: bool,
-) -> Result<(), Failure> {
+pub(crate) fn mount_in_background(request: &MountRequest) -> Result<(), Failure> {
     let log = request.log_file();
     let mut arguments: Vec<OsString> = vec!["mount".into()];
     arguments.push(request.spec.given.clone());
     arguments.push(request.mountpoint.clone().into());
-    arguments.extend(["-o".into(), options.into(), "--notify-parent".into(), "--state".into()]);
+    let options = request.words.options.clone().into();
+    arguments.extend(["-o".into(), options, "--notify-parent".into(), "--state".into()]);
     arguments.push(request.state.clone().into());
-    if sloppy {
+    if request.words.sloppy {
         arguments.push("--sloppy".into());
     }
     if !request.secrets.is_empty() {

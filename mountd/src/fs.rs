@@ -60,6 +60,12 @@ const KEEP_ROUND_TRIPS: u32 = 100;
 
 /// What the file system tells the kernel by itself.
 pub trait Kernel: Send + Sync {
+    /// From now on the kernel may keep something of this node.
+    fn knows(&self, _ino: u64) {}
+
+    /// The kernel has let go of this node.
+    fn forgot(&self, _ino: u64) {}
+
     /// Attributes of this node are out of date. Never waits; may be called while a request of the
     /// node is being answered.
     fn drop_attributes(&self, ino: u64);
@@ -148,9 +154,9 @@ impl Fs {
     pub fn new(remote: Arc<dyn Remote>, kernel: Arc<dyn Kernel>, budget: u64) -> Arc<Self> {
         Arc::new(Self {
             remote,
+            inodes: InodeTable::new(Arc::clone(&kernel)),
             kernel,
             cache: Arc::new(BlockCache::new(budget)),
-            inodes: InodeTable::new(),
             handles: HandleTable::default(),
             locks: LockBook::default(),
             ticks: AtomicU64::new(0),

@@ -9,7 +9,7 @@ use p2pfs::failure::{Code, Failure};
 
 use crate::daemonise;
 use crate::fuse::mount::check_mountpoint;
-use crate::mounted::MountRequest;
+use crate::mounted::{MountRequest, Words};
 use crate::options::MountOptions;
 use crate::secrets::Secrets;
 use crate::spec::Spec;
@@ -53,9 +53,11 @@ fn run(arguments: impl Iterator<Item = OsString>) -> Result<(), Failure> {
     if arguments.fake {
         return check_mountpoint(mountpoint.as_ref()).map(drop);
     }
-    let mut request = MountRequest::new(spec, PathBuf::from(mountpoint), options)?;
+    let words = Words { options: arguments.options, sloppy: arguments.sloppy };
+    let mut request = MountRequest::new(spec, PathBuf::from(mountpoint), options, words)?;
+    request = request.check()?;
     request.secrets = Secrets::gather(&request)?;
-    daemonise::mount_in_background(&request, &arguments.options, arguments.sloppy)
+    daemonise::mount_in_background(&request)
 }
 
 impl Arguments {

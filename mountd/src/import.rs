@@ -18,7 +18,7 @@ use p2pfs::usb;
 use p2pfs::wire::pairing;
 use zeroize::Zeroizing;
 
-use crate::mounted::machine_name;
+use crate::mounted::meet::machine_name;
 use crate::{identity, store};
 
 /// How long to look for a host that has the code out.

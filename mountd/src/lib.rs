@@ -7,6 +7,7 @@
 //!                                            `-- p2pfs::net::session (the host)
 //! ```
 
+mod auto;
 pub mod cache;
 pub mod caller;
 mod cli;
@@ -16,6 +17,7 @@ mod doctor;
 pub mod fs;
 pub mod fuse;
 mod gate;
+mod guard;
 mod helper;
 mod identity;
 mod import;
@@ -35,11 +37,14 @@ use std::ffi::OsStr;
 use std::path::Path;
 use std::process::ExitCode;
 
-/// The program: its name decides whether it is `mount.p2pfs`.
+/// The program: its name decides whether it is `mount.p2pfs`, or the guard of a mount.
 pub fn main() -> ExitCode {
     let name = std::env::args_os().next().unwrap_or_default();
-    if Path::new(&name).file_name() == Some(OsStr::new(helper::NAME)) {
+    let name = Path::new(&name).file_name();
+    if name == Some(OsStr::new(helper::NAME)) {
         helper::main()
+    } else if name == Some(OsStr::new(guard::NAME)) {
+        guard::process::main()
     } else {
         cli::main()
     }

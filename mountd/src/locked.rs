@@ -3,15 +3,18 @@
 //! A mount whose key was pulled ends by starting this program anew in its own process, which leaves
 //! nothing in its memory of what was read before.
 
-use std::ffi::OsString;
 use std::future::Future;
 use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use p2pfs::failure::{Code, Failure};
 use p2pfs::net::admin::Control;
 use p2pfs::net::daemon;
+use p2pfs::net::remote::BoxFuture;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
@@ -20,28 +23,15 @@ use crate::gate::watch::KeyWatch;
 use crate::mounted::{End, Mount, MountRequest, run_with};
 use crate::store;
 
+/// How long a process that was killed may take to let go of its control socket.
+const DYING: Duration = Duration::from_secs(2);
 /// How long to wait after an attempt with the key that failed.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// What the program is told when it starts anew.
-#[derive(Clone, Debug)]
-pub(crate) struct Again {
-    pub(crate) options: String,
-    pub(crate) sloppy: bool,
-}
-
 /// Goes on after a mount has ended: where the key was pulled, the program begins anew and waits.
-pub(crate) fn follow(end: End, request: &MountRequest, again: &Again) -> Result<(), Failure> {
+pub(crate) fn follow(end: End, request: &MountRequest) -> Result<(), Failure> {
     if end == End::Unmounted {
         return Ok(());
-    }
-    let mut arguments: Vec<OsString> = vec!["mount".into(), "--locked".into()];
-    arguments.push(request.spec.absolute());
-    arguments.push(request.mountpoint.clone().into());
-    arguments.extend(["-o".into(), again.options.clone().into(), "--state".into()]);
-    arguments.push(request.state.clone().into());
-    if again.sloppy {
-        arguments.push("--sloppy".into());
     }
     let cannot = |error: std::io::Error| {
         let hint = "mount it again when the key is back";
@@ -49,44 +39,47 @@ pub(crate) fn follow(end: End, request: &MountRequest, again: &Again) -> Result<
     };
     let program = std::env::current_exe().map_err(cannot)?;
     // returns only if it fails
-    Err(cannot(Command::new(program).arg0(PROGRAM).args(arguments).exec()))
+    Err(cannot(Command::new(program).arg0(PROGRAM).args(request.again()).exec()))
 }
 
 /// The name that this program goes by, whatever name started it.
-const PROGRAM: &str = "p2pfs-mountd";
+pub(crate) const PROGRAM: &str = "p2pfs-mountd";
 
 /// Waits for the key, mounts, and serves until the mount is gone.
-pub(crate) fn run(request: MountRequest, again: &Again) -> Result<(), Failure> {
-    let end = run_with(live(&request))?;
-    follow(end, &request, again)
+pub(crate) fn run(request: &MountRequest) -> Result<(), Failure> {
+    let end = run_with(live(request))?;
+    follow(end, request)
 }
 
 async fn live(request: &MountRequest) -> Result<End, Failure> {
     let watch = KeyWatch::new(&store::locate(&request.state, &request.spec));
     loop {
-        match until_ended(request, wait(&watch)).await? {
-            Some(()) => {}
-            None => return Ok(End::Unmounted),
-        }
-        let started = tokio::select! {
-            started = Mount::start(request) => started,
-            () = daemon::terminated() => return Ok(End::Unmounted),
-        };
-        let ended = match started {
+        let mut place = Place::take(request).await?;
+        let Some(()) = place.until(wait(&watch)).await else { return Ok(End::Unmounted) };
+        place.key_is_there.store(true, Ordering::Relaxed);
+        let Some(started) = place.start(request).await else { return Ok(End::Unmounted) };
+        let failure = match started {
             Ok(mut mount) => {
-                tracing::info!("the key is back: mounted again");
+                tracing::info!("the key is there: mounted again");
+                daemon::ready(&request.ready_line());
+                drop(place);
                 return mount.serve().await;
             }
-            Err(failure) => {
-                tracing::error!("{}", failure.report());
-                match failure.code {
-                    // nobody is there to type it: whoever mounts again takes this one's place
-                    Code::Passphrase => until_ended(request, gone(&watch)).await?,
-                    _ => until_ended(request, tokio::time::sleep(RETRY)).await?,
-                }
+            Err(failure) => failure,
+        };
+        tracing::error!("{}", failure.report());
+        if place.control.is_none() {
+            drop(place);
+            place = Place::take(request).await?;
+        }
+        let pause = async {
+            match failure.code {
+                // nobody is there to type it: whoever mounts again takes this one's place
+                Code::Passphrase => gone(&watch).await,
+                _ => tokio::time::sleep(RETRY).await,
             }
         };
-        if ended.is_none() {
+        if place.until(pause).await.is_none() {
             return Ok(End::Unmounted);
         }
     }
@@ -104,37 +97,89 @@ async fn gone(watch: &KeyWatch) {
     }
 }
 
-/// `None`: somebody ended the program, or unmounted what is not mounted, before `done`.
-async fn until_ended(
-    request: &MountRequest,
-    done: impl Future<Output = ()>,
-) -> Result<Option<()>, Failure> {
-    let dir = control::mount_dir(&request.state, &request.mountpoint);
-    daemon::state_dir(Some(dir.clone()), "mountd")?;
-    let (unmount, mut unmounts) = mpsc::channel(1);
-    let status = json!({
-        "mountpoint": request.mountpoint.to_string_lossy(),
-        "share": request.spec.share,
-        "state": "locked",
-        "connection_id": null,
-        "pending": { "entries": 0, "bytes": 0, "eta_s": 0, "errors": 0 },
-    });
-    let control = Control::listen(&dir, move |command| {
-        Box::pin(answer(command, status.clone(), unmount.clone()))
-    })
-    .await?;
-    let ended = tokio::select! {
-        () = done => Some(()),
-        () = daemon::terminated() => None,
-        _ = unmounts.recv() => None,
-    };
-    drop(control);
-    if ended.is_none() {
-        // another mount may have begun here
-        let _ = std::fs::remove_file(dir.join("control.lock"));
-        let _ = std::fs::remove_dir(&dir);
+/// The place of a mount that is not there: it answers `status`, and `unmount` ends it.
+struct Place {
+    dir: PathBuf,
+    /// Given up when the mount itself answers.
+    control: Option<Control>,
+    unmounts: mpsc::Receiver<()>,
+    key_is_there: Arc<AtomicBool>,
+    /// Somebody wanted an end.
+    ended: bool,
+}
+
+impl Place {
+    async fn take(request: &MountRequest) -> Result<Self, Failure> {
+        let dir = control::mount_dir(&request.state, &request.mountpoint);
+        daemon::state_dir(Some(dir.clone()), "mountd")?;
+        let (unmount, unmounts) = mpsc::channel(1);
+        let key_is_there = Arc::new(AtomicBool::new(false));
+        let status = json!({
+            "mountpoint": request.mountpoint.to_string_lossy(),
+            "share": request.spec.share,
+            "connection_id": null,
+            "pending": { "entries": 0, "bytes": 0, "eta_s": 0, "errors": 0 },
+            (control::WAITS): true,
+        });
+        let there = Arc::clone(&key_is_there);
+        let handle = move |command| -> BoxFuture<Result<Value, Failure>> {
+            let mut status = status.clone();
+            status["state"] = match there.load(Ordering::Relaxed) {
+                true => json!("reconnecting"),
+                false => json!("locked"),
+            };
+            Box::pin(answer(command, status, unmount.clone()))
+        };
+        let start = Instant::now();
+        let control = loop {
+            match Control::listen(&dir, handle.clone()).await {
+                Err(_) if start.elapsed() < DYING => tokio::time::sleep(DYING / 100).await,
+                listens => break listens?,
+            }
+        };
+        Ok(Self { dir, control: Some(control), unmounts, key_is_there, ended: false })
     }
-    Ok(ended)
+
+    /// `None`: somebody ended the program, or unmounted what is not mounted, before `done`.
+    async fn until<T>(&mut self, done: impl Future<Output = T>) -> Option<T> {
+        let done = tokio::select! {
+            done = done => Some(done),
+            () = daemon::terminated() => None,
+            // once the mount itself answers, nobody is left who could ask
+            Some(()) = self.unmounts.recv() => None,
+            () = cleared_away(&self.dir) => None,
+        };
+        self.ended |= done.is_none();
+        done
+    }
+
+    /// Mounts; `None` as for [`Self::until`].
+    async fn start(&mut self, request: &MountRequest) -> Option<Result<Mount, Failure>> {
+        let mut control = self.control.take();
+        let started = self.until(Mount::start(request, &mut control)).await;
+        self.control = control;
+        // asked while the mount took over
+        self.ended |= self.unmounts.try_recv().is_ok();
+        started.filter(|_| !self.ended)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        drop(self.control.take());
+        if self.ended {
+            // another mount may have begun here
+            let _ = std::fs::remove_file(self.dir.join("control.lock"));
+            let _ = std::fs::remove_dir(&self.dir);
+        }
+    }
+}
+
+/// Resolves when somebody removes the state directory: nobody could find this process any more.
+async fn cleared_away(dir: &Path) {
+    while dir.exists() {
+        tokio::time::sleep(RETRY).await;
+    }
 }
 
 async fn answer(

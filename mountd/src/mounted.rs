@@ -1,7 +1,10 @@
 //! The life of one mount: meet the host, mount, serve, deliver, unmount.
 
+pub(crate) mod meet;
 mod pulled;
 
+use std::ffi::OsString;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,14 +12,11 @@ use std::time::Duration;
 
 use p2pfs::failure::{Code, Failure};
 use p2pfs::id::Seq;
-use p2pfs::identity::MacAddress;
-use p2pfs::identity::sealed::KeyContents;
 use p2pfs::net::admin::Control;
 use p2pfs::net::daemon;
-use p2pfs::net::remote::Remote;
-use p2pfs::net::session::{ClientConfig, ClientSession};
+use p2pfs::net::remote::{BoxFuture, Remote};
+use p2pfs::net::session::ClientSession;
 use p2pfs::wire::errno::Errno;
-use p2pfs::wire::session::DeviceId;
 use serde_json::{Value, json};
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::{mpsc, oneshot};
@@ -25,14 +25,15 @@ use self::pulled::Key;
 
 use crate::daemonise::Parent;
 use crate::fs::Fs;
-use crate::fuse::mount::{MountSettings, Mounted, check_mountpoint, mount};
+use crate::fuse::mount::{MountSettings, Mounted, mount};
 use crate::fuse::notify::KernelLink;
 use crate::fuse::{abort_on_panic, serve};
 use crate::gate::{valve::Valve, watch::KeyWatch};
+use crate::guard::Guard;
 use crate::options::MountOptions;
 use crate::secrets::Secrets;
 use crate::spec::Spec;
-use crate::{control, key, known_hosts, sealed, store};
+use crate::{control, key, store};
 
 /// How long one answer to `sync` may take; who asks goes on asking.
 const SYNC_ANSWER: Duration = Duration::from_secs(20);
@@ -50,24 +51,52 @@ pub(crate) struct MountRequest {
     pub(crate) state: PathBuf,
     /// What was typed for it.
     pub(crate) secrets: Secrets,
+    /// How it was asked for.
+    pub(crate) words: Words,
+}
+
+/// Options, as they were given.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Words {
+    /// With commas between them.
+    pub(crate) options: String,
+    /// Unknown ones pass.
+    pub(crate) sloppy: bool,
 }
 
 impl MountRequest {
-    /// Checks the mount point and makes the state directory.
+    /// Makes the state directory; the mount point is still to be looked at.
     pub(crate) fn new(
         spec: Spec,
         mountpoint: PathBuf,
         options: MountOptions,
+        words: Words,
     ) -> Result<Self, Failure> {
-        let mountpoint = check_mountpoint(&mountpoint)?;
         let state = daemon::state_dir(options.state.clone(), "mountd")?;
         let state = std::path::absolute(&state).map_err(|error| {
             let hint = "choose another one with --state DIR";
             Failure::new(Code::Internal, format!("{}: {error}", state.display()), hint)
         })?;
-        let dir = control::mount_dir(&state, &mountpoint);
-        control::wait_for_end(&dir, &mountpoint, options.timeout)?;
-        Ok(Self { spec, mountpoint, options, state, secrets: Secrets::default() })
+        Ok(Self { spec, mountpoint, options, state, secrets: Secrets::default(), words })
+    }
+
+    /// Checks the mount point. An earlier mount there may end first.
+    pub(crate) fn check(mut self) -> Result<Self, Failure> {
+        self.mountpoint = control::make_way(&self.state, &self.mountpoint, self.options.timeout)?;
+        Ok(self)
+    }
+
+    /// The arguments with which this program waits for the key, and mounts again.
+    pub(crate) fn again(&self) -> Vec<OsString> {
+        let mut arguments: Vec<OsString> = vec!["mount".into(), "--locked".into()];
+        arguments.push(self.spec.absolute());
+        arguments.push(self.mountpoint.clone().into());
+        arguments.extend(["-o".into(), self.words.options.clone().into(), "--state".into()]);
+        arguments.push(self.state.clone().into());
+        if self.words.sloppy {
+            arguments.push("--sloppy".into());
+        }
+        arguments
     }
 
     /// What is printed when the mount can be used.
@@ -114,8 +143,9 @@ pub(crate) fn run_with(life: impl Future<Output = Result<End, Failure>>) -> Resu
 
 async fn live(request: MountRequest, parent: Option<Parent>) -> Result<End, Failure> {
     let parent_gone = parent.as_ref().map(Parent::gone).and_then(Result::ok);
+    let mut nobody = None;
     let started = tokio::select! {
-        started = Mount::start(&request) => started,
+        started = Mount::start(&request, &mut nobody) => started,
         () = daemon::terminated() => Err(interrupted("a signal ended it")),
         () = gone(parent_gone) => Err(interrupted("whoever started it has gone")),
     };
@@ -165,6 +195,8 @@ pub(crate) struct Mount {
     unmounts: mpsc::Receiver<oneshot::Sender<Result<(), Failure>>>,
     _control: Control,
     _dir: MountDir,
+    /// Dismissed last.
+    _guard: Option<Guard>,
 }
 
 /// What commands look at.
@@ -187,13 +219,17 @@ impl Drop for MountDir {
 }
 
 impl Mount {
-    pub(crate) async fn start(request: &MountRequest) -> Result<Self, Failure> {
+    /// Mounts; takes over from whoever answered commands for this mount before.
+    pub(crate) async fn start(
+        request: &MountRequest,
+        before: &mut Option<Control>,
+    ) -> Result<Self, Failure> {
         let options = &request.options;
         // before the key is opened: a removal in between is noticed
         let dir = store::locate(&request.state, &request.spec);
         let watch = KeyWatch::new(&dir);
         let opened = key::open(request, &dir)?;
-        let session = meet(request, &opened.shown, &opened.contents).await?;
+        let session = meet::meet(request, &opened.shown, &opened.contents).await?;
         opened.follow(request, &dir);
         let (device, owned) = (opened.device, opened.contents);
         let grant = session.grant();
@@ -215,17 +251,24 @@ impl Mount {
         daemon::state_dir(Some(dir.0.clone()), "mountd")?;
         let (unmount, unmounts) = mpsc::channel(1);
         let commands = shared.clone();
-        let control = Control::listen(&dir.0, move |command| {
+        let handle = move |command| -> BoxFuture<Result<Value, Failure>> {
             Box::pin(commands.clone().command(command, unmount.clone()))
-        })
-        .await?;
+        };
+        let control = match before.take() {
+            Some(control) => {
+                control.answer_with(handle);
+                control
+            }
+            None => Control::listen(&dir.0, handle).await?,
+        };
         let settings = MountSettings {
             read_only: options.read_only || grant.read_only,
             no_exec: options.no_exec,
             allow_other: options.allow_other,
         };
         let (kernel, mounted) = mount(&request.spec.given, &request.mountpoint, &settings)?;
-        let guard = DetachOnDrop(Some(mounted));
+        let detach = DetachOnDrop(Some(mounted));
+        let guard = detach.guard(request, kernel.as_fd(), &link);
         let presentation = options.presentation;
         // Not where owners on the host mean nothing here, and only the mounting user gets in
         let acls = options.allow_other || identity;
@@ -242,8 +285,18 @@ impl Mount {
             Failure::new(Code::Fuse, format!("the kernel's FUSE refused: {error}"), hint)
         })?;
         tokio::spawn(fs.forget_for_ever());
-        let (mounted, drain) = (guard.keep()?, options.drain);
-        Ok(Self { shared, mounted, key, drain, end, unmounts, _control: control, _dir: dir })
+        let (mounted, drain) = (detach.keep()?, options.drain);
+        Ok(Self {
+            shared,
+            mounted,
+            key,
+            drain,
+            end,
+            unmounts,
+            _control: control,
+            _dir: dir,
+            _guard: guard,
+        })
     }
 
     /// Serves until the mount is gone.
@@ -346,44 +399,25 @@ impl Shared {
     }
 }
 
-/// Opens a session with the key's host, after what earlier ones have left is delivered.
-async fn meet(
-    request: &MountRequest,
-    shown: &DeviceId,
-    key: &KeyContents,
-) -> Result<Arc<ClientSession>, Failure> {
-    let options = &request.options;
-    let config = ClientConfig {
-        secret: key.secret.clone(),
-        device: shown.clone(),
-        pair_key: key.pair_key.clone(),
-        host: key.host,
-        host_mac: key.host_mac,
-        servers: key.servers.clone(),
-        share: request.spec.share.clone(),
-        client_name: machine_name(),
-        timeout: options.timeout,
-        grace: options.grace,
-        wait: options.wait,
-        wanted: options.wanted,
-        resume: None,
-    };
-    sealed::deliver(&request.state, key, &config).await?;
-    let session = ClientSession::establish(config).await?;
-    let grant = session.grant();
-    let mac = MacAddress(grant.host_mac);
-    if let Err(error) =
-        known_hosts::record(&request.state, key.host, &grant.host_name, mac, &key.servers)
-    {
-        tracing::warn!(%error, "the host could not be recorded");
-    }
-    Ok(session)
-}
-
 /// Takes a mount away again if mounting fails behind it.
 struct DetachOnDrop(Option<Mounted>);
 
 impl DetachOnDrop {
+    /// Best effort: without it the mount is as good, as long as this process lives.
+    fn guard(
+        &self,
+        request: &MountRequest,
+        kernel: BorrowedFd<'_>,
+        link: &KernelLink,
+    ) -> Option<Guard> {
+        let started = Guard::start(request, self.0.as_ref()?, kernel, link.book());
+        started
+            .inspect_err(|error| {
+                tracing::warn!(%error, "nobody looks after the mount when this process is killed");
+            })
+            .ok()
+    }
+
     fn keep(mut self) -> Result<Mounted, Failure> {
         self.0.take().ok_or_else(|| interrupted("the mount is gone"))
     }
@@ -405,11 +439,6 @@ impl Drop for Mount {
             tracing::error!("{}", stuck(&self.mounted, &error).report());
         }
     }
-}
-
-pub(crate) fn machine_name() -> String {
-    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    name.chars().take(p2pfs::limits::LABEL_BYTES_MAX / 4).collect()
 }
 
 fn no_threads(error: std::io::Error) -> Failure {

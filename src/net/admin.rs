@@ -15,6 +15,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::failure::{Code, Failure};
@@ -32,9 +33,10 @@ const LOCK: &str = "control.lock";
 type Handle = dyn Fn(Value) -> BoxFuture<Result<Value, Failure>> + Send + Sync;
 
 /// A daemon's control socket; dropping it removes the socket.
-#[derive(Debug)]
 pub struct Control {
     path: PathBuf,
+    /// What answers.
+    handle: watch::Sender<Arc<Handle>>,
     /// Held as long as the daemon runs, however it ends.
     _lock: File,
     task: JoinHandle<()>,
@@ -80,8 +82,24 @@ impl Control {
         }
         let listener = UnixListener::bind(&path).map_err(unusable)?;
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).map_err(unusable)?;
-        let task = tokio::spawn(serve(listener, Arc::new(handle)));
-        Ok(Self { path, _lock: lock, task })
+        let handle: Arc<Handle> = Arc::new(handle);
+        let (handle, current) = watch::channel(handle);
+        let task = tokio::spawn(serve(listener, current));
+        Ok(Self { path, handle, _lock: lock, task })
+    }
+
+    /// From now on answers every request with `handle`.
+    pub fn answer_with<F>(&self, handle: F)
+    where
+        F: Fn(Value) -> BoxFuture<Result<Value, Failure>> + Send + Sync + 'static,
+    {
+        self.handle.send_replace(Arc::new(handle));
+    }
+}
+
+impl std::fmt::Debug for Control {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Control").field("path", &self.path).finish_non_exhaustive()
     }
 }
 
@@ -146,13 +164,13 @@ fn no_answer(error: &io::Error) -> Failure {
     )
 }
 
-async fn serve(listener: UnixListener, handle: Arc<Handle>) {
+async fn serve(listener: UnixListener, current: watch::Receiver<Arc<Handle>>) {
     let mut answering = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    answering.spawn(answer(stream, handle.clone()));
+                    answering.spawn(answer(stream, current.clone()));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the control socket");
@@ -164,7 +182,7 @@ async fn serve(listener: UnixListener, handle: Arc<Handle>) {
     }
 }
 
-async fn answer(stream: UnixStream, handle: Arc<Handle>) {
+async fn answer(stream: UnixStream, current: watch::Receiver<Arc<Handle>>) {
     let (read, mut write) = stream.into_split();
     let mut line = String::new();
     let mut read = BufReader::new(read.take(LINE_BYTES_MAX));
@@ -174,7 +192,10 @@ async fn answer(stream: UnixStream, handle: Arc<Handle>) {
         Ok(Ok(_)) => {}
     }
     let result = match serde_json::from_str(&line) {
-        Ok(request) => handle(request).await,
+        Ok(request) => {
+            let handle = Arc::clone(&*current.borrow());
+            handle(request).await
+        }
         Err(_) => Err(Failure::new(
             Code::Usage,
             "the request is not a line of JSON",

@@ -119,6 +119,30 @@ impl ClientSession {
         if phase.up { Ok(Arc::new(session)) } else { Err(phase.failure(timeout)) }
     }
 
+    /// The shares that the host has for the key, of which `config` names none.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::establish`].
+    pub async fn shares(config: ClientConfig) -> Result<Vec<String>, Failure> {
+        let timeout = config.timeout;
+        let (core, supervisor, mut phase) =
+            Supervisor::new(ClientConfig { share: None, wait: false, ..config })?;
+        let session =
+            Self { core, phase: phase.clone(), supervisor: tokio::spawn(supervisor.run()) };
+        let _ = tokio::time::timeout(timeout, phase.wait_for(Phase::is_settled)).await;
+        let phase = session.phase.borrow().clone();
+        if phase.up {
+            let only = session.grant().share;
+            session.close().await;
+            return Ok(vec![only]);
+        }
+        match &phase.end {
+            Some(End::Denied(Denial::ShareUnknown(shares))) => Ok(shares.clone()),
+            _ => Err(phase.failure(timeout)),
+        }
+    }
+
     /// What the host granted, last time.
     pub fn grant(&self) -> Grant {
         self.core.grant()

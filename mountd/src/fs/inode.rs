@@ -11,6 +11,7 @@ use p2pfs::wire::call::{Attr, DataVersion, ReadVersion};
 use p2pfs::wire::errno::Errno;
 use tokio::sync::Notify;
 
+use crate::fs::Kernel;
 use crate::lock::lock;
 
 /// setuid and setgid.
@@ -391,9 +392,10 @@ impl State {
 ///
 /// The kernel counts its references per number, whatever generation the number has; a number that
 /// the host uses again is the newer node from then on, and old open files go on by their handles.
-#[derive(Debug)]
 pub(crate) struct InodeTable {
     slots: Mutex<HashMap<u64, Slot>>,
+    /// Told of each number that comes or goes.
+    kernel: Arc<dyn Kernel>,
 }
 
 #[derive(Debug)]
@@ -403,9 +405,10 @@ struct Slot {
 }
 
 impl InodeTable {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(kernel: Arc<dyn Kernel>) -> Self {
+        kernel.knows(NodeId::ROOT.ino);
         let root = Slot { inode: Arc::new(Inode::new(NodeId::ROOT)), lookups: 1 };
-        Self { slots: Mutex::new(HashMap::from([(NodeId::ROOT.ino, root)])) }
+        Self { slots: Mutex::new(HashMap::from([(NodeId::ROOT.ino, root)])), kernel }
     }
 
     /// The node behind a number that the kernel says.
@@ -418,9 +421,10 @@ impl InodeTable {
     /// number before.
     pub(crate) fn refer(&self, node: NodeId) -> (Arc<Inode>, Option<NodeId>) {
         let mut slots = lock(&self.slots);
-        let slot = slots
-            .entry(node.ino)
-            .or_insert_with(|| Slot { inode: Arc::new(Inode::new(node)), lookups: 0 });
+        let slot = slots.entry(node.ino).or_insert_with(|| {
+            self.kernel.knows(node.ino);
+            Slot { inode: Arc::new(Inode::new(node)), lookups: 0 }
+        });
         slot.lookups += 1;
         let mut replaced = None;
         if slot.inode.node != node && node.ino != NodeId::ROOT.ino {
@@ -461,6 +465,7 @@ impl InodeTable {
         if !slot.inode.is_settled() {
             return Err(Moving);
         }
+        self.kernel.forgot(ino);
         Ok(slots.remove(&ino).map(|slot| slot.inode.node))
     }
 }
@@ -473,12 +478,21 @@ pub(crate) struct Moving;
 mod tests {
     use super::*;
 
+    /// A kernel that nobody needs to tell anything.
+    struct Deaf;
+
+    impl Kernel for Deaf {
+        fn drop_attributes(&self, _ino: u64) {}
+
+        fn drop_pages(&self, _ino: u64) {}
+    }
+
     const OLD: NodeId = NodeId { ino: 7, generation: 1 };
     const NEW: NodeId = NodeId { ino: 7, generation: 2 };
 
     #[test]
     fn references_are_counted_over_generations_of_one_number() {
-        let table = InodeTable::new();
+        let table = InodeTable::new(Arc::new(Deaf));
         table.refer(OLD);
         let (inode, replaced) = table.refer(NEW);
         assert_eq!((inode.node, replaced), (NEW, Some(OLD)));
@@ -490,7 +504,7 @@ mod tests {
 
     #[test]
     fn a_node_that_is_looked_up_again_is_not_removed() {
-        let table = InodeTable::new();
+        let table = InodeTable::new(Arc::new(Deaf));
         table.refer(OLD);
         assert!(table.forget(7, 1));
         table.refer(OLD);
@@ -499,7 +513,7 @@ mod tests {
 
     #[test]
     fn the_root_is_never_forgotten() {
-        let table = InodeTable::new();
+        let table = InodeTable::new(Arc::new(Deaf));
         assert!(!table.forget(1, 100));
         assert_eq!(table.get(1).unwrap().node, NodeId::ROOT);
     }

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use p2pfs::failure::{Code, Failure};
+use rustix::fs::Access;
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
@@ -151,8 +152,7 @@ pub fn detach_dead(mountpoint: &Path) -> Option<Result<(), Failure>> {
     if !dead {
         return None;
     }
-    let as_root = rustix::process::geteuid().is_root();
-    let mounted = Mounted { mountpoint: mountpoint.to_owned(), device: mount.device, as_root };
+    let mounted = Mounted::adopt(mountpoint.to_owned(), mount.device);
     Some(mounted.detach().map_err(|error| {
         let what = format!("cannot unmount {}: {error}", mountpoint.display());
         Failure::new(Code::Fuse, what, format!("run: umount -l {}", mountpoint.display()))
@@ -178,7 +178,7 @@ pub fn mount(
         let hint = "look at the kernel's log: dmesg | tail";
         return Err(Failure::new(Code::Fuse, what, hint));
     };
-    let mounted = Mounted { mountpoint: mountpoint.to_owned(), device: info.device, as_root };
+    let mounted = Mounted::adopt(mountpoint.to_owned(), info.device);
     mounted.raise_read_ahead();
     Ok((device, mounted))
 }
@@ -319,6 +319,16 @@ fn receive_descriptor(socket: &OwnedFd) -> io::Result<Option<OwnedFd>> {
 }
 
 impl Mounted {
+    /// A mount that another process of this program has made.
+    pub(crate) fn adopt(mountpoint: PathBuf, device: String) -> Self {
+        Self { mountpoint, device, as_root: rustix::process::geteuid().is_root() }
+    }
+
+    /// `MAJOR:MINOR` of its device.
+    pub(crate) fn device(&self) -> &str {
+        &self.device
+    }
+
     /// Where it is mounted.
     pub fn mountpoint(&self) -> &Path {
         &self.mountpoint
@@ -352,14 +362,23 @@ impl Mounted {
     /// Ends the kernel's connection to this process: whoever waits for an answer gets an error, in
     /// every mount namespace. Best effort: detaching and ending the process do it in the end.
     pub fn abort(&self) -> io::Result<()> {
-        let minor = self.device.rsplit(':').next().unwrap_or_default();
-        let aborted = fs::write(format!("{CONNECTIONS}/{minor}/abort"), "1");
+        let aborted = fs::write(self.abort_file(), "1");
         if aborted.is_ok() || !self.as_root || !self.is_there() {
             return aborted;
         }
         // where nobody has mounted fusectl
         let flags = UnmountFlags::FORCE | UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
         Ok(rustix::mount::unmount(&self.mountpoint, flags)?)
+    }
+
+    /// Whether [`Self::abort`] is possible while somebody has the connection open.
+    pub(crate) fn can_abort(&self) -> bool {
+        self.as_root || rustix::fs::access(self.abort_file(), Access::WRITE_OK).is_ok()
+    }
+
+    fn abort_file(&self) -> PathBuf {
+        let minor = self.device.rsplit(':').next().unwrap_or_default();
+        Path::new(CONNECTIONS).join(minor).join("abort")
     }
 
     /// Best effort: only root may, and mountd reads ahead by itself.

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::{Arc, OnceLock, mpsc};
 
 use fuser::{INodeNo, Notifier};
@@ -12,11 +13,16 @@ use p2pfs::net::remote::BoxFuture;
 use tokio::sync::oneshot;
 
 use crate::fs::Kernel;
+use crate::guard::book::NodeBook;
+
+/// `FUSE_NOTIFY_INVAL_INODE`
+const INVAL_INODE: u32 = 2;
 
 /// The way to the kernel; without a session, notices go nowhere.
 pub struct KernelLink {
     notifier: Arc<OnceLock<Notifier>>,
     pages: mpsc::Sender<DropPages>,
+    book: NodeBook,
 }
 
 /// Whose pages are dropped, and who waits for it.
@@ -27,7 +33,7 @@ impl KernelLink {
     pub fn new() -> io::Result<Arc<Self>> {
         let (pages, queue) = mpsc::channel();
         let notifier = Arc::new(OnceLock::new());
-        let link = Self { notifier: Arc::clone(&notifier), pages };
+        let link = Self { notifier: Arc::clone(&notifier), pages, book: NodeBook::new()? };
         std::thread::Builder::new()
             .name("notify".to_owned())
             .spawn(move || drop_pages(&queue, &notifier))?;
@@ -37,6 +43,11 @@ impl KernelLink {
     pub(super) fn connect(&self, notifier: Notifier) {
         // one session per link
         let _ = self.notifier.set(notifier);
+    }
+
+    /// The nodes that the kernel knows.
+    pub(crate) fn book(&self) -> &NodeBook {
+        &self.book
     }
 }
 
@@ -78,7 +89,38 @@ fn drop_pages(queue: &mpsc::Receiver<DropPages>, notifier: &OnceLock<Notifier>) 
     }
 }
 
+/// Drops all pages and attributes of these nodes by a connection whose session is another process's
+/// or none's. Waits for what holds pages.
+pub(crate) fn drop_nodes(kernel: impl AsFd, nodes: &[u64]) {
+    for ino in nodes {
+        let message = inval_inode(*ino);
+        // ENOENT: the kernel has let it go
+        let _ = rustix::io::write(&kernel, &message);
+    }
+}
+
+/// `fuse_out_header` and `fuse_notify_inval_inode_out` of `<linux/fuse.h>`: all of a node.
+fn inval_inode(ino: u64) -> Vec<u8> {
+    const LENGTH: u32 = 40;
+    let mut message = Vec::with_capacity(LENGTH as usize);
+    message.extend(LENGTH.to_ne_bytes());
+    message.extend(INVAL_INODE.to_ne_bytes());
+    // no request is answered by it; offset and length 0 are the whole
+    for word in [0, ino, 0, 0] {
+        message.extend(u64::to_ne_bytes(word));
+    }
+    message
+}
+
 impl Kernel for KernelLink {
+    fn knows(&self, ino: u64) {
+        self.book.enter(ino);
+    }
+
+    fn forgot(&self, ino: u64) {
+        self.book.strike(ino);
+    }
+
     fn drop_attributes(&self, ino: u64) {
         if let Some(notifier) = self.notifier.get()
             && let Err(error) = notifier.inval_inode(INodeNo(ino), -1, 0)

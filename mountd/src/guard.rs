@@ -1,0 +1,111 @@
+//! A small process beside each mount, which outlives it (D3, N1).
+//!
+//! When mountd ends without a word, killed or crashed, the kernel would go on serving what it keeps
+//! of the share to whoever has a file open, key or no key, and the mount would answer nothing but
+//! errors. The guard holds the kernel's connection too, and a list of what the kernel may keep: it
+//! drops all that, takes the mount away, and becomes a mountd that waits for the key, as after a
+//! key was pulled. If the key is there, the mount is back at once.
+//!
+//! ```text
+//!  mountd --standard input--> guard    the post, then a goodbye; its end without one: mountd died
+//!         --standard output->          the kernel's connection
+//!         --memory----------->         `NodeBook`, the nodes that the kernel knows
+//! ```
+
+pub(crate) mod book;
+pub(crate) mod process;
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::time::Duration;
+
+use rustix::io::FdFlags;
+use serde::{Deserialize, Serialize};
+
+use self::book::NodeBook;
+use crate::fuse::mount::Mounted;
+use crate::mounted::MountRequest;
+
+/// The name that it goes by: whoever kills all that is called mountd does not kill it.
+pub(crate) const NAME: &str = "p2pfs-guard";
+/// What mountd says when it ends in order.
+const GOODBYE: &[u8] = b".";
+/// How long the guard may take to end when it is dismissed, milliseconds.
+const END_MS: u64 = 50;
+
+/// What it has to look after.
+#[derive(Debug, Deserialize, Serialize)]
+struct Post {
+    mountpoint: OsString,
+    /// `MAJOR:MINOR` of the mount.
+    device: String,
+    /// The descriptor of the book.
+    book: i32,
+    /// With which this program waits for the key, and mounts again.
+    arguments: Vec<OsString>,
+}
+
+/// The way to the guard of a mount; dropping it dismisses the guard.
+#[derive(Debug)]
+pub(crate) struct Guard {
+    child: Child,
+    pipe: Option<ChildStdin>,
+}
+
+impl Guard {
+    /// Starts the guard of a mount whose requests come from `kernel`.
+    pub(crate) fn start(
+        request: &MountRequest,
+        mounted: &Mounted,
+        kernel: BorrowedFd<'_>,
+        book: &NodeBook,
+    ) -> io::Result<Self> {
+        let post = Post {
+            mountpoint: mounted.mountpoint().into(),
+            device: mounted.device().to_owned(),
+            book: book.as_fd().as_raw_fd(),
+            arguments: request.again(),
+        };
+        // inherited by this child only
+        rustix::io::fcntl_setfd(book, FdFlags::empty())?;
+        let child = Command::new(std::env::current_exe()?)
+            .arg0(NAME)
+            // for people who look at processes
+            .arg(mounted.mountpoint())
+            .current_dir("/")
+            // Ctrl-C is for mountd, which then says goodbye
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(kernel.try_clone_to_owned()?)
+            .spawn();
+        rustix::io::fcntl_setfd(book, FdFlags::CLOEXEC)?;
+        let mut child = child?;
+        let mut pipe = child.stdin.take();
+        let guard = |pipe| Self { child, pipe };
+        if let Some(pipe) = &mut pipe {
+            let mut line = serde_json::to_vec(&post)?;
+            line.push(b'\n');
+            pipe.write_all(&line)?;
+        }
+        Ok(guard(pipe))
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if let Some(mut pipe) = self.pipe.take() {
+            // it may have been killed
+            let _ = pipe.write_all(GOODBYE);
+        }
+        for _ in 0..END_MS {
+            // this process may go on as another program, which does not expect a child
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}

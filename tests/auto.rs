@@ -1,0 +1,132 @@
+//! `auto`: keys that appear are mounted, pulled ones gated (D3, D7), with key directories.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use crate::world::looker::Looker;
+use crate::world::{Daemon, Paired, Side, World, eventually, is_mounted, need_mount, programs};
+
+const MARKER: &str = "the marker that nobody may find when the key is away, 64 bytes..";
+
+struct Homes {
+    world: World,
+    places: PathBuf,
+    under: PathBuf,
+    _server: Daemon,
+    _host: Daemon,
+}
+
+/// A host with the shares `docs` and `pictures`, and a place where keys appear.
+fn homes() -> Homes {
+    let world = World::on_loopback();
+    let server = world.server("127.0.0.1:0");
+    let shares = ["docs", "pictures"].map(|share| {
+        let disk = world.directory(share);
+        fs::write(disk.join("file"), format!("{MARKER} {share}")).unwrap();
+        format!("{share}={}", disk.display())
+    });
+    let host = world.host(&server.ready, &shares);
+    let (places, under) = (world.directory("places"), world.path("under"));
+    Homes { world, places, under, _server: server, _host: host }
+}
+
+impl Homes {
+    /// Returns when something is mounted.
+    fn watch(&self) -> Daemon {
+        let [places, under] = [&self.places, &self.under].map(|path| path.to_str().unwrap());
+        self.world.start(Side::Client, &["auto", places, "--under", under])
+    }
+
+    fn plug_in(&self, key: &Paired) -> Instant {
+        fs::rename(&key.dir, self.places.join("stick")).unwrap();
+        Instant::now()
+    }
+
+    fn pull(&self, key: &Paired) -> Instant {
+        fs::rename(self.places.join("stick"), &key.dir).unwrap();
+        Instant::now()
+    }
+
+    fn folder(&self, share: &str) -> PathBuf {
+        let mut hosts = fs::read_dir(&self.under).unwrap();
+        hosts.next().unwrap().unwrap().path().join(share)
+    }
+
+    fn reads(&self, share: &str) -> bool {
+        let read = fs::read_to_string(self.folder(share).join("file"));
+        read.is_ok_and(|text| text == format!("{MARKER} {share}"))
+    }
+}
+
+#[test]
+fn a_key_that_appears_is_mounted_and_a_pulled_one_is_not() {
+    need_mount!();
+    if let Some(missing) = programs::missing(&["python3"]) {
+        return crate::world::skip(&missing);
+    }
+    let homes = homes();
+    let key = homes.world.pair("K", &["--authorise"]);
+    homes.plug_in(&key);
+    let watcher = homes.watch();
+    eventually("both shares", Duration::from_secs(10), || {
+        homes.reads("docs") && homes.reads("pictures")
+    });
+    let folders = ["docs", "pictures"].map(|share| homes.folder(share));
+    let mut holder = Looker::holder(&folders[0].join("file"), MARKER);
+    assert_eq!(holder.look(), Looker::EVERY_WAY);
+
+    let pulled = homes.pull(&key);
+    eventually("nothing to be left to read", Duration::from_secs(5), || {
+        holder.look().is_empty() && folders.iter().all(|folder| !is_mounted(folder))
+    });
+    println!("nothing left to read after {} ms", pulled.elapsed().as_millis());
+    assert!(pulled.elapsed() < Duration::from_secs(1), "{:?}", pulled.elapsed());
+    eventually("both to wait for the key", Duration::from_secs(5), || {
+        let status = homes.world.status(Side::Client);
+        let mounts = status["mounts"].as_array().unwrap().clone();
+        mounts.len() == 2 && mounts.iter().all(|mount| mount["state"] == "locked")
+    });
+
+    let back = homes.plug_in(&key);
+    eventually("both to be back", Duration::from_secs(10), || {
+        homes.reads("docs") && homes.reads("pictures")
+    });
+    println!("mounted again after {} ms", back.elapsed().as_millis());
+    assert!(back.elapsed() < Duration::from_secs(2), "{:?}", back.elapsed());
+    drop(holder);
+    watcher.stop();
+    for folder in folders {
+        homes.world.assert_nothing_left(&folder);
+        assert!(!folder.exists(), "what it made is gone");
+    }
+}
+
+#[test]
+fn a_key_is_mounted_when_it_is_authorised_and_left_alone_when_it_is_unmounted() {
+    need_mount!();
+    let homes = homes();
+    let key = homes.world.pair("K", &["--shares", "docs"]);
+    homes.plug_in(&key);
+    // returns only when it is mounted
+    let watcher = std::thread::scope(|scope| {
+        let watching = scope.spawn(|| homes.watch());
+        eventually("the host to have seen the key", Duration::from_secs(20), || {
+            let keys = homes.world.hostd(&["keys", "list", "--json"]).ok().json();
+            !keys[0]["last_seen"].is_null()
+        });
+        homes.world.hostd(&["keys", "authorise", &key.id]).ok();
+        watching.join().unwrap()
+    });
+    assert!(homes.reads("docs"));
+    let folder = homes.folder("docs");
+    homes.world.mountd(&["unmount", folder.to_str().unwrap()]).ok();
+    eventually("it to be unmounted", Duration::from_secs(5), || !is_mounted(&folder));
+    homes.pull(&key);
+    homes.plug_in(&key);
+    eventually("it to be mounted again", Duration::from_secs(10), || {
+        folder.exists() && homes.reads("docs")
+    });
+    watcher.stop();
+    homes.world.assert_nothing_left(&folder);
+}

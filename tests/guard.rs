@@ -1,0 +1,143 @@
+//! mountd is killed: nothing of the share is left, and the mount comes back by itself (D3, N1).
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::world::looker::Looker;
+use crate::world::{Home, eventually, is_mounted, need_mount, need_root, programs};
+
+const MARKER: &str = "the marker that nobody may find when mountd is dead, 64 bytes...";
+
+fn home() -> Home {
+    let home = Home::on_loopback_with(&["--authorise"], |disk| {
+        fs::write(disk.join("file"), MARKER).unwrap();
+    });
+    home.mount("grace=60");
+    home
+}
+
+impl Home {
+    fn reads(&self) -> bool {
+        fs::read_to_string(self.mountpoint.join("file")).is_ok_and(|text| text == MARKER)
+    }
+
+    fn mountd(&self) -> Pid {
+        self.world.processes_of(b"p2pfs-mountd")[0]
+    }
+
+    fn kill_mountd(&self) -> Instant {
+        let mountd = self.mountd();
+        kill_process(mountd, Signal::KILL).unwrap();
+        let killed = Instant::now();
+        eventually("it to be dead", Duration::from_secs(5), || {
+            !self.world.processes_of(b"p2pfs-mountd").contains(&mountd)
+        });
+        killed
+    }
+}
+
+/// D3: killed, and then the key is pulled: the same as when the key is pulled.
+#[test]
+fn a_killed_mountd_leaves_nothing_to_read_when_the_key_is_pulled() {
+    need_mount!();
+    need_root!();
+    if let Some(missing) = programs::missing(&["python3", "unshare"]) {
+        return crate::world::skip(&missing);
+    }
+    let home = home();
+    let file = home.mountpoint.join("file");
+    let mut holder = Looker::holder(&file, MARKER);
+    let mut elsewhere = Command::new("unshare");
+    elsewhere.args(["-m", "--propagation", "private", "sh", "-c"]);
+    elsewhere.arg(format!("while read x; do cat {} 2>/dev/null; echo; done", file.display()));
+    let mut elsewhere = Looker::start(elsewhere);
+    assert_eq!(holder.look(), Looker::EVERY_WAY);
+    assert_eq!(elsewhere.look(), MARKER);
+
+    home.kill_mountd();
+    let away = home.key.dir.with_extension("away");
+    fs::rename(&home.key.dir, &away).unwrap();
+    let pulled = Instant::now();
+    eventually("nothing to be left to read", Duration::from_secs(5), || {
+        holder.look().is_empty() && elsewhere.look().is_empty() && !is_mounted(&home.mountpoint)
+    });
+    println!("nothing left to read after {} ms", pulled.elapsed().as_millis());
+    assert!(pulled.elapsed() < Duration::from_secs(1), "{:?}", pulled.elapsed());
+
+    fs::rename(&away, &home.key.dir).unwrap();
+    let back = Instant::now();
+    eventually("the mount to be back", Duration::from_secs(10), || home.reads());
+    println!("mounted again after {} ms", back.elapsed().as_millis());
+    assert!(back.elapsed() < Duration::from_secs(2), "{:?}", back.elapsed());
+    assert_eq!(holder.look(), "", "old descriptors stay dead");
+    home.world.unmount(&home.mountpoint);
+}
+
+/// N1: with the key there, the mount is back at once, as often as it takes; what `fsync` confirmed
+/// is there.
+#[test]
+fn a_killed_mountd_is_back_by_itself() {
+    need_mount!();
+    let home = home();
+    for round in 0..3 {
+        let name = format!("round {round}");
+        let file = File::create(home.mountpoint.join(&name)).unwrap();
+        file.write_all_at(name.as_bytes(), 0).unwrap();
+        file.sync_all().unwrap();
+        let before = home.mountd();
+        let killed = home.kill_mountd();
+        eventually("the mount to be back", Duration::from_secs(10), || {
+            fs::read_to_string(home.mountpoint.join(&name)).is_ok_and(|text| text == name)
+        });
+        println!("back after {} ms", killed.elapsed().as_millis());
+        assert_ne!(home.mountd(), before);
+        assert!(file.read_at(&mut [0; 8], 0).is_err(), "descriptors from before are dead");
+    }
+    home.world.unmount(&home.mountpoint);
+}
+
+/// D4: whoever mounts or unmounts by hand after a kill gets what he asks for.
+#[test]
+fn after_a_kill_the_hand_has_precedence() {
+    need_mount!();
+    let home = home();
+    home.kill_mountd();
+    home.mount("ro");
+    assert!(home.reads());
+    assert!(fs::write(home.mountpoint.join("new"), "").is_err(), "mounted as asked");
+    home.kill_mountd();
+    home.world.unmount(&home.mountpoint);
+}
+
+/// N6, D3: who waits for the host when mountd is killed waits no longer, and keeps nothing.
+#[test]
+fn who_waits_for_a_killed_mountd_is_let_go() {
+    need_mount!();
+    if let Some(missing) = programs::missing(&["cat"]) {
+        return crate::world::skip(&missing);
+    }
+    let home = home();
+    assert!(home.reads());
+    fs::write(home.disk.join("large"), vec![b'x'; 8 << 20]).unwrap();
+    let open = File::open(home.mountpoint.join("large")).unwrap();
+    kill_process(home.host.pid(), Signal::STOP).unwrap();
+    let mut cat = Command::new("cat");
+    let waits = cat.stdin(Stdio::from(open)).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut waits = waits.spawn().unwrap();
+    eventually("it to wait", Duration::from_secs(5), || {
+        let status = fs::read_to_string(format!("/proc/{}/status", waits.id())).unwrap();
+        status.lines().any(|line| line.starts_with("State:\tD") || line.starts_with("State:\tS"))
+    });
+    let killed = home.kill_mountd();
+    let ended = waits.wait().unwrap();
+    println!("let go after {} ms", killed.elapsed().as_millis());
+    assert!(!ended.success());
+    assert!(killed.elapsed() < Duration::from_secs(1), "{:?}", killed.elapsed());
+    kill_process(home.host.pid(), Signal::CONT).unwrap();
+    eventually("the mount to be back", Duration::from_secs(10), || home.reads());
+    home.world.unmount(&home.mountpoint);
+}
