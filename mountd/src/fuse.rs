@@ -9,14 +9,15 @@ mod listing;
 mod locks;
 pub mod mount;
 pub mod notify;
+mod parked;
 mod requests;
 mod waiting;
 
 use std::future::Future;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -36,6 +37,7 @@ use crate::gate::valve::{Pass, Shut, Valve};
 pub use convert::Presentation;
 use convert::{error, file_attr};
 use notify::KernelLink;
+use parked::Parking;
 use waiting::Signals;
 
 /// Requests of the kernel's own (read-ahead, writing back) under way at once.
@@ -74,7 +76,12 @@ pub fn serve(
     let mut config = fuser::Config::default();
     config.n_threads = Some(THREADS);
     config.acl = SessionACL::All;
+    let parking = {
+        let _runtime = runtime.enter();
+        Parking::new()
+    };
     let adaptor = Adaptor {
+        parking,
         fs,
         runtime,
         presentation,
@@ -96,6 +103,7 @@ pub fn serve(
 
 #[derive(Clone)]
 struct Adaptor {
+    parking: Arc<Parking>,
     fs: Arc<Fs>,
     runtime: Handle,
     presentation: Presentation,
@@ -208,31 +216,27 @@ impl Adaptor {
     {
         let wait = Arc::new(Wait::default());
         let work = Arc::clone(&wait).scope(Self::asked_by(self.asking, work));
-        let mut work = Box::pin(work);
-        // what waits for nothing is answered here; what waits has asked by now
-        match work.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(result) => reply(result.map_err(error)),
-            Poll::Pending => {
-                let (caller, signals) = (self.asking.map_or(0, |asking| asking.pid), self.signals);
-                let fs = Arc::clone(&self.fs);
-                tokio::spawn(async move {
-                    let _pass = pass;
-                    tokio::select! {
-                        result = &mut work => return reply(result.map_err(error)),
-                        () = waiting::interrupted(caller, signals) => fs.end_wait(&wait),
-                    }
-                    // what has happened after all is told
-                    if let Ok(result) = tokio::time::timeout(LAST_MOMENT, &mut work).await {
-                        return reply(result.map_err(error));
-                    }
-                    reply(Err(Errno::EINTR));
-                    // what cannot be given up is ended in order
-                    if let Ok(answer) = work.await {
-                        answer.abandon(&fs);
-                    }
-                });
+        let (caller, signals) = (self.asking.map_or(0, |asking| asking.pid), self.signals);
+        let fs = Arc::clone(&self.fs);
+        // what waits for nothing is answered here; what waits has asked then
+        self.parking.run(&self.runtime, |task| async move {
+            let _pass = pass;
+            let mut work = pin!(work);
+            tokio::select! {
+                biased;
+                result = &mut work => return reply(result.map_err(error)),
+                () = task.then(waiting::interrupted(caller, signals)) => fs.end_wait(&wait),
             }
-        }
+            // what has happened after all is told
+            if let Ok(result) = tokio::time::timeout(LAST_MOMENT, &mut work).await {
+                return reply(result.map_err(error));
+            }
+            reply(Err(Errno::EINTR));
+            // what cannot be given up is ended in order
+            if let Ok(answer) = work.await {
+                answer.abandon(&fs);
+            }
+        });
     }
 
     /// Answers with data; large data is copied into the kernel away from the network's thread.

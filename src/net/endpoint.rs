@@ -9,13 +9,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use quinn::TokioRuntime;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::failure::{Code, Failure};
 use crate::net::congestion::PathEpoch;
+use crate::net::direct::DirectRuntime;
 use crate::net::pathmux::{PathMux, Virtual};
 use crate::net::quic;
 use crate::net::rendezvous::{Introduction, RelayInbox, ServerLink};
@@ -160,7 +160,7 @@ impl Endpoint {
             quic::endpoint_config(),
             server,
             Arc::clone(&mux) as Arc<dyn quinn::AsyncUdpSocket>,
-            Arc::new(TokioRuntime),
+            Arc::new(DirectRuntime::current()),
         )
         .map_err(no_socket)?;
         let (routing, routing_out) = watch::channel(Routing { mac, ..Routing::default() });

@@ -15,7 +15,7 @@ mod udp;
 use std::fmt;
 use std::future::Future;
 use std::io::{self, IoSliceMut};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -25,10 +25,9 @@ use std::time::Instant;
 use bytes::Bytes;
 use quinn::udp::{RecvMeta, Transmit, UdpSocketState};
 use quinn::{AsyncUdpSocket, UdpPoller};
-use tokio::io::Interest;
-use tokio::net::UdpSocket;
 use tokio::sync::{Notify, mpsc};
 
+use self::udp::Udp;
 use crate::net::congestion::PathEpoch;
 use crate::proto::ladder::Activity;
 use crate::proto::path::{Path, StreamId};
@@ -61,7 +60,7 @@ pub(crate) struct Frame {
 
 /// The socket.
 pub(crate) struct PathMux {
-    socket: UdpSocket,
+    socket: Udp,
     state: UdpSocketState,
     dual_stack: bool,
     control: mpsc::Sender<Control>,
@@ -98,8 +97,8 @@ impl PathMux {
         listen: Option<SocketAddr>,
     ) -> io::Result<(Arc<Self>, mpsc::Receiver<Control>)> {
         let (socket, dual_stack) = udp::open(listen)?;
-        let socket = UdpSocket::from_std(socket.into())?;
-        let state = UdpSocketState::new((&socket).into())?;
+        let socket = Udp::new(socket)?;
+        let state = UdpSocketState::new(socket.get().into())?;
         let (control, controls) = mpsc::channel(CONTROL_QUEUE);
         let mux = Self {
             socket,
@@ -117,18 +116,12 @@ impl PathMux {
 
     /// The port that private candidates name.
     pub(crate) fn port(&self) -> io::Result<u16> {
-        Ok(self.socket.local_addr()?.port())
-    }
-
-    /// Resolves when datagrams can be sent: before, the runtime takes a new socket for a full one.
-    pub(crate) async fn writable(&self) {
-        // one that has failed says so when it is used
-        let _ = self.socket.writable().await;
+        Ok(self.socket.get().local_addr()?.port())
     }
 
     /// The address that was bound: unspecified for any.
     pub(crate) fn bound_ip(&self) -> io::Result<IpAddr> {
-        Ok(self.socket.local_addr()?.ip())
+        Ok(self.socket.get().local_addr()?.ip())
     }
 
     /// A new peer, without a path.
@@ -220,7 +213,7 @@ impl PathMux {
 
     /// Sends a STUN message, a bind or such; lost if the socket is full.
     pub(crate) fn send_control(&self, to: SocketAddr, bytes: &[u8]) {
-        if let Err(error) = self.socket.try_send_to(bytes, self.to_socket(to)) {
+        if let Err(error) = self.socket.get().send_to(bytes, self.to_socket(to)) {
             tracing::trace!(%to, %error, "control datagram not sent");
         }
     }
@@ -291,10 +284,7 @@ impl PathMux {
             segment_size: segment.filter(|segment| *segment < bytes.len()),
             src_ip: None,
         };
-        let sent = self
-            .socket
-            .try_io(Interest::WRITABLE, || self.state.send((&self.socket).into(), &real));
-        match sent {
+        match self.state.send(self.socket.get().into(), &real) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(error),
             Err(error) => {
                 tracing::trace!(%error, "datagram not sent");
@@ -344,23 +334,17 @@ impl AsyncUdpSocket for PathMux {
         let room = buffers.len().div_ceil(2);
         let taken = self.take_pending(cx, &mut buffers[..room], metas);
         loop {
-            match self.socket.poll_recv_ready(cx) {
-                Poll::Ready(ready) => ready?,
-                Poll::Pending if taken > 0 => return Poll::Ready(Ok(taken)),
-                Poll::Pending => return Poll::Pending,
-            }
             let (buffers, metas) = (&mut buffers[taken..], &mut metas[taken..]);
             if buffers.is_empty() {
                 return Poll::Ready(Ok(taken));
             }
-            let received = self.socket.try_io(Interest::READABLE, || {
-                self.state.recv((&self.socket).into(), buffers, metas)
-            });
-            let count = match received {
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            let receive = |socket: &UdpSocket| self.state.recv(socket.into(), buffers, metas);
+            let count = match self.socket.poll_receive(cx, receive) {
+                Poll::Ready(Ok(count)) => count,
+                Poll::Pending if taken > 0 => return Poll::Ready(Ok(taken)),
+                Poll::Pending => return Poll::Pending,
                 // A peer's port that is closed (ICMP) is no error of ours
-                Err(error) => {
+                Poll::Ready(Err(error)) => {
                     tracing::trace!(%error, "receive failed");
                     continue;
                 }

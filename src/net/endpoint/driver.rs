@@ -96,7 +96,6 @@ impl Driver {
     ) {
         let mut interfaces = tokio::time::interval(INTERFACES_INTERVAL);
         let mux = Arc::clone(&self.mux);
-        mux.writable().await;
         loop {
             let wake = self.next_wake();
             tokio::select! {

@@ -2,27 +2,19 @@
 
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use quinn::{RecvStream, SendStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::id::RequestId;
-use crate::net::host::session::HostSession;
-use crate::net::stream::{self, ReceiveError, SendError};
+use crate::net::host::session::{HostSession, upto};
+use crate::net::outbox::Outbox;
+use crate::net::stream::{self, ReceiveError};
 use crate::wire::call::{Answer, Ask, Reply};
 use crate::wire::errno::Errno;
 
-/// Bodies up to this are copied behind their headers, bytes: one write for many answers.
-const COPY_BYTES: usize = 16 << 10;
-/// What is gathered into one write, bytes.
-const GATHER_BYTES: usize = 64 << 10;
-
-/// An answer, its data, and its place among the calls under way.
-struct Ready {
-    answer: Answer,
-    body: Bytes,
-    _place: OwnedSemaphorePermit,
-}
+/// Answers, each with its place among the calls under way.
+type Answers = Outbox<OwnedSemaphorePermit>;
 
 /// Serves a lane until it ends. `room`: the calls that the connection may have under way; a lane
 /// takes no more while there is none, so answers that nobody reads are bounded too.
@@ -32,8 +24,8 @@ pub(super) async fn serve(
     send: SendStream,
     mut receive: RecvStream,
 ) -> Result<(), ReceiveError> {
-    let (ready, answers) = mpsc::unbounded_channel();
-    tokio::spawn(write(send, answers));
+    let answers = Answers::new();
+    answers.open(send);
     loop {
         let ask = match stream::receive::<Ask>(&mut receive).await {
             Ok((ask, _)) => ask,
@@ -44,56 +36,36 @@ pub(super) async fn serve(
         let Ok(place) = Arc::clone(&room).acquire_owned().await else { return Ok(()) };
         let Ask { id, call } = ask;
         if let Some(result) = session.try_answer(&call) {
-            let _ = ready.send(Ready::new(id, result, place));
+            put(&answers, id, result, place);
             continue;
         }
-        let (session, ready) = (Arc::clone(session), ready.clone());
+        let answers = answers.clone();
+        if upto(&call).is_none() {
+            session.answer_elsewhere(call, move |result| put(&answers, id, result, place));
+            continue;
+        }
+        let session = Arc::clone(session);
         tokio::spawn(async move {
             if let Some(result) = session.answer(&call).await {
-                let _ = ready.send(Ready::new(id, result, place));
+                put(&answers, id, result, place);
             }
         });
     }
 }
 
-impl Ready {
-    fn new(
-        id: RequestId,
-        result: Result<(Reply, Bytes), Errno>,
-        place: OwnedSemaphorePermit,
-    ) -> Self {
-        let (reply, body) = match result {
-            Ok((reply, body)) => (Ok(reply), body),
-            Err(errno) => (Err(errno), Bytes::new()),
-        };
-        Self { answer: Answer { id, reply }, body, _place: place }
-    }
-}
-
-async fn write(mut send: SendStream, mut answers: mpsc::UnboundedReceiver<Ready>) {
-    let mut buffer = BytesMut::new();
-    let written = async {
-        while let Some(Ready { answer, body, _place }) = answers.recv().await {
-            let (id, mut body) = (answer.id, body);
-            if stream::put_header(&mut buffer, &answer, body.len()).is_err() {
-                // Longer than any answer may be: the lane goes on
-                body = Bytes::new();
-                stream::put_header(&mut buffer, &Answer { id, reply: Err(Errno::EIO) }, 0)?;
-            }
-            if body.len() <= COPY_BYTES {
-                buffer.extend_from_slice(&body);
-                if !answers.is_empty() && buffer.len() < GATHER_BYTES {
-                    continue;
-                }
-                send.write_chunk(buffer.split().freeze()).await.map_err(SendError::from)?;
-            } else {
-                let mut chunks = [buffer.split().freeze(), body];
-                send.write_all_chunks(&mut chunks).await.map_err(SendError::from)?;
-            }
-        }
-        Ok::<(), SendError>(())
+fn put(
+    answers: &Answers,
+    id: RequestId,
+    result: Result<(Reply, Bytes), Errno>,
+    place: OwnedSemaphorePermit,
+) {
+    let (reply, body) = match result {
+        Ok((reply, body)) => (Ok(reply), body),
+        Err(errno) => (Err(errno), Bytes::new()),
     };
-    if let Err(error) = written.await {
-        tracing::debug!(%error, "a lane of calls ended");
+    if let Err((error, place)) = answers.put(&Answer { id, reply }, body, place) {
+        // longer than any answer may be: the lane goes on
+        tracing::error!(%error, "an answer that is no message");
+        let _ = answers.put(&Answer { id, reply: Err(Errno::EIO) }, Bytes::new(), place);
     }
 }

@@ -14,9 +14,11 @@ use tokio::sync::{mpsc, oneshot};
 use crate::id::{Epoch, HostRun, Seq, SessionId};
 use crate::identity::PeerId;
 use crate::limits::LEASE_TERM;
+use crate::net::direct::directly;
 use crate::net::endpoint::Auth;
 use crate::net::host::connection::close;
 use crate::net::nat::routing_json;
+use crate::net::outbox::Outbox;
 use crate::net::serve::{Authorised, Notices};
 use crate::net::stream::{self, ReceiveError};
 use crate::proto::redo::applier::{Applier, Output};
@@ -46,9 +48,9 @@ struct State {
     applier: Applier<Bytes, oneshot::Sender<()>>,
     /// The one that the applier is in.
     epoch: Epoch,
-    acks: mpsc::UnboundedSender<LogAck>,
-    /// Taken by the first lane of a connection, which carries all acknowledgements.
-    acks_out: Option<mpsc::UnboundedReceiver<LogAck>>,
+    acks: Outbox,
+    /// Whether the first lane of the connection is there, which carries all acknowledgements.
+    acks_open: bool,
     connection: Connection,
     connections: u64,
     auth: Option<Auth>,
@@ -64,12 +66,11 @@ impl HostSession {
         connection: Connection,
         auth: Option<Auth>,
     ) -> (Arc<Self>, Cursor) {
-        let (acks, acks_out) = mpsc::unbounded_channel();
         let state = State {
             applier: applier(request, &authorised),
             epoch: authorised.export.epoch(),
-            acks,
-            acks_out: Some(acks_out),
+            acks: Outbox::new(),
+            acks_open: false,
             connection,
             connections: 1,
             auth,
@@ -97,9 +98,8 @@ impl HostSession {
         unanswered: Seq,
     ) -> Cursor {
         let mut state = self.lock();
-        let (acks, acks_out) = mpsc::unbounded_channel();
-        state.acks = acks;
-        state.acks_out = Some(acks_out);
+        state.acks = Outbox::new();
+        state.acks_open = false;
         state.connections += 1;
         state.auth = auth.or(state.auth);
         state.quiet_since = None;
@@ -193,6 +193,20 @@ impl HostSession {
         self.authorised.export.try_call(call)
     }
 
+    /// Answers a call that comes after no entries, on a thread that may wait for a disk.
+    pub(super) fn answer_elsewhere(
+        self: &Arc<Self>,
+        call: Call,
+        tell: impl FnOnce(Result<(Reply, Bytes), Errno>) + Send + 'static,
+    ) {
+        let export = Arc::clone(&self.authorised.export);
+        tokio::task::spawn_blocking(move || {
+            let call = || export.call(call);
+            let answer = catch_unwind(AssertUnwindSafe(call)).unwrap_or(Err(Errno::EIO));
+            directly(|| (tell(answer), true));
+        });
+    }
+
     /// Carries a call out, behind the entries that it names; `None` if those never come.
     pub(super) async fn answer(
         self: &Arc<Self>,
@@ -239,9 +253,7 @@ impl HostSession {
         send: SendStream,
         mut receive: RecvStream,
     ) -> Result<(), ReceiveError> {
-        if let Some(acks) = self.take_acks(connection) {
-            tokio::spawn(write_all(send, acks));
-        }
+        self.open_acks(connection, send);
         loop {
             let (entry, body) = match stream::receive::<LogEntry>(&mut receive).await {
                 Ok(entry) => entry,
@@ -318,12 +330,13 @@ impl HostSession {
         self.id
     }
 
-    fn take_acks(&self, connection: &Connection) -> Option<mpsc::UnboundedReceiver<LogAck>> {
+    /// The first lane of a connection carries all acknowledgements.
+    fn open_acks(&self, connection: &Connection, send: SendStream) {
         let mut state = self.lock();
-        if state.connection.stable_id() != connection.stable_id() {
-            return None;
+        if state.connection.stable_id() == connection.stable_id() && !state.acks_open {
+            state.acks_open = true;
+            state.acks.open(send);
         }
-        state.acks_out.take()
     }
 
     /// Changes the applier and does what it says.
@@ -343,7 +356,9 @@ impl HostSession {
                     if let LogAck::Stable { upto } = ack {
                         self.authorised.export.note_stable(upto);
                     }
-                    let _ = state.acks.send(ack);
+                    if let Err((error, ())) = state.acks.put(&ack, Bytes::new(), ()) {
+                        tracing::error!(%error, "an acknowledgement that is no message");
+                    }
                 }
                 Output::Reached(waiter) => {
                     let _ = waiter.send(());
@@ -383,7 +398,7 @@ impl HostSession {
                     Err(Refused { errno: Errno::EIO, reason: Reason::Unknown })
                 })
             };
-            session.applied(seq, result);
+            directly(|| (session.applied(seq, result), true));
         });
     }
 
@@ -479,7 +494,7 @@ async fn write_all<T: Serialize>(mut send: SendStream, mut all: mpsc::UnboundedR
 }
 
 /// The entries that a call comes after.
-fn upto(call: &Call) -> Option<Seq> {
+pub(super) fn upto(call: &Call) -> Option<Seq> {
     match call {
         Call::Sync { upto, .. } | Call::SyncAll { upto } | Call::Release { upto, .. } => {
             Some(*upto)

@@ -1,12 +1,60 @@
-//! Opening the UDP socket.
+//! The UDP socket.
 
 use std::io;
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
+use std::task::{Context, Poll, ready};
 
 use rustix::net::sockopt;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 use crate::limits::SOCKET_BUFFER_BYTES;
+
+/// A socket of the runtime that is only told when something arrives.
+///
+/// One that is also told when there is room, as tokio's own, is woken up by every datagram that
+/// leaves: far more often than there was none.
+#[derive(Debug)]
+pub(super) struct Udp(AsyncFd<UdpSocket>);
+
+impl Udp {
+    pub(super) fn new(socket: Socket) -> io::Result<Self> {
+        told_of(socket.into(), Interest::READABLE).map(Self)
+    }
+
+    pub(super) fn get(&self) -> &UdpSocket {
+        self.0.get_ref()
+    }
+
+    /// What `receive` gives once something is there. It must not block.
+    pub(super) fn poll_receive<T>(
+        &self,
+        context: &mut Context<'_>,
+        mut receive: impl FnMut(&UdpSocket) -> io::Result<T>,
+    ) -> Poll<io::Result<T>> {
+        loop {
+            let mut ready = ready!(self.0.poll_read_ready(context))?;
+            if let Ok(received) = ready.try_io(|socket| receive(socket.get_ref())) {
+                return Poll::Ready(received);
+            }
+        }
+    }
+
+    /// Resolves when there is room for datagrams.
+    pub(super) async fn writable(&self) -> io::Result<()> {
+        // the runtime knows a descriptor once only
+        let same = self.get().try_clone()?;
+        let same = told_of(same, Interest::WRITABLE)?;
+        let ready = same.writable().await.map(drop);
+        ready
+    }
+}
+
+#[expect(deprecated, reason = "sound for a descriptor that is owned and never exchanged")]
+fn told_of(socket: UdpSocket, interest: Interest) -> io::Result<AsyncFd<UdpSocket>> {
+    AsyncFd::with_interest(socket, interest)
+}
 
 /// The socket, and whether it takes both IPv6 and IPv4.
 pub(super) fn open(listen: Option<SocketAddr>) -> io::Result<(Socket, bool)> {

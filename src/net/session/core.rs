@@ -11,6 +11,7 @@ use tokio::task::AbortHandle;
 
 use crate::id::{ConnectionId, HandleId, HostRun, RequestId, Seq, SessionId};
 use crate::limits::LOG_BYTES_UNAPPLIED_MAX;
+use crate::net::direct::directly;
 use crate::net::endpoint::{Auth, PathInfo, path_json};
 use crate::net::nat::routing_json;
 use crate::net::remote::Submitted;
@@ -26,6 +27,12 @@ use crate::wire::errno::Errno;
 use crate::wire::log::{Change, Cursor, LogAck, LogEntry, Mutation, Outcome, Promise, Sent};
 use crate::wire::rendezvous::Routing;
 use crate::wire::session::Grant;
+
+/// Beside so many others under way, what is asked or changed is sent by the caller's own thread;
+/// beside more, many are sent at once by the network's.
+const QUIET: usize = 2;
+/// What is longer is sent by the network's thread, bytes.
+const DIRECT_BYTES: usize = 4096;
 
 type Answer = Result<(Reply, Bytes), Errno>;
 type Applied = Result<Outcome, Errno>;
@@ -139,19 +146,20 @@ impl Core {
     /// Asks and waits; dropping the future cancels the call.
     pub(crate) async fn call(core: Arc<Self>, call: Call) -> Answer {
         let (answer, answered) = oneshot::channel();
-        let id = {
+        let id = directly(|| {
             let mut inner = core.lock();
             if let Some(errno) = inner.shut
                 && !matches!(call, Call::SyncAll { .. })
             {
-                return Err(errno);
+                return (Err(errno), false);
             }
+            let is_alone = inner.is_quiet();
             inner.note_closed(&call);
             let id = inner.caller.call(call);
             inner.answers.insert(id, (answer, None));
             inner.pump(&core);
-            id
-        };
+            (Ok(id), is_alone)
+        })?;
         let guard = CancelOnDrop { core: &core, id: Some(id) };
         // The supervisor keeps the grace's time
         if !core.lock().caller_is_up() {
@@ -165,16 +173,19 @@ impl Core {
     /// Numbers a change and ships it.
     pub(crate) fn submit(self: &Arc<Self>, change: Change, body: Bytes) -> Submitted {
         let (done, applied) = oneshot::channel();
-        let mut inner = self.lock();
         let bytes = body.len();
         let promise = match change.mutation {
             Mutation::Write { .. } => Promise::Accepted,
             _ => Promise::Awaited,
         };
-        let seq = inner.log.append(change, body, bytes, promise);
-        inner.applied.insert(seq, Waiter { done, promise });
-        inner.pump(self);
-        Submitted { seq, applied }
+        directly(|| {
+            let mut inner = self.lock();
+            let is_alone = inner.is_quiet() && bytes <= DIRECT_BYTES;
+            let seq = inner.log.append(change, body, bytes, promise);
+            inner.applied.insert(seq, Waiter { done, promise });
+            inner.pump(self);
+            (Submitted { seq, applied }, is_alone)
+        })
     }
 
     /// Whoever waited for a change has stopped waiting.
@@ -432,6 +443,11 @@ impl Core {
 }
 
 impl Inner {
+    /// Whether hardly anything is under way.
+    fn is_quiet(&self) -> bool {
+        self.answers.len() + self.applied.len() <= QUIET
+    }
+
     fn caller_is_up(&self) -> bool {
         self.link.is_some()
     }

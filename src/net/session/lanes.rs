@@ -6,19 +6,16 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use bytes::BytesMut;
-use quinn::{Connection, RecvStream, SendStream};
-use tokio::sync::mpsc;
+use bytes::Bytes;
+use quinn::{Connection, RecvStream};
 
 use crate::limits::CALL_LANES;
+use crate::net::outbox::Outbox;
 use crate::net::session::core::Core;
 use crate::net::session::link::{self, LinkError};
 use crate::net::stream::{self, SendError};
 use crate::wire::call::{Answer, Ask};
 use crate::wire::session::{CloseReason, StreamKind};
-
-/// What is gathered into one write, bytes.
-const GATHER_BYTES: usize = 16 << 10;
 
 /// The lanes of one connection; they end with it.
 #[derive(Debug)]
@@ -31,7 +28,7 @@ pub(super) struct CallLanes {
 #[derive(Debug)]
 struct Lane {
     /// As long as the table of calls lets it become.
-    asks: mpsc::UnboundedSender<Ask>,
+    asks: Outbox,
     under_way: Arc<AtomicUsize>,
 }
 
@@ -42,8 +39,8 @@ impl CallLanes {
         for _ in 0..CALL_LANES {
             let (mut send, receive) = connection.open_bi().await?;
             send.write_all(&[StreamKind::Calls.to_byte()]).await.map_err(SendError::from)?;
-            let (asks, queue) = mpsc::unbounded_channel();
-            tokio::spawn(write(send, queue));
+            let asks = Outbox::new();
+            asks.open(send);
             lanes.push(Lane { asks, under_way: Arc::default() });
             receives.push(receive);
         }
@@ -63,24 +60,10 @@ impl CallLanes {
         let emptiest = self.lanes.iter().min_by_key(|lane| lane.under_way.load(Ordering::Relaxed));
         if let Some(lane) = emptiest {
             lane.under_way.fetch_add(1, Ordering::Relaxed);
-            let _ = lane.asks.send(ask);
-        }
-    }
-}
-
-async fn write(mut send: SendStream, mut asks: mpsc::UnboundedReceiver<Ask>) {
-    let mut buffer = BytesMut::new();
-    let written = async {
-        while let Some(ask) = asks.recv().await {
-            stream::put_header(&mut buffer, &ask, 0)?;
-            if asks.is_empty() || buffer.len() >= GATHER_BYTES {
-                send.write_chunk(buffer.split().freeze()).await.map_err(SendError::from)?;
+            if let Err((error, ())) = lane.asks.put(&ask, Bytes::new(), ()) {
+                tracing::error!(%error, "a call that is no message");
             }
         }
-        Ok::<(), SendError>(())
-    };
-    if let Err(error) = written.await {
-        tracing::debug!(%error, "a lane of calls ended");
     }
 }
 

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use quinn::{Connection, RecvStream, SendStream, VarInt};
+use bytes::Bytes;
+use quinn::{Connection, RecvStream, VarInt};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 use crate::id::{ConnectionId, RequestId};
+use crate::net::outbox::Outbox;
 use crate::net::session::core::Core;
 use crate::net::session::lanes::CallLanes;
 use crate::net::stream::{self, ReceiveError, SendError};
@@ -21,9 +22,6 @@ use crate::wire::session::{CloseReason, Identify, StreamKind, Verdict};
 /// Entries with data beyond this travel on the bulk lane, so that a `mkdir` does not queue behind a
 /// copy. Bytes.
 const BULK_BYTES: usize = 4096;
-/// Headers that are gathered into one write, bytes.
-const GATHER_BYTES: usize = 64 << 10;
-
 /// Reads beyond this have streams of their own, bytes: nothing waits behind them.
 const LANE_READ_BYTES: usize = 64 << 10;
 
@@ -31,8 +29,8 @@ const LANE_READ_BYTES: usize = 64 << 10;
 #[derive(Debug)]
 pub(crate) struct Link {
     connection: Connection,
-    control: mpsc::UnboundedSender<Shipment>,
-    bulk: mpsc::UnboundedSender<Shipment>,
+    control: Outbox,
+    bulk: Outbox,
     calls: CallLanes,
     leases: mpsc::UnboundedSender<LeaseRequest>,
     /// Where notices come from, until somebody listens.
@@ -40,8 +38,6 @@ pub(crate) struct Link {
     /// Where acknowledgements come from, until somebody listens.
     receives: Vec<RecvStream>,
 }
-
-type Shipment = (LogEntry, Bytes);
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LinkError {
@@ -110,7 +106,9 @@ impl Link {
     /// again.
     pub(crate) fn ship(&self, entry: LogEntry, body: Bytes) {
         let lane = if body.len() > BULK_BYTES { &self.bulk } else { &self.control };
-        let _ = lane.send((entry, body));
+        if let Err((error, ())) = lane.put(&entry, body, ()) {
+            tracing::error!(%error, "an entry that is no message");
+        }
     }
 
     /// Puts a request on the stream of leases and locks. What went with the connection is asked
@@ -151,14 +149,12 @@ async fn exchange(
     Ok(reply.map(|reply| (reply, body)))
 }
 
-async fn open_lane(
-    connection: &Connection,
-) -> Result<(mpsc::UnboundedSender<Shipment>, RecvStream), LinkError> {
+async fn open_lane(connection: &Connection) -> Result<(Outbox, RecvStream), LinkError> {
     let (mut send, receive) = connection.open_bi().await?;
     // At once: the host has answers for a client that has nothing to send
     send.write_all(&[StreamKind::Log.to_byte()]).await.map_err(SendError::from)?;
-    let (lane, shipments) = mpsc::unbounded_channel();
-    tokio::spawn(write_lane(send, shipments));
+    let lane = Outbox::new();
+    lane.open(send);
     Ok((lane, receive))
 }
 
@@ -196,29 +192,6 @@ async fn read_notices(
         tracing::warn!(error = misbehaved, "the host misbehaved: closing the connection");
         close(&connection, CloseReason::Misbehaved);
         return;
-    }
-}
-
-async fn write_lane(mut send: SendStream, mut shipments: mpsc::UnboundedReceiver<Shipment>) {
-    let written = async {
-        let mut buffer = BytesMut::new();
-        while let Some((entry, body)) = shipments.recv().await {
-            stream::put_header(&mut buffer, &entry, body.len())?;
-            if body.len() <= BULK_BYTES {
-                buffer.extend_from_slice(&body);
-                if !shipments.is_empty() && buffer.len() < GATHER_BYTES {
-                    continue;
-                }
-                send.write_chunk(buffer.split().freeze()).await.map_err(SendError::from)?;
-            } else {
-                let mut chunks = [buffer.split().freeze(), body];
-                send.write_all_chunks(&mut chunks).await.map_err(SendError::from)?;
-            }
-        }
-        Ok::<(), SendError>(())
-    };
-    if let Err(error) = written.await {
-        tracing::debug!(%error, "log lane ended");
     }
 }
 
