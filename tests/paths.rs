@@ -27,8 +27,13 @@ fn path(home: &Home) -> Value {
     home.world.mount_status()["path"].clone()
 }
 
+/// Waits until both ends send over it.
 fn wait_for(home: &Home, rung: &str) {
-    eventually(rung, SOON, || path(home)["rung"] == rung);
+    eventually(rung, SOON, || {
+        let own = path(home);
+        let host = home.world.status(Side::Host);
+        own["rung"] == rung && host["sessions"][0]["path"]["kind"] == own["kind"]
+    });
 }
 
 fn relayed(home: &Home) -> u64 {
