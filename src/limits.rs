@@ -67,8 +67,10 @@ pub const PAIRING_BYTES_MAX: usize = 8 << 10;
 pub const KEYS_MAX: usize = 1024;
 /// Addresses that a peer may name as candidates.
 pub const CANDIDATES_MAX: usize = 16;
-/// Sealed routing information, bytes.
-pub const SEALED_BYTES_MAX: usize = 2048;
+/// Sealed routing information, bytes, and with it [`FIRST_FLIGHT_BYTES_MAX`].
+pub const SEALED_BYTES_MAX: usize = 4096;
+/// QUIC's first datagram, bytes: RFC 9000 wants 1200 at least, and Ethernet takes 1472.
+pub const FIRST_FLIGHT_BYTES_MAX: usize = 1472;
 /// Hosts and clients that a server holds.
 pub const SERVER_PEERS_MAX: usize = 65_536;
 /// Blinded MACs that one host may register: one for each recorded key.

@@ -27,8 +27,13 @@ fn path(home: &Home) -> Value {
     home.world.mount_status()["path"].clone()
 }
 
+/// Waits until both ends send over it.
 fn wait_for(home: &Home, rung: &str) {
-    eventually(rung, SOON, || path(home)["rung"] == rung);
+    eventually(rung, SOON, || {
+        let own = path(home);
+        let host = home.world.status(Side::Host);
+        own["rung"] == rung && host["sessions"][0]["path"]["kind"] == own["kind"]
+    });
 }
 
 fn relayed(home: &Home) -> u64 {
@@ -133,19 +138,20 @@ fn rung_by_rung_each_has_its_two_seconds() {
 fn the_host_asks_who_is_there_at_once_or_when_nobody_has_said() {
     need_mount!();
     let mut home = Home::on_loopback();
-    let auth = |home: &Home| {
-        home.mount("timeout=10");
+    let auth = |home: &Home, options: &str| {
+        home.mount(options);
         let client = home.world.mount_status()["auth"].clone();
         let host = home.world.status(Side::Host)["sessions"][0]["auth"].clone();
         home.unmount();
         (client, host)
     };
-    let (client, host) = auth(&home);
+    let (client, host) = auth(&home, "timeout=10");
     assert_eq!((&client["process"], &host["process"]), (&120.into(), &120.into()));
     home.host.kill_now();
     let args = ["serve", "--server", &home.server.ready, "--auth-wait", "0"];
     home.host = home.world.start(Side::Host, &args);
-    let (client, host) = auth(&home);
+    // by the relay it would be there as soon as the host's question
+    let (client, host) = auth(&home, "timeout=10,relay=last");
     assert_eq!((&client["process"], &host["process"]), (&140.into(), &140.into()));
 }
 

@@ -27,7 +27,8 @@ use p2pfs::wire::name::{Name, Target};
 use p2pfs::wire::nat::{Filtering, Mapping, NatBehaviour};
 use p2pfs::wire::relay::{RelayGrant, RelayId, RelayToken};
 use p2pfs::wire::rendezvous::{
-    FromServer, MatchId, Public, Relayed, Role, Routing, Seal, Sealed, StunAddress, ToServer,
+    FirstFlight, FromServer, MatchId, Public, Relayed, Role, Routing, Seal, Sealed, StunAddress,
+    ToServer,
 };
 use p2pfs::wire::session::{Denial, DeviceId, Grant, Identify, StreamKind, Verdict};
 
@@ -294,6 +295,16 @@ fn a_nats_behaviour_has_its_bytes_and_follows_the_routing() {
     let seal = Seal::Host(MatchId([3; 16]), &[6; 24]);
     let sealed = seal.seal(&PairKey::from_bytes([7; 32]), [8; 24], &routing).unwrap();
     golden("routing_sealed_nat", &sealed);
+}
+
+#[test]
+fn a_first_flight_has_its_bytes_behind_the_routing() {
+    let first = FirstFlight(vec![0xc7; 40]);
+    golden("first_flight", &first);
+    let (routing, pair_key) = (Routing::default(), PairKey::from_bytes([7; 32]));
+    let seal = Seal::Client(PeerId([4; 32]));
+    let sealed = seal.seal_with(&pair_key, [8; 24], &routing, Some(&first)).unwrap();
+    golden("routing_sealed_first_flight", &sealed);
 }
 
 fn relayed() -> Relayed {

@@ -7,6 +7,7 @@
 //! * Attributes that the kernel is told always include the writes that were accepted before.
 
 mod dir;
+mod glance;
 mod handle;
 mod inode;
 mod lock;
@@ -40,6 +41,7 @@ use crate::caller;
 use crate::lock::lock;
 
 pub use dir::{COOKIE_DOT, COOKIE_DOT_DOT, Portion};
+use glance::Glance;
 use handle::{Handle, HandleTable};
 pub(crate) use inode::Inode;
 use inode::{Effect, InodeTable};
@@ -98,6 +100,8 @@ pub struct Fs {
     /// How many of them it has not answered.
     unreleased: watch::Sender<usize>,
     space: Space,
+    /// What was seen of the root when the mount began.
+    glance: Mutex<Option<Glance>>,
     /// How long the kernel may keep what it is told, milliseconds.
     keep: AtomicU64,
     /// Whether the host is told who asks (`map=identity`).
@@ -165,6 +169,7 @@ impl Fs {
             closed: Mutex::default(),
             unreleased: watch::Sender::new(0),
             space: Space::default(),
+            glance: Mutex::default(),
             keep: AtomicU64::new(KEEP_MIN.as_millis() as u64),
             tells_caller: AtomicBool::new(false),
             asks_capability: AtomicBool::new(true),
@@ -189,6 +194,9 @@ impl Fs {
     /// The entry `name` of a directory; counts a reference of the kernel.
     pub async fn lookup(&self, parent: u64, name: Name) -> Result<Found, Errno> {
         let directory = self.inodes.get(parent)?;
+        if let Some(found) = self.glanced(&directory, &name) {
+            return Ok(found);
+        }
         let asked = self.tick();
         let call = Asked::Lookup { parent: directory.node, name };
         match self.remote.call(self.by_caller(call)).await?.0 {
@@ -434,10 +442,11 @@ impl Fs {
     }
 
     /// Asks for the root and the space, so that a mount is only usable when the host answers, and
-    /// `df` has something to say from then on.
+    /// `df` has something to say from then on. All in one round trip.
     pub async fn check(self: &Arc<Self>) -> Result<Found, Errno> {
-        self.statfs().await?;
-        self.getattr(NodeId::ROOT.ino, None).await
+        let root = self.getattr(NodeId::ROOT.ino, None);
+        let (space, root, ()) = tokio::join!(self.statfs(), root, self.glance());
+        space.and(root)
     }
 
     // ------------------------------------------------------------------ shared by the parts

@@ -229,18 +229,14 @@ impl Mount {
         let dir = store::locate(&request.state, &request.spec);
         let watch = KeyWatch::new(&dir);
         let opened = key::open(request, &dir)?;
-        let session = meet::meet(request, &opened.shown, &opened.contents).await?;
-        opened.follow(request, &dir);
-        let (device, owned) = (opened.device, opened.contents);
-        let grant = session.grant();
+        let session = meet::seek(request, &opened.shown, &opened.contents).await?;
         let link = KernelLink::new().map_err(no_threads)?;
         let remote: Arc<dyn Remote> = session.clone();
         let fs = Fs::new(remote, link.clone(), options.cache);
-        let identity = session.is_identity();
-        if identity {
-            fs.tell_callers();
-        }
-        fs.check().await.map_err(|error| unusable(&request.spec, error))?;
+        meet::met(request, &session, &fs, &opened.contents).await?;
+        opened.follow(request, &dir);
+        let (device, owned) = (opened.device, opened.contents);
+        let (grant, identity) = (session.grant(), session.is_identity());
         let shared = Arc::new(Shared {
             mountpoint: request.mountpoint.clone(),
             session,
@@ -444,17 +440,6 @@ impl Drop for Mount {
 fn no_threads(error: std::io::Error) -> Failure {
     let hint = "see that this user may start threads (ulimit -u)";
     Failure::new(Code::Internal, format!("cannot start a thread: {error}"), hint)
-}
-
-fn unusable(spec: &Spec, error: Errno) -> Failure {
-    Failure::new(
-        Code::HostOffline,
-        format!(
-            "{}: the host granted the share but does not serve it: {error}",
-            spec.given.display()
-        ),
-        "look at p2pfs-hostd's log: the share's directory may be gone",
-    )
 }
 
 fn undelivered(error: Errno) -> Failure {

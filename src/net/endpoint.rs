@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::failure::{Code, Failure};
@@ -18,9 +18,9 @@ use crate::net::congestion::PathEpoch;
 use crate::net::direct::DirectRuntime;
 use crate::net::pathmux::{PathMux, Virtual};
 use crate::net::quic;
-use crate::net::rendezvous::{Introduction, RelayInbox, ServerLink};
+use crate::net::rendezvous::{FirstFlight, Introduction, RelayInbox, ServerLink};
 use crate::proto::ladder::Tried;
-use crate::proto::path::{Rung, Wanted};
+use crate::proto::path::{Path, Rung, Wanted};
 use crate::wire::probe::Role;
 use crate::wire::rendezvous::{MatchId, Public, Routing};
 
@@ -90,6 +90,8 @@ pub(crate) struct Meet {
     pub(crate) wanted: Wanted,
     /// As a host: when to ask the client to identify itself.
     pub(crate) ask_after: Option<Duration>,
+    /// The peer, if QUIC knows it already.
+    pub(crate) peer: Option<Virtual>,
 }
 
 impl PathInfo {
@@ -193,10 +195,15 @@ impl Endpoint {
 
     /// Looks for a path to a peer; the peer is known to quinn by the address of what is returned.
     pub(crate) fn meet(&self, meet: Meet) -> (Virtual, mpsc::UnboundedReceiver<PathEvent>) {
-        let peer = self.mux.add_peer();
+        let peer = meet.peer.unwrap_or_else(|| self.mux.add_peer());
         let (events, events_out) = mpsc::unbounded_channel();
         let _ = self.commands.send(Command::Meet { meet: Box::new(meet), peer, events });
         (peer, events_out)
+    }
+
+    /// A peer that is not met yet; what QUIC says to it first goes to `first`.
+    pub(crate) fn expect(&self, first: oneshot::Sender<FirstFlight>) -> Virtual {
+        self.mux.add_peer_with(first)
     }
 
     /// The server sees the peer of a match elsewhere.
@@ -207,6 +214,16 @@ impl Endpoint {
     /// The host has approved the client.
     pub(crate) fn authenticated(&self, peer: Virtual) {
         let _ = self.commands.send(Command::Authenticated(peer));
+    }
+
+    /// What a peer's data goes over, also before a path is chosen.
+    pub(crate) fn first_path(&self, peer: Virtual) -> Option<PathInfo> {
+        let (rung, address) = match self.mux.path(peer)? {
+            Path::Relay => (Rung::Relay, None),
+            Path::Udp(address) => (Rung::of_udp(address), Some(address)),
+            Path::Tcp(_) => (Rung::TcpPublic, None),
+        };
+        Some(PathInfo { rung, address, rtt: None, tried: Vec::new() })
     }
 
     /// Counts a peer's paths, for the congestion state of its connections.

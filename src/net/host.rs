@@ -199,7 +199,9 @@ impl Shared {
         let (peer, routing) = (introduction.peer, introduction.routing.clone());
         let wanted = Wanted { side: self.role, ..Wanted::default() };
         let (role, ask_after) = (Role::Host, Some(self.auth_wait));
-        let meet = Meet { introduction, link, role, wanted, ask_after };
+        let meet = Meet { introduction, link, role, wanted, ask_after, peer: None };
+        // what it has said already is looked at when it is known
+        let mut state = self.lock();
         let (handle, mut events) = self.endpoint.meet(meet);
         let introduced = Introduced {
             peer,
@@ -209,7 +211,8 @@ impl Shared {
             tried: Vec::new(),
             quiet_since: Instant::now(),
         };
-        self.lock().peers.insert(handle.address(), introduced);
+        state.peers.insert(handle.address(), introduced);
+        drop(state);
         tokio::spawn(async move {
             while let Some(event) = events.recv().await {
                 let mut state = self.lock();
@@ -306,10 +309,13 @@ impl Shared {
         })
     }
 
-    /// The path of a peer now.
+    /// The path of a peer now; before one is chosen, what its data came over.
     fn path_of(&self, introduced: &Introduced) -> Option<PathInfo> {
-        let state = self.lock();
-        state.peers.get(&introduced.handle.address()).and_then(|one| one.path.clone())
+        let chosen = {
+            let state = self.lock();
+            state.peers.get(&introduced.handle.address()).and_then(|one| one.path.clone())
+        };
+        chosen.or_else(|| self.endpoint.first_path(introduced.handle))
     }
 
     fn registrations(&self) -> MutexGuard<'_, Vec<Registration>> {

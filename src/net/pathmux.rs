@@ -25,14 +25,14 @@ use std::time::Instant;
 use bytes::Bytes;
 use quinn::udp::{RecvMeta, Transmit, UdpSocketState};
 use quinn::{AsyncUdpSocket, UdpPoller};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use self::udp::Udp;
 use crate::net::congestion::PathEpoch;
 use crate::proto::ladder::Activity;
 use crate::proto::path::{Path, StreamId};
 use crate::wire::relay::{RELAY_HEADER_BYTES, RelayId, data_header};
-use crate::wire::rendezvous::Relayed;
+use crate::wire::rendezvous::{FirstFlight, Relayed};
 
 use self::peers::{Peer, Peers, RelayWay};
 use self::pending::Pending;
@@ -129,6 +129,16 @@ impl PathMux {
         self.write().add()
     }
 
+    /// The same; the first datagram for it goes to `first`.
+    pub(crate) fn add_peer_with(&self, first: oneshot::Sender<FirstFlight>) -> Virtual {
+        self.write().add_with(first)
+    }
+
+    /// What a peer's QUIC has said before there was any path: as if the relay had brought it.
+    pub(crate) fn handle_first(&self, peer: Virtual, first: FirstFlight) {
+        self.sort_frame(Some(peer), Path::Relay, 0, first.0.into());
+    }
+
     /// Counts the peer's paths, for its connections' congestion state.
     pub(crate) fn epoch(&self, peer: Virtual) -> Arc<PathEpoch> {
         self.read().peer(peer).map(|peer| Arc::clone(&peer.epoch)).unwrap_or_default()
@@ -137,6 +147,11 @@ impl PathMux {
     /// Datagrams from `path` are the peer's from now on, until it is removed.
     pub(crate) fn accept(&self, peer: Virtual, path: Path) {
         self.write().accept(peer, path);
+    }
+
+    /// Where the peer's datagrams go.
+    pub(crate) fn path(&self, peer: Virtual) -> Option<Path> {
+        self.read().peer(peer).and_then(Peer::path)
     }
 
     /// The peer's datagrams go over `path` from now on.
@@ -313,7 +328,10 @@ impl AsyncUdpSocket for PathMux {
         let peers = self.read();
         let peer = Virtual::from_address(transmit.destination).and_then(|peer| peers.peer(peer));
         let Some(peer) = peer else { return Ok(()) };
-        let Some(path) = peer.path() else { return Ok(()) };
+        let Some(path) = peer.path() else {
+            peer.keep_first(transmit.contents);
+            return Ok(());
+        };
         self.send_over(&peers, peer, path, transmit.contents, transmit.segment_size)?;
         if let Some(second) = peer.hedge {
             let _ = self.send_over(&peers, peer, second, transmit.contents, transmit.segment_size);

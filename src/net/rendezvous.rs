@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::address::ServerAddress;
@@ -13,12 +13,15 @@ use crate::identity::{MacAddress, PairKey, PeerId, SecretKey};
 pub(crate) use crate::net::rendezvous::inquiry::{Inquiry, inquire};
 pub use crate::net::rendezvous::link::{Acceptor, receive, send};
 pub use crate::proto::rendezvous::{Introduction, RecordedKey};
+pub use crate::wire::rendezvous::FirstFlight;
 use crate::wire::rendezvous::{MatchId, Public, Relayed, Routing, STUN_ADDRESSES_MAX};
 
 mod driver;
 mod inquiry;
 mod link;
 
+/// How long QUIC may take to say something: more would cost what is saved.
+const FIRST_FLIGHT: Duration = Duration::from_millis(20);
 /// STUN's own port (RFC 8489).
 const STUN_PORT: u16 = 3478;
 
@@ -46,8 +49,14 @@ pub enum Side {
         mac: MacAddress,
         /// The host's key: nobody else is introduced.
         host: PeerId,
+        /// Makes what goes along with the first request.
+        first: Option<Dialler>,
     },
 }
+
+/// Has QUIC begin a connection, and catches what it says first.
+#[derive(Clone)]
+pub struct Dialler(Arc<dyn Fn(oneshot::Sender<FirstFlight>) + Send + Sync>);
 
 /// What a registration needs.
 #[derive(Clone, Debug)]
@@ -159,6 +168,26 @@ struct Known {
     tcp_public: Option<SocketAddr>,
     tcp_private: Option<SocketAddr>,
     stun: Vec<SocketAddr>,
+}
+
+impl Dialler {
+    /// Has `dial` do it; it never waits.
+    pub fn new(dial: impl Fn(oneshot::Sender<FirstFlight>) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(dial))
+    }
+
+    /// What QUIC says; `None` if it does not at once.
+    async fn dial(&self) -> Option<FirstFlight> {
+        let (said, first) = oneshot::channel();
+        (self.0)(said);
+        tokio::time::timeout(FIRST_FLIGHT, first).await.ok()?.ok()
+    }
+}
+
+impl fmt::Debug for Dialler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Dialler")
+    }
 }
 
 impl RelayInbox {

@@ -53,7 +53,7 @@ pub struct ClientConfig {
     pub share: Option<String>,
     /// This machine's name, for the owner's list of keys.
     pub client_name: String,
-    /// How long [`ClientSession::establish`] may take.
+    /// How long [`ClientSession::established`] waits.
     pub timeout: Duration,
     /// How long calls wait for a silent host; `None` for ever.
     pub grace: Option<Duration>,
@@ -82,6 +82,8 @@ pub struct ClientSession {
     core: Arc<Core>,
     phase: watch::Receiver<Phase>,
     supervisor: JoinHandle<()>,
+    timeout: Duration,
+    wait: bool,
 }
 
 /// What establishing has come to; decides what a person is told when time runs out.
@@ -105,18 +107,39 @@ impl ClientSession {
     /// What a person can act on: the host refuses the key, or something was not reachable within
     /// the time-out.
     pub async fn establish(config: ClientConfig) -> Result<Arc<Self>, Failure> {
+        let session = Self::begin(config)?;
+        session.established().await?;
+        Ok(session)
+    }
+
+    /// Begins to look for the host. What is asked before [`Self::established`] returns goes along
+    /// with the session's opening, and is answered as soon as the host has approved.
+    ///
+    /// # Errors
+    ///
+    /// The key names no server, or there can be no socket.
+    pub fn begin(config: ClientConfig) -> Result<Arc<Self>, Failure> {
         let (timeout, wait) = (config.timeout, config.wait);
-        let (core, supervisor, mut phase) = Supervisor::new(config)?;
-        let session =
-            Self { core, phase: phase.clone(), supervisor: tokio::spawn(supervisor.run()) };
+        let (core, supervisor, phase) = Supervisor::new(config)?;
+        let supervisor = tokio::spawn(supervisor.run());
+        Ok(Arc::new(Self { core, phase, supervisor, timeout, wait }))
+    }
+
+    /// Returns when the share can be used.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::establish`].
+    pub async fn established(&self) -> Result<(), Failure> {
+        let mut phase = self.phase.clone();
         let settled =
-            tokio::time::timeout(timeout, phase.wait_for(Phase::is_settled)).await.is_ok();
+            tokio::time::timeout(self.timeout, phase.wait_for(Phase::is_settled)).await.is_ok();
         // 507: whoever waits for the owner has found the host, so time no longer counts
-        if !settled && wait && session.phase.borrow().denied.is_some() {
+        if !settled && self.wait && self.phase.borrow().denied.is_some() {
             let _ = phase.wait_for(Phase::is_settled).await;
         }
-        let phase = session.phase.borrow().clone();
-        if phase.up { Ok(Arc::new(session)) } else { Err(phase.failure(timeout)) }
+        let phase = self.phase.borrow().clone();
+        if phase.up { Ok(()) } else { Err(phase.failure(self.timeout)) }
     }
 
     /// The shares that the host has for the key, of which `config` names none.
@@ -125,21 +148,15 @@ impl ClientSession {
     ///
     /// As for [`Self::establish`].
     pub async fn shares(config: ClientConfig) -> Result<Vec<String>, Failure> {
-        let timeout = config.timeout;
-        let (core, supervisor, mut phase) =
-            Supervisor::new(ClientConfig { share: None, wait: false, ..config })?;
-        let session =
-            Self { core, phase: phase.clone(), supervisor: tokio::spawn(supervisor.run()) };
-        let _ = tokio::time::timeout(timeout, phase.wait_for(Phase::is_settled)).await;
-        let phase = session.phase.borrow().clone();
-        if phase.up {
+        let session = Self::begin(ClientConfig { share: None, wait: false, ..config })?;
+        let Err(failure) = session.established().await else {
             let only = session.grant().share;
             session.close().await;
             return Ok(vec![only]);
-        }
-        match &phase.end {
+        };
+        match &session.phase.borrow().end {
             Some(End::Denied(Denial::ShareUnknown(shares))) => Ok(shares.clone()),
-            _ => Err(phase.failure(timeout)),
+            _ => Err(failure),
         }
     }
 

@@ -24,8 +24,10 @@ use crate::proto::path::StreamId;
 use crate::wire::datagrams::{self, FRAME_HEADER_BYTES};
 use crate::wire::probe::PROBE_BYTES;
 
-/// For one attempt to connect: the kernel repeats what was lost after 1 s and 3 s.
-const DIAL_TIMEOUT: Duration = Duration::from_secs(4);
+/// For one attempt to connect: the kernel repeats what was lost after 1 s, and then not for long.
+const ATTEMPT: Duration = Duration::from_millis(1400);
+/// Attempts behind each other, without a gap in which the peer's own would be refused.
+const ATTEMPTS: usize = 3;
 /// For an accepted stream to say which match it belongs to.
 const FIRST_FRAME: Duration = Duration::from_secs(2);
 /// For the peer to acknowledge what was sent.
@@ -37,12 +39,15 @@ const READ_BYTES: usize = 256 << 10;
 
 /// Connects from a local port that others use too.
 pub(crate) async fn dial(port: u16, to: SocketAddr) -> io::Result<TcpStream> {
-    let socket = open(any(to.ip()), port)?;
-    let stream = timeout(DIAL_TIMEOUT, socket.connect(to))
-        .await
-        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
-    prepare(&stream)?;
-    Ok(stream)
+    for _ in 0..ATTEMPTS {
+        let socket = open(any(to.ip()), port)?;
+        if let Ok(connected) = timeout(ATTEMPT, socket.connect(to)).await {
+            let stream = connected?;
+            prepare(&stream)?;
+            return Ok(stream);
+        }
+    }
+    Err(io::ErrorKind::TimedOut.into())
 }
 
 /// Listens on a local port that others use too.

@@ -89,10 +89,12 @@ impl<C: Clone, R> Caller<C, R> {
         self.fill();
     }
 
-    /// A connection is up and approved.
+    /// Calls may use a connection; said again of the same one, nothing is sent twice.
     pub fn handle_connected(&mut self, connection: ConnectionId) {
-        if matches!(self.link, Link::Ended) {
-            return;
+        match self.link {
+            Link::Ended => return,
+            Link::Up(current) if current == connection => return,
+            Link::Up(_) | Link::Down { .. } | Link::Silent => {}
         }
         self.unsent = self.calls.keys().copied().collect();
         self.link = Link::Up(connection);

@@ -66,6 +66,9 @@ pub struct Candidates {
     pub udp: Vec<(SocketAddr, Rung)>,
     /// Addresses to connect to.
     pub tcp: Vec<(SocketAddr, Rung)>,
+    /// One side has not found out where its UDP comes from: most likely it is blocked there, and
+    /// TCP does not wait for it.
+    pub tcp_at_once: bool,
 }
 
 /// What data did since the last look.
@@ -195,7 +198,7 @@ impl Ladder {
             relay_ready,
             active: None,
             unanswered: None,
-            search: Search::new(now),
+            search: Search::new(now, candidates.tcp_at_once),
             stage,
             listening: false,
             chosen: None,

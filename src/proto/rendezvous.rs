@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::identity::{PairKey, PeerId};
 use crate::wire::relay::RelayGrant;
-use crate::wire::rendezvous::{MatchId, Public, Routing, ToServer};
+use crate::wire::rendezvous::{FirstFlight, MatchId, Public, Routing, ToServer};
 
 pub mod client;
 pub mod host;
@@ -46,6 +46,8 @@ pub struct Introduction {
     pub probe_key: [u8; 32],
     /// What the relay may be used by, if the server has one.
     pub relay: Option<RelayGrant>,
+    /// What the client's QUIC has said along with its request to be introduced.
+    pub first: Option<FirstFlight>,
 }
 
 impl fmt::Debug for Introduction {
@@ -59,6 +61,10 @@ impl fmt::Debug for Introduction {
 }
 
 /// What a daemon's side of a registration wants done.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "few wait at once, and an introduction is the usual one"
+)]
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Output {
     /// Send this over the connection, in order.

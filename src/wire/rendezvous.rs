@@ -11,7 +11,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::identity::{BlindedMac, MacAddress, PairKey, PeerId};
-use crate::limits::{CANDIDATES_MAX, CONTROL_BYTES_MAX, RELAYED_BYTES_MAX, SEALED_BYTES_MAX};
+use crate::limits::{
+    CANDIDATES_MAX, CONTROL_BYTES_MAX, FIRST_FLIGHT_BYTES_MAX, RELAYED_BYTES_MAX, SEALED_BYTES_MAX,
+};
 use crate::wire::codec::{self, DecodeError, EncodeError};
 use crate::wire::nat::NatBehaviour;
 use crate::wire::relay::{RelayGrant, RelayId};
@@ -70,6 +72,16 @@ pub struct Sealed {
     #[serde(with = "serde_bytes")]
     pub bytes: Vec<u8>,
 }
+
+/// The first datagram of a client's QUIC connection, which rides with its routing information under
+/// the seal: the host's answer is then the first that comes over the relay. It is what the relay
+/// would carry as well, so that whoever replays it gains nothing.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct FirstFlight(
+    /// At most [`FIRST_FLIGHT_BYTES_MAX`].
+    #[serde(with = "serde_bytes")]
+    pub Vec<u8>,
+);
 
 /// From a daemon. **Append only.**
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -217,6 +229,13 @@ impl Routing {
     }
 }
 
+impl FirstFlight {
+    /// Whether it keeps its bound.
+    pub fn is_bounded(&self) -> bool {
+        !self.0.is_empty() && self.0.len() <= FIRST_FLIGHT_BYTES_MAX
+    }
+}
+
 impl Relayed {
     fn is_bounded(&self) -> bool {
         !self.bytes.is_empty() && self.bytes.len() <= RELAYED_BYTES_MAX
@@ -279,10 +298,26 @@ impl Seal<'_> {
         nonce: [u8; 24],
         routing: &Routing,
     ) -> Result<Sealed, EncodeError> {
+        self.seal_with(pair_key, nonce, routing, None)
+    }
+
+    /// The same, and with it what the client's QUIC has to say first.
+    ///
+    /// # Errors
+    ///
+    /// [`EncodeError`] if anything breaks its bounds.
+    pub fn seal_with(
+        self,
+        pair_key: &PairKey,
+        nonce: [u8; 24],
+        routing: &Routing,
+        first: Option<&FirstFlight>,
+    ) -> Result<Sealed, EncodeError> {
         let secret = Routing { tcp_public: None, udp_public: None, ..routing.clone().bounded() };
-        let plain = match secret.nat {
-            Some(nat) => codec::encode(&(&secret, nat))?,
-            None => codec::encode(&secret)?,
+        let plain = match (first, secret.nat) {
+            (Some(first), nat) => codec::encode(&(&secret, nat, first))?,
+            (None, Some(nat)) => codec::encode(&(&secret, nat))?,
+            (None, None) => codec::encode(&secret)?,
         };
         let bytes = self
             .cipher(pair_key)
@@ -296,6 +331,15 @@ impl Seal<'_> {
 
     /// Opens; `None` if it was not sealed for this occasion, or breaks a bound.
     pub fn open(self, pair_key: &PairKey, sealed: &Sealed) -> Option<Routing> {
+        self.open_with(pair_key, sealed).map(|(routing, _)| routing)
+    }
+
+    /// The same, and what the client's QUIC has said with it.
+    pub fn open_with(
+        self,
+        pair_key: &PairKey,
+        sealed: &Sealed,
+    ) -> Option<(Routing, Option<FirstFlight>)> {
         if sealed.bytes.len() > SEALED_BYTES_MAX {
             return None;
         }
@@ -303,10 +347,20 @@ impl Seal<'_> {
             .cipher(pair_key)
             .decrypt(&sealed.nonce.into(), Payload { msg: &sealed.bytes, aad: &self.occasion() })
             .ok()?;
+        // each is longer than the one before, and all bytes are to be used
+        let alone = |routing: Routing| (routing, None);
         let with_nat =
-            |(routing, nat): (Routing, NatBehaviour)| Routing { nat: Some(nat), ..routing };
-        let routing = codec::decode(&plain).or_else(|_| codec::decode(&plain).map(with_nat));
-        routing.ok().filter(Routing::is_bounded)
+            |(routing, nat): (Routing, NatBehaviour)| (Routing { nat: Some(nat), ..routing }, None);
+        let with_first = |(routing, nat, first): (Routing, Option<NatBehaviour>, FirstFlight)| {
+            (Routing { nat, ..routing }, Some(first))
+        };
+        let opened = codec::decode(&plain)
+            .map(alone)
+            .or_else(|_| codec::decode(&plain).map(with_nat))
+            .or_else(|_| codec::decode(&plain).map(with_first));
+        opened.ok().filter(|(routing, first)| {
+            routing.is_bounded() && first.as_ref().is_none_or(FirstFlight::is_bounded)
+        })
     }
 
     fn cipher(self, pair_key: &PairKey) -> XChaCha20Poly1305 {
@@ -414,6 +468,22 @@ mod tests {
         let message = ToServer::Seek { index: BlindedMac([0; 16]), sealed };
         let framed = frame(&message).unwrap();
         assert_eq!(unframe(&framed[4..]), Ok(message));
+    }
+
+    #[test]
+    fn the_first_flight_rides_under_the_seal() {
+        let pair_key = PairKey::from_bytes([3; 32]);
+        let seal = Seal::Client(PeerId([4; 32]));
+        let first = FirstFlight(vec![0xc0; FIRST_FLIGHT_BYTES_MAX]);
+        for routing in [full(), Routing { nat: None, ..full() }, Routing::default()] {
+            let sealed = seal.seal_with(&pair_key, [5; 24], &routing, Some(&first)).unwrap();
+            let (opened, rode) = seal.open_with(&pair_key, &sealed).unwrap();
+            assert_eq!((opened.nat, opened.udp_private), (routing.nat, routing.udp_private));
+            assert_eq!(rode, Some(first.clone()));
+        }
+        let long = FirstFlight(vec![0xc0; FIRST_FLIGHT_BYTES_MAX + 1]);
+        let sealed = seal.seal_with(&pair_key, [5; 24], &Routing::default(), Some(&long)).unwrap();
+        assert_eq!(seal.open_with(&pair_key, &sealed), None);
     }
 
     #[test]

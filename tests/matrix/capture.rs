@@ -18,10 +18,14 @@ const ALL: i32 = 0x0300;
 const FRAME_BYTES_MAX: usize = 1 << 16;
 const BUFFER_BYTES: usize = 64 << 20;
 
-/// Where an IPv4 datagram's parts are in a frame: protocol, addresses, the payload of UDP.
+/// Where an IPv4 datagram's parts are in a frame: its length, protocol, addresses, the payload of
+/// UDP, the length of TCP's header.
+const IP_LENGTH: Range<usize> = 16..18;
 const PROTOCOL: usize = 23;
 const ADDRESSES: Range<usize> = 26..34;
 const PAYLOAD: usize = 42;
+const TCP_OFFSET: usize = 46;
+const TCP: u8 = 6;
 const UDP: u8 = 17;
 /// The bit that every QUIC packet has, and neither STUN nor a probe (RFC 9443).
 const QUIC: u8 = 0x40;
@@ -92,6 +96,20 @@ pub(crate) fn first_quic(frames: &[Frame], from: [u8; 4], to: [u8; 4]) -> Option
             && frame.bytes.get(PAYLOAD).is_some_and(|byte| byte & QUIC != 0)
     };
     frames.iter().find(quic).map(|frame| frame.at)
+}
+
+/// When TCP carried data from one address to another: each segment.
+pub(crate) fn tcp_data(frames: &[Frame], from: [u8; 4], to: [u8; 4]) -> Vec<Instant> {
+    let wanted = [from, to].concat();
+    let carries = |frame: &&Frame| {
+        let bytes = &frame.bytes;
+        let is_ours = bytes.get(PROTOCOL) == Some(&TCP) && bytes.get(ADDRESSES) == Some(&wanted);
+        let length = bytes.get(IP_LENGTH).map(|two| u16::from_be_bytes([two[0], two[1]]));
+        let header = bytes.get(TCP_OFFSET).map(|byte| u16::from(byte >> 4) * 4);
+        let payload = length.zip(header).map(|(length, header)| length.saturating_sub(20 + header));
+        is_ours && payload.is_some_and(|payload| payload > 0)
+    };
+    frames.iter().filter(carries).map(|frame| frame.at).collect()
 }
 
 /// What the frames hold, bytes.

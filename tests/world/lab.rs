@@ -35,6 +35,8 @@ pub(crate) use self::kind::{Filtering, Kind, Mapping, Tcp};
 
 /// The server's addresses: two, so that a NAT's behaviour can be told.
 pub(crate) const SERVER: [&str; 2] = ["203.0.113.5", "203.0.113.6"];
+/// Frames that wait for a cable's program: with the kernel's 1000 a busy machine loses some.
+const FRAMES_QUEUED: u32 = 16_384;
 /// The server's address where there is no IPv4.
 pub(crate) const SERVER_V6: &str = "2001:db8::5";
 
@@ -373,7 +375,7 @@ impl Lab {
                 let space = format!("{}-{node}", self.name);
                 let move_in = ["link", "set", end, "netns", &space, "name", interface];
                 run(Command::new("ip").args(move_in), None);
-                self.ip(node, &format!("link set {interface} up"));
+                self.ip(node, &format!("link set {interface} txqueuelen {FRAMES_QUEUED} up"));
             }
             self.cables.push(cable);
         }

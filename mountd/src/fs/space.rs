@@ -70,6 +70,9 @@ impl Fs {
     /// Attributes of the root, which whoever lists mounts asks for: as [`Self::statfs`].
     pub(super) async fn root(self: &Arc<Self>) -> Result<Found, Errno> {
         let inode = self.inodes.get(NodeId::ROOT.ino)?;
+        if let Some(found) = self.glanced_root(&inode) {
+            return Ok(found);
+        }
         let known = *lock(&self.space.root);
         let fs = Arc::clone(self);
         let ask = async move {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use p2pfs::net::remote::BoxFuture;
-use p2pfs::wire::call::{DirPage, ReadVersion, Time};
+use p2pfs::wire::call::{DirEntry, DirPage, ReadVersion, StatFs, Time};
 use tokio::sync::{Semaphore, oneshot};
 
 use super::*;
@@ -12,6 +12,17 @@ use crate::cache::block::BLOCK;
 const FILE: NodeId = NodeId { ino: 10, generation: 3 };
 const READ: OpenMode =
     OpenMode { access: Access::ReadWrite, append: false, exclusive: false, truncate: false };
+
+const SPACE: StatFs = StatFs {
+    blocks: 1,
+    bfree: 1,
+    bavail: 1,
+    files: 1,
+    ffree: 1,
+    bsize: 4096,
+    frsize: 4096,
+    namelen: 255,
+};
 
 /// A host with one file, `file`, in its root.
 struct Host {
@@ -133,6 +144,14 @@ impl HostState {
             Call::ReadDir { .. } => {
                 ("readdir", Reply::Dir(DirPage { entries: Vec::new(), end: true }))
             }
+            Call::OpenDir { .. } => {
+                let name = Name::new("file").unwrap();
+                let page =
+                    DirPage { entries: vec![DirEntry { name, cookie: 1, entry }], end: true };
+                let attr = Attr { mode: 0o040_755, ..entry.attr };
+                ("opendir", Reply::OpenDir(attr, page))
+            }
+            Call::StatFs => ("statfs", Reply::StatFs(SPACE)),
             Call::Forget { nodes } => {
                 self.forgotten.extend(nodes);
                 ("forget", Reply::Done)
@@ -437,6 +456,30 @@ async fn the_cache_stays_within_its_budget() {
     assert!(read_all(&fs, handle).await == data);
     let stats = fs.cache().stats();
     assert!(stats.bytes <= stats.budget && stats.bytes > 0, "{stats:?}");
+}
+
+#[tokio::test]
+async fn what_was_seen_as_the_mount_began_answers_once_unless_it_was_changed_since() {
+    let host = Host::new(10);
+    let begun = || async {
+        let fs = Fs::new(host.clone(), Arc::new(Notices::default()), 1 << 20);
+        fs.check().await.unwrap();
+        fs
+    };
+    let file = || Name::new("file").unwrap();
+    let fs = begun().await;
+    let found = fs.lookup(1, file()).await.unwrap();
+    assert_eq!((found.node, found.attr.size, found.is_settled()), (FILE, 10, true));
+    assert_eq!(host.count("lookup"), 0);
+    fs.lookup(1, file()).await.unwrap();
+    assert_eq!(host.count("lookup"), 1);
+    fs.lookup(1, Name::new("other").unwrap()).await.unwrap();
+    assert_eq!(host.count("lookup"), 2);
+
+    let fs = begun().await;
+    let _ = fs.unlink(1, Name::new("other").unwrap()).await;
+    fs.lookup(1, file()).await.unwrap();
+    assert_eq!(host.count("lookup"), 3);
 }
 
 #[tokio::test]

@@ -2,24 +2,42 @@
 
 use std::sync::Arc;
 
-use p2pfs::failure::Failure;
+use p2pfs::failure::{Code, Failure};
 use p2pfs::identity::MacAddress;
 use p2pfs::identity::sealed::KeyContents;
 use p2pfs::net::session::{ClientConfig, ClientSession};
+use p2pfs::wire::errno::Errno;
 use p2pfs::wire::session::DeviceId;
 
 use super::MountRequest;
+use crate::fs::Fs;
+use crate::spec::Spec;
 use crate::{key, known_hosts, sealed, store};
 
-/// Opens a session with the key's host, after what earlier ones have left is delivered.
-pub(super) async fn meet(
+/// Begins a session with the key's host, after what earlier ones have left is delivered.
+pub(super) async fn seek(
     request: &MountRequest,
     shown: &DeviceId,
     key: &KeyContents,
 ) -> Result<Arc<ClientSession>, Failure> {
     let config = config(request, shown, key);
     sealed::deliver(&request.state, key, &config).await?;
-    let session = ClientSession::establish(config).await?;
+    ClientSession::begin(config)
+}
+
+/// Returns when the host has approved, and serves the share.
+pub(super) async fn met(
+    request: &MountRequest,
+    session: &ClientSession,
+    fs: &Arc<Fs>,
+    key: &KeyContents,
+) -> Result<(), Failure> {
+    // asked along with the session's opening
+    let early = async { Ok(fs.check().await) };
+    let ((), checked) = tokio::try_join!(session.established(), early)?;
+    if session.is_identity() {
+        fs.tell_callers();
+    }
     let grant = session.grant();
     let mac = MacAddress(grant.host_mac);
     if let Err(error) =
@@ -27,7 +45,12 @@ pub(super) async fn meet(
     {
         tracing::warn!(%error, "the host could not be recorded");
     }
-    Ok(session)
+    let checked = match checked {
+        // it was given up before the owner authorised the key
+        Err(Errno::ETIMEDOUT) => fs.check().await,
+        checked => checked,
+    };
+    checked.map(drop).map_err(|error| unusable(&request.spec, error))
 }
 
 /// The shares that the host has for the key of a request that names none.
@@ -58,4 +81,15 @@ fn config(request: &MountRequest, shown: &DeviceId, key: &KeyContents) -> Client
 pub(crate) fn machine_name() -> String {
     let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
     name.chars().take(p2pfs::limits::LABEL_BYTES_MAX / 4).collect()
+}
+
+fn unusable(spec: &Spec, error: Errno) -> Failure {
+    Failure::new(
+        Code::HostOffline,
+        format!(
+            "{}: the host granted the share but does not serve it: {error}",
+            spec.given.display()
+        ),
+        "look at p2pfs-hostd's log: the share's directory may be gone",
+    )
 }

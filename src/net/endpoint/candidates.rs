@@ -14,7 +14,8 @@ use crate::wire::rendezvous::Routing;
 /// Rung by rung an address is what the peer calls it; else it is what it looks like.
 pub(super) fn candidates(peer: &Routing, own: &Routing, order: Order) -> Candidates {
     let may = Rules::new(peer, own);
-    let mut found = Candidates::default();
+    let tcp_at_once = peer.udp_public.is_none() || own.udp_public.is_none();
+    let mut found = Candidates { tcp_at_once, ..Candidates::default() };
     let udp = peer.udp_public.iter().chain(&peer.udp_private);
     for (place, address) in udp.copied().enumerate().filter(|(_, address)| may.try_it(*address)) {
         let is_public = place == 0 && peer.udp_public.is_some();
@@ -117,6 +118,7 @@ mod tests {
         };
         let found = candidates(&peer, &own, Order::Auto);
         assert_eq!(found.udp, [(address("203.0.113.10:3"), Rung::UdpPublic)]);
+        assert!(!found.tcp_at_once);
         let tcp = [
             (address("10.2.0.9:2"), Rung::TcpPrivate),
             (address("203.0.113.10:2"), Rung::TcpPublic),

@@ -14,7 +14,7 @@ use crate::net::pathmux::{Control, PathMux, Virtual};
 use crate::proto::ladder::{Config, Ladder, Output};
 use crate::proto::path::{Order, Path, Rung, StreamId};
 use crate::proto::relay::binding::{self, Binding};
-use crate::wire::probe::{Probe, ProbeTag};
+use crate::wire::probe::{Probe, ProbeTag, Role};
 use crate::wire::relay::{Bind, RelayId};
 use crate::wire::rendezvous::{MatchId, Public, Relayed, Routing};
 
@@ -60,7 +60,7 @@ impl Meeting {
         around: &Surroundings<'_>,
         now: Instant,
     ) -> Self {
-        let Meet { introduction, link, role, wanted, ask_after } = meet;
+        let Meet { introduction, link, role, wanted, ask_after, peer: _ } = meet;
         let relay = introduction.relay.as_ref().map(|grant| {
             let server = grant
                 .udp
@@ -68,6 +68,9 @@ impl Meeting {
                 .map(SocketAddr::from);
             around.mux.set_relay(peer, grant.id, server, link.relayed.clone());
             let binding = server.map(|_| Binding::new(grant, now));
+            if let Some(first) = introduction.first.filter(|_| role == Role::Host) {
+                around.mux.handle_first(peer, first);
+            }
             Relay { id: grant.id, server, link: link.relayed, binding, ready: true }
         });
         let own = Routing { tcp_public: link.public, ..around.routing.clone() };

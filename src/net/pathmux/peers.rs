@@ -2,18 +2,18 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::{Frame, Virtual};
 use crate::net::congestion::PathEpoch;
 use crate::proto::ladder::Activity;
 use crate::proto::path::{Path, StreamId};
 use crate::wire::relay::RelayId;
-use crate::wire::rendezvous::Relayed;
+use crate::wire::rendezvous::{FirstFlight, Relayed};
 
 /// Frames that are kept for a match that is not known yet.
 const EARLY_MAX: usize = 16;
@@ -38,6 +38,8 @@ pub(super) struct Peer {
     fallback: Option<Path>,
     pub(super) relay: Option<RelayWay>,
     pub(super) flow: Flow,
+    /// Takes the first datagram that is for no path yet.
+    pub(super) first: Mutex<Option<oneshot::Sender<FirstFlight>>>,
     pub(super) epoch: Arc<PathEpoch>,
 }
 
@@ -69,6 +71,15 @@ impl Peers {
         self.next += 1;
         let peer = Virtual(self.next);
         self.peers.insert(peer, Peer::default());
+        peer
+    }
+
+    /// The same; what is sent to it before it has a path goes to `first`, once.
+    pub(super) fn add_with(&mut self, first: oneshot::Sender<FirstFlight>) -> Virtual {
+        let peer = self.add();
+        if let Some(one) = self.peers.get_mut(&peer) {
+            one.first = Mutex::new(Some(first));
+        }
         peer
     }
 
@@ -181,6 +192,15 @@ impl Peers {
 }
 
 impl Peer {
+    /// A datagram that has no way to go.
+    pub(super) fn keep_first(&self, datagram: &[u8]) {
+        let first = self.first.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(first) = first {
+            // nobody waits for it any more
+            let _ = first.send(FirstFlight(datagram.to_vec()));
+        }
+    }
+
     /// Where its datagrams go.
     pub(super) fn path(&self) -> Option<Path> {
         self.active.or(self.fallback)

@@ -95,7 +95,7 @@ impl PathMux {
     }
 
     /// A frame holds probes or QUIC, never both.
-    fn sort_frame(&self, peer: Option<Virtual>, path: Path, segment: u16, bytes: Bytes) {
+    pub(super) fn sort_frame(&self, peer: Option<Virtual>, path: Path, segment: u16, bytes: Bytes) {
         let size = if segment == 0 { bytes.len() } else { usize::from(segment) };
         match (kind(&bytes), peer) {
             (Kind::Control, _) => {

@@ -56,7 +56,7 @@ pub(super) async fn run(
 ) {
     let (machine, keys) = match &config.side {
         Side::Host { mac, keys } => (Machine::Host(HostSide::new(*mac, random())), keys.clone()),
-        Side::Client { pair_key, mac, host } => {
+        Side::Client { pair_key, mac, host, first: _ } => {
             let client = ClientConfig {
                 peer: config.secret.peer_id(),
                 pair_key: pair_key.clone(),
@@ -141,6 +141,13 @@ impl Driver {
         let mut relay_link = ServerLink { local, public: None, server, relayed };
         lock(&self.known).tcp_private = Some(local);
         self.take_news(local);
+        if let Machine::Client(client) = &mut self.machine
+            && let Side::Client { first, .. } = &mut self.config.side
+            && let Some(dialler) = first.take()
+            && let Some(first) = dialler.dial().await
+        {
+            client.set_first_flight(first);
+        }
         self.machine.handle_connected(Instant::now());
         let end = loop {
             relay_link.public = lock(&self.known).tcp_public;

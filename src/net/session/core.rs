@@ -57,6 +57,8 @@ struct Inner {
     applied: HashMap<Seq, Waiter>,
     rooms: VecDeque<(usize, oneshot::Sender<Result<(), Errno>>)>,
     link: Option<Link>,
+    /// A connection whose lanes are open, and that the host has not approved yet.
+    opened: Option<(ConnectionId, Link)>,
     locks: LockDesk,
     closing: bool,
     /// Handles that are closed, and the last entry of their nodes, until that is stable.
@@ -131,6 +133,7 @@ impl Core {
             applied: HashMap::new(),
             rooms: VecDeque::new(),
             link: None,
+            opened: None,
             locks: LockDesk::default(),
             closing: false,
             closed: BTreeMap::new(),
@@ -229,7 +232,36 @@ impl Core {
         (inner.log.held(), inner.log.unanswered())
     }
 
-    /// A connection is approved: what waits goes over it.
+    /// A connection has its lanes, and is not approved yet. `at_once`: calls are put on it, which
+    /// the host answers when it has approved.
+    pub(crate) fn opened(
+        self: &Arc<Self>,
+        connection: ConnectionId,
+        mut link: Link,
+        at_once: bool,
+    ) {
+        let mut inner = self.lock();
+        if at_once {
+            link.listen_calls(self);
+        }
+        inner.opened = Some((connection, link));
+        if at_once {
+            inner.caller.handle_connected(connection);
+            inner.pump(self);
+        }
+    }
+
+    /// The connection that is opened, if it is another one than `current`, comes to nothing.
+    pub(crate) fn keep_opened(self: &Arc<Self>, current: Option<ConnectionId>, now: Instant) {
+        let mut inner = self.lock();
+        if let Some((old, _)) = inner.opened.take_if(|(id, _)| Some(*id) != current) {
+            inner.caller.handle_lost(old, now);
+            inner.pump(self);
+        }
+    }
+
+    /// The connection that was opened is approved: what waits goes over it. Tells whether it is
+    /// still there.
     ///
     /// # Errors
     ///
@@ -237,10 +269,12 @@ impl Core {
     pub(crate) fn connected(
         self: &Arc<Self>,
         connection: ConnectionId,
-        mut link: Link,
         grant: Grant,
-    ) -> Result<(), PeerMisbehaved> {
+    ) -> Result<bool, PeerMisbehaved> {
         let mut inner = self.lock();
+        let Some((_, mut link)) = inner.opened.take_if(|(id, _)| *id == connection) else {
+            return Ok(false);
+        };
         inner.log.handle_connected(connection, &grant.cursor)?;
         link.listen(self, connection);
         inner.link = Some(link);
@@ -252,7 +286,7 @@ impl Core {
         inner.pump(self);
         drop(inner);
         self.refusal.send_replace(None);
-        Ok(())
+        Ok(true)
     }
 
     /// The connection is gone.
@@ -314,7 +348,7 @@ impl Core {
         inner.view.state = "offline";
         inner.caller.end();
         let _ = inner.leave();
-        inner.link = None;
+        (inner.link, inner.opened) = (None, None);
         inner.locks.end();
         inner.refuse(self, Errno::ENOTCONN);
         inner.pump(self);
@@ -336,6 +370,7 @@ impl Core {
     pub(crate) fn put_away(self: &Arc<Self>) -> PutAway {
         let mut inner = self.lock();
         inner.link = None;
+        inner.opened = None;
         let left = inner.leave();
         inner.pump(self);
         left
@@ -473,7 +508,8 @@ impl Inner {
         while let Some(output) = self.caller.poll_output() {
             match output {
                 calls::Output::Send { id, call, .. } => {
-                    let Some(link) = &self.link else { continue };
+                    let opened = self.opened.as_ref().map(|(_, link)| link);
+                    let Some(link) = self.link.as_ref().or(opened) else { continue };
                     let task = link.call(core, id, call);
                     if let Some((_, slot)) = self.answers.get_mut(&id) {
                         *slot = task;

@@ -1,4 +1,4 @@
-//! One approved connection: lanes of calls, streams for large reads, and the log's two lanes.
+//! One connection: lanes of calls, streams for large reads, and the log's two lanes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +25,7 @@ const BULK_BYTES: usize = 4096;
 /// Reads beyond this have streams of their own, bytes: nothing waits behind them.
 const LANE_READ_BYTES: usize = 64 << 10;
 
-/// A connection that the host has approved.
+/// A connection with its lanes. What is put on them the host reads when it has approved.
 #[derive(Debug)]
 pub(crate) struct Link {
     connection: Connection,
@@ -60,12 +60,17 @@ impl Link {
         Ok(Self { connection, control, bulk, calls, leases, notices, receives })
     }
 
-    /// Hands what the host says of entries to `core`.
+    /// Hands answers to `core`.
+    pub(crate) fn listen_calls(&mut self, core: &Arc<Core>) {
+        self.calls.listen(&self.connection, core);
+    }
+
+    /// Hands all that the host says to `core`.
     pub(crate) fn listen(&mut self, core: &Arc<Core>, id: ConnectionId) {
         for receive in self.receives.drain(..) {
             tokio::spawn(read_lane(self.connection.clone(), id, receive, Arc::clone(core)));
         }
-        self.calls.listen(&self.connection, core);
+        self.listen_calls(core);
         if let Some(notices) = self.notices.take() {
             tokio::spawn(read_notices(self.connection.clone(), id, notices, Arc::clone(core)));
         }
@@ -118,19 +123,30 @@ impl Link {
     }
 }
 
-/// Request 21 and the host's verdict (steps 121-123); `asked`: the host wanted it (141-144).
+/// Where the host's verdict comes from.
+pub(crate) struct Asked(RecvStream);
+
+/// Request 21 (steps 121 and 122); `asked`: the host wanted it (141-144). The first stream of its
+/// connection: the host looks at no other before it has decided.
 pub(crate) async fn identify(
     connection: &Connection,
     request: &Identify,
     asked: bool,
-) -> Result<Verdict, LinkError> {
-    let (mut send, mut receive) = connection.open_bi().await?;
+) -> Result<Asked, LinkError> {
+    let (mut send, receive) = connection.open_bi().await?;
     let kind = if asked { StreamKind::IdentifyAsked } else { StreamKind::Identify };
     let kind = [kind.to_byte()];
     stream::send(&mut send, &kind, request, Bytes::new()).await?;
     let _ = send.finish();
-    let (verdict, _) = stream::receive(&mut receive).await?;
-    Ok(verdict)
+    Ok(Asked(receive))
+}
+
+impl Asked {
+    /// The host's verdict (step 123).
+    pub(crate) async fn verdict(mut self) -> Result<Verdict, LinkError> {
+        let (verdict, _) = stream::receive(&mut self.0).await?;
+        Ok(verdict)
+    }
 }
 
 /// Closes with a reason that the peer understands.

@@ -1,11 +1,13 @@
 //! The task that keeps a session: registers, finds paths, makes and replaces connections.
 
+mod first;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use quinn::{Connection, ConnectionError, TransportErrorCode};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::failure::{Code, Failure};
 use crate::id::{ConnectionId, SessionId};
@@ -15,17 +17,19 @@ use crate::net::endpoint::{Auth, Endpoint, Meet, PathEvent, PathInfo};
 use crate::net::pathmux::Virtual;
 use crate::net::quic;
 use crate::net::rendezvous::{
-    Introduction, Registration, RegistrationConfig, RendezvousError, RendezvousEvent, ServerLink,
-    Side, usual_stun,
+    Dialler, FirstFlight, Introduction, Registration, RegistrationConfig, RendezvousError,
+    RendezvousEvent, ServerLink, Side, usual_stun,
 };
 use crate::net::session::core::Core;
-use crate::net::session::link::{self, Link, LinkError};
+use crate::net::session::link::{self, Link};
 use crate::net::session::{ClientConfig, Phase, PutAway};
 use crate::proto::PeerMisbehaved;
 use crate::proto::redo::log::Log;
 use crate::proto::session::{End, Output, Session, State};
 use crate::wire::probe::Role;
-use crate::wire::session::{CloseReason, Grant, Identify, Verdict};
+use crate::wire::session::{CloseReason, Identify, Verdict};
+
+use self::first::First;
 
 /// How often `status` is brought up to date where nothing else happens.
 const TICK: Duration = Duration::from_secs(1);
@@ -52,6 +56,8 @@ pub(super) struct Supervisor {
     /// The peer of the newest match that answered, and of one that is being tried.
     peer: Option<Virtual>,
     trying: Option<Virtual>,
+    /// A handshake whose beginning went along with our request to be introduced.
+    first: Option<First>,
     connection: Option<(ConnectionId, Connection)>,
     /// The peers whose host has asked us to identify ourselves (authentication 140).
     asked: Vec<Virtual>,
@@ -63,9 +69,12 @@ pub(super) struct Supervisor {
 
 /// What the tasks of a connection report.
 enum Progress {
+    /// A registration is about to ask for an introduction.
+    Dial(oneshot::Sender<FirstFlight>),
     Connected(ConnectionId, Connection),
+    /// Request 21 is on its way, and the lanes are open.
+    Opened(ConnectionId, Link),
     Verdict(ConnectionId, Verdict),
-    Linked(ConnectionId, Link, Grant),
     WrongHost(ConnectionId),
     Lost(ConnectionId, CloseReason),
 }
@@ -84,11 +93,16 @@ impl Supervisor {
         let quic = quic::client_config(&config.secret, config.host)?;
         let endpoint = Endpoint::start(None, None, Some(config.host_mac))?;
         let (events_in, events) = mpsc::channel(64);
+        let (report, progress) = mpsc::unbounded_channel();
         let register = |server| {
             let side = Side::Client {
                 pair_key: config.pair_key.clone(),
                 mac: config.host_mac,
                 host: config.host,
+                first: Some(Dialler::new({
+                    let report = report.clone();
+                    move |first| drop(report.send(Progress::Dial(first)))
+                })),
             };
             let secret = config.secret.clone();
             let routing = endpoint.routing();
@@ -109,7 +123,6 @@ impl Supervisor {
         let core = Core::new(config.grace, config.host.to_text(), session, log);
         let (phase, phase_out) = watch::channel(Phase::default());
         let (path_events, paths) = mpsc::unbounded_channel();
-        let (report, progress) = mpsc::unbounded_channel();
         let supervisor = Self {
             core: Arc::clone(&core),
             machine: Session::new(config.wait),
@@ -126,6 +139,7 @@ impl Supervisor {
             report,
             peer: None,
             trying: None,
+            first: None,
             connection: None,
             asked: Vec::new(),
             auth: None,
@@ -201,7 +215,8 @@ impl Supervisor {
         let routing = introduction.routing.clone();
         self.core.update(|view| view.peer = routing);
         let (role, wanted) = (Role::Client, self.config.wanted);
-        let meet = Meet { introduction, link, role, wanted, ask_after: None };
+        let peer = self.first_peer(&introduction);
+        let meet = Meet { introduction, link, role, wanted, ask_after: None, peer };
         let (peer, mut events) = self.endpoint.meet(meet);
         self.trying = Some(peer);
         let path_events = self.path_events.clone();
@@ -265,6 +280,7 @@ impl Supervisor {
 
     fn handle_progress(&mut self, progress: Progress) {
         match progress {
+            Progress::Dial(first) => self.begin_first(first),
             Progress::Connected(id, connection) => {
                 self.connection = Some((id, connection));
                 self.heard = (0, Instant::now());
@@ -287,12 +303,11 @@ impl Supervisor {
                 }
                 self.machine.handle_verdict(id, verdict, Instant::now());
             }
-            Progress::Linked(id, link, grant) => {
-                if *self.machine.state() == State::Up(id) {
-                    match self.core.connected(id, link, grant) {
-                        Ok(()) => self.phase.send_modify(|phase| phase.up = true),
-                        Err(error) => self.misbehaved(error),
-                    }
+            Progress::Opened(id, link) => {
+                if *self.machine.state() == State::Identifying(id) {
+                    // not in a session that stands: what is denied must not stop the grace
+                    let at_once = !self.phase.borrow().up;
+                    self.core.opened(id, link, at_once);
                 }
             }
             Progress::WrongHost(id) => {
@@ -319,7 +334,12 @@ impl Supervisor {
                         self.asked.retain(|asked| *asked != trying);
                     }
                     self.set_in_use(true);
-                    self.link(id, grant);
+                    match self.core.connected(id, grant) {
+                        Ok(true) => self.phase.send_modify(|phase| phase.up = true),
+                        // lost meanwhile, which is being reported
+                        Ok(false) => {}
+                        Err(error) => self.misbehaved(error),
+                    }
                 }
                 Output::Down(id) => {
                     // the grace counts from the last that was heard
@@ -330,6 +350,11 @@ impl Supervisor {
                 Output::Ended(end) => self.end(end),
             }
         }
+        let current = match self.machine.state() {
+            State::Identifying(id) | State::Up(id) => Some(*id),
+            State::Searching | State::Connecting(_) | State::Ended(_) => None,
+        };
+        self.core.keep_opened(current, Instant::now());
     }
 
     /// Looks whether the host has said anything.
@@ -358,9 +383,8 @@ impl Supervisor {
     fn connect(&mut self, id: ConnectionId) {
         let Some(peer) = self.peer else { return };
         let report = self.report.clone();
-        let name = "host.p2pfs";
-        let config = quic::client_on(&self.quic, self.endpoint.epoch(peer));
-        let dialled = self.endpoint.quic.connect_with(config, peer.address(), name);
+        let begun = self.first.take().and_then(|first| first.into_handshake(peer));
+        let dialled = begun.map_or_else(|| self.dial(peer), Ok);
         tokio::spawn(async move {
             let connected = match dialled {
                 Ok(connecting) => tokio::time::timeout(HANDSHAKE, connecting).await,
@@ -399,9 +423,14 @@ impl Supervisor {
         self.auth = self.core.path().map(|path| Auth::over(&path, asked));
         let report = self.report.clone();
         tokio::spawn(async move {
-            let identified = link::identify(&connection, &request, asked);
-            let answered = tokio::time::timeout(HANDSHAKE, identified).await;
-            match answered {
+            // the lanes in the same flight: what is asked on them waits for the verdict at the host
+            let identified = async {
+                let verdict = link::identify(&connection, &request, asked).await?;
+                let link = Link::open(connection.clone()).await?;
+                let _ = report.send(Progress::Opened(id, link));
+                verdict.verdict().await
+            };
+            match tokio::time::timeout(HANDSHAKE, identified).await {
                 Ok(Ok(verdict)) => {
                     let denied = matches!(verdict, Verdict::Denied(_));
                     let _ = report.send(Progress::Verdict(id, verdict));
@@ -427,25 +456,6 @@ impl Supervisor {
         if let Some((_, connection)) = &self.connection {
             link::close(connection, CloseReason::Misbehaved);
         }
-    }
-
-    fn link(&self, id: ConnectionId, grant: Grant) {
-        let Some((_, connection)) = self.connection.clone() else {
-            return;
-        };
-        let report = self.report.clone();
-        tokio::spawn(async move {
-            let linked: Result<Link, LinkError> = Link::open(connection.clone()).await;
-            match linked {
-                Ok(link) => {
-                    let _ = report.send(Progress::Linked(id, link, grant));
-                }
-                Err(error) => {
-                    tracing::debug!(%error, "cannot open the log's lanes");
-                    link::close(&connection, CloseReason::Done);
-                }
-            }
-        });
     }
 
     fn end(&mut self, end: End) {

@@ -54,13 +54,13 @@ pub(super) struct Target {
 }
 
 impl Search {
-    pub(super) fn new(now: Instant) -> Self {
+    pub(super) fn new(now: Instant, tcp_at_once: bool) -> Self {
         Self {
             began: now,
             round_ends: now + PUNCH_ROUND,
             next: now,
             retries: 0,
-            tcp_from: now + TCP_AFTER,
+            tcp_from: if tcp_at_once { now } else { now + TCP_AFTER },
             tcp_until: now + TCP_TIME,
             tcp_over: false,
             told: false,

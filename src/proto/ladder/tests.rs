@@ -66,6 +66,7 @@ impl World {
             let candidates = Candidates {
                 udp: vec![(other, Rung::UdpPublic)],
                 tcp: vec![(tcp, Rung::TcpPublic)],
+                tcp_at_once: !net.udp,
             };
             let (wanted, ask_after) = match role {
                 Role::Client => (wanted, None),
@@ -260,6 +261,13 @@ fn the_relay_carries_at_once_and_then_no_more() {
     let relayed = world.relayed;
     world.run(Duration::from_secs(60));
     assert_eq!(world.relayed, relayed, "the relay rests");
+}
+
+#[test]
+fn tcp_does_not_wait_for_udp_that_is_known_to_be_blocked() {
+    let mut world = World::new(1, Net { udp: false, ..ALL }, wanted(Order::Auto));
+    world.run(Duration::from_millis(250));
+    assert!(world.peers.iter().all(|peer| matches!(peer.path, Some(Path::Tcp(_)))));
 }
 
 #[test]

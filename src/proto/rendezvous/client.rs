@@ -9,7 +9,7 @@ use crate::proto::rendezvous::upkeep::{Draw, Due, Upkeep};
 use crate::proto::rendezvous::{Introduction, Output};
 use crate::wire::relay::RelayGrant;
 use crate::wire::rendezvous::{
-    FromServer, MatchId, Public, Role, Routing, Seal, Sealed, ToServer, probe_key,
+    FirstFlight, FromServer, MatchId, Public, Role, Routing, Seal, Sealed, ToServer, probe_key,
 };
 
 /// Between two requests to be matched: well inside what the server lets a client do.
@@ -38,6 +38,8 @@ pub struct ClientSide {
     routing: Routing,
     seeking: Seeking,
     last_seek: Option<Instant>,
+    /// For the next request.
+    first: Option<FirstFlight>,
     upkeep: Upkeep,
     draw: Draw,
     /// Of the introduction that follows.
@@ -52,8 +54,8 @@ enum Seeking {
     /// To be sent then, if there is a connection. Our mapping need not be known: the host hears of
     /// it when it is.
     Due { at: Instant },
-    /// Sent with this nonce.
-    Sent { nonce: [u8; 24] },
+    /// Sent with this nonce, and this along with it.
+    Sent { nonce: [u8; 24], first: Option<FirstFlight> },
 }
 
 impl ClientSide {
@@ -65,6 +67,7 @@ impl ClientSide {
             routing: Routing::default(),
             seeking: Seeking::Due { at: now },
             last_seek: None,
+            first: None,
             upkeep: Upkeep::new(true),
             draw: Draw::new(seed),
             grant: None,
@@ -101,6 +104,11 @@ impl ClientSide {
             self.seeking = Seeking::Due { at: rested.map_or(now, |rested| rested.max(now)) };
         }
         self.handle_timeout(now);
+    }
+
+    /// What our QUIC has to say goes along with the next request, once.
+    pub fn set_first_flight(&mut self, first: FirstFlight) {
+        self.first = Some(first).filter(FirstFlight::is_bounded);
     }
 
     /// There is a connection to the server.
@@ -187,7 +195,8 @@ impl ClientSide {
     fn seek(&mut self, now: Instant) {
         let nonce = self.draw.bytes();
         let seal = Seal::Client(self.config.peer);
-        match seal.seal(&self.config.pair_key, nonce, &self.routing) {
+        let first = self.first.take();
+        match seal.seal_with(&self.config.pair_key, nonce, &self.routing, first.as_ref()) {
             Ok(sealed) => {
                 self.outputs.push_back(Output::Send(ToServer::Seek { index: self.index, sealed }));
             }
@@ -195,7 +204,7 @@ impl ClientSide {
             Err(error) => tracing::error!(%error, "cannot seal our routing information"),
         }
         self.last_seek = Some(now);
-        self.seeking = Seeking::Sent { nonce };
+        self.seeking = Seeking::Sent { nonce, first };
     }
 
     fn introduce(
@@ -206,10 +215,11 @@ impl ClientSide {
         sealed: &Sealed,
         now: Instant,
     ) {
-        let Seeking::Sent { nonce } = self.seeking else {
+        let Seeking::Sent { nonce, first } = &self.seeking else {
             // the answer to an older request crossed our new one
             return;
         };
+        let (nonce, first) = (*nonce, first.clone());
         if host != self.config.host {
             tracing::warn!(?host, "another machine answers for the host on this server");
             self.seeking = Seeking::Due { at: now + SQUATTED_PAUSE };
@@ -230,6 +240,7 @@ impl ClientSide {
             routing: Routing { tcp_public: public.tcp, udp_public: public.udp, ..theirs },
             probe_key: probe_key(pair_key, match_id, &nonce, &sealed.nonce),
             relay: self.grant.take().filter(|(of, _)| *of == match_id).map(|(_, grant)| grant),
+            first,
         };
         self.seeking = Seeking::Content;
         self.outputs.push_back(Output::Introduced(introduction));

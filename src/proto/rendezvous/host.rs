@@ -218,9 +218,9 @@ impl HostSide {
         sealed: &Sealed,
     ) -> Option<(ToServer, Introduction)> {
         let key = self.keys.get(&index).filter(|key| key.peer == client)?;
-        let theirs = Seal::Client(client)
-            .open(&key.pair_key, sealed)
-            .filter(|theirs| theirs.mac == Some(self.mac))?;
+        let (theirs, first) = Seal::Client(client)
+            .open_with(&key.pair_key, sealed)
+            .filter(|(theirs, _)| theirs.mac == Some(self.mac))?;
         let relay = self.grant.take().filter(|(of, _)| *of == match_id).map(|(_, grant)| grant);
         let nonce = self.draw.bytes();
         let ours =
@@ -231,6 +231,7 @@ impl HostSide {
             routing: Routing { tcp_public: public.tcp, udp_public: public.udp, ..theirs },
             probe_key: probe_key(&key.pair_key, match_id, &sealed.nonce, &nonce),
             relay,
+            first,
         };
         let accept = ToServer::Accept { match_id, sealed: ours };
         Some((accept, introduction))

@@ -13,7 +13,7 @@ use crate::identity::{BlindedMac, hmac};
 use crate::limits::INDICES_MAX;
 use crate::proto::PeerMisbehaved;
 use crate::wire::rendezvous::{
-    FromServer, INDICES_PER_MESSAGE, MatchId, Public, Role, Routing, Sealed, ToServer,
+    FirstFlight, FromServer, INDICES_PER_MESSAGE, MatchId, Public, Role, Routing, Sealed, ToServer,
 };
 use world::{DELAY, MAC, Machine, World, address, pair_key, peer, routing};
 
@@ -38,6 +38,27 @@ fn host_first_or_client_first_both_are_introduced_within_four_flights() {
         world.assert_introduced(host, client);
         assert_eq!(world.daemons[client].no_match, usize::from(!host_first));
         assert_eq!(world.matcher.stats().matches, 1);
+    }
+}
+
+#[test]
+fn a_first_flight_goes_along_with_one_request() {
+    let mut world = World::new();
+    let (host, client) = (world.host(HOST, CLIENT), world.client(CLIENT, HOST));
+    let first = FirstFlight(vec![0xc0; 1200]);
+    if let Machine::Client(client) = &mut world.daemons[client].machine {
+        client.set_first_flight(first.clone());
+    }
+    world.connect(host);
+    world.connect(client);
+    world.run(soon());
+    world.seek_again(client);
+    world.run(soon());
+    world.assert_introduced(host, client);
+    for daemon in [host, client] {
+        let introduced = world.daemons[daemon].introduced.iter();
+        let rode: Vec<_> = introduced.map(|introduction| introduction.first.clone()).collect();
+        assert_eq!(rode, [Some(first.clone()), None]);
     }
 }
 
