@@ -30,6 +30,8 @@ mod gate;
 mod guard;
 /// The habits of git, SQLite, a compiler.
 mod habits;
+/// Hosts, clients, servers and strangers that do not keep to the protocol.
+mod hostile;
 /// What is open when the host is killed or its machine restarted.
 mod kept;
 /// File locks between clients, and with processes of the host.

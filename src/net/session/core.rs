@@ -255,6 +255,16 @@ impl Core {
         inner.pump(self);
     }
 
+    /// The host broke the protocol on a connection: nobody waits for what it was asked there.
+    pub(crate) fn misbehaved(self: &Arc<Self>, connection: ConnectionId) {
+        let mut inner = self.lock();
+        if inner.view.connection == connection {
+            inner.caller.handle_misbehaved(connection);
+            inner.log.handle_misbehaved(connection);
+            inner.pump(self);
+        }
+    }
+
     /// The host said something about entries.
     pub(crate) fn acknowledged(
         self: &Arc<Self>,

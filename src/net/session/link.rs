@@ -69,7 +69,7 @@ impl Link {
         for receive in self.receives.drain(..) {
             tokio::spawn(read_lane(self.connection.clone(), id, receive, Arc::clone(core)));
         }
-        self.calls.listen(&self.connection, core);
+        self.calls.listen(&self.connection, id, core);
         if let Some(notices) = self.notices.take() {
             tokio::spawn(read_notices(self.connection.clone(), id, notices, Arc::clone(core)));
         }
@@ -140,6 +140,13 @@ pub(crate) fn close(connection: &Connection, reason: CloseReason) {
     connection.close(VarInt::from_u32(reason.to_code()), b"");
 }
 
+/// Ends a connection on which the host broke the protocol.
+pub(crate) fn misbehaved(connection: &Connection, id: ConnectionId, core: &Arc<Core>, what: &str) {
+    tracing::warn!(error = what, "the host misbehaved: closing the connection");
+    close(connection, CloseReason::Misbehaved);
+    core.misbehaved(id);
+}
+
 async fn exchange(
     connection: &Connection,
     call: &Call,
@@ -185,7 +192,7 @@ async fn read_notices(
     core: Arc<Core>,
 ) {
     loop {
-        let misbehaved = match stream::receive::<Notice>(&mut receive).await {
+        let what = match stream::receive::<Notice>(&mut receive).await {
             Ok((notice, _)) => match core.noticed(id, &notice) {
                 Ok(()) => continue,
                 Err(error) => error.to_string(),
@@ -193,9 +200,7 @@ async fn read_notices(
             Err(error) if error.is_misbehaviour() => error.to_string(),
             Err(_) => return,
         };
-        tracing::warn!(error = misbehaved, "the host misbehaved: closing the connection");
-        close(&connection, CloseReason::Misbehaved);
-        return;
+        return misbehaved(&connection, id, &core, &what);
     }
 }
 
@@ -229,7 +234,7 @@ async fn read_lane(
     core: Arc<Core>,
 ) {
     loop {
-        let misbehaved = match stream::receive::<LogAck>(&mut receive).await {
+        let what = match stream::receive::<LogAck>(&mut receive).await {
             Ok((ack, _)) => match core.acknowledged(id, ack) {
                 Ok(()) => continue,
                 Err(error) => error.to_string(),
@@ -237,8 +242,6 @@ async fn read_lane(
             Err(error) if error.is_misbehaviour() => error.to_string(),
             Err(_) => return,
         };
-        tracing::warn!(error = misbehaved, "the host misbehaved: closing the connection");
-        close(&connection, CloseReason::Misbehaved);
-        return;
+        return misbehaved(&connection, id, &core, &what);
     }
 }
