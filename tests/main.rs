@@ -34,6 +34,8 @@ mod habits;
 mod hostile;
 /// What is open when the host is killed or its machine restarted.
 mod kept;
+/// kill -9 of everything, at random moments.
+mod kills;
 /// File locks between clients, and with processes of the host.
 mod locks;
 /// Three programs with three state directories on loopback, and a kernel mount.
