@@ -102,9 +102,11 @@ fn killed(
     let _ = fs::remove_file(&log);
     let mountd = home.world.processes_of(b"p2pfs-mountd");
     let mut writer = Command::new("python3");
-    writer.args(["-c", CONFIRMED]).args([&confirmed, &log]).stdin(Stdio::piped());
-    let mut writer = writer.stderr(Stdio::null()).spawn().unwrap();
-    let mut copier = job.start(origin, &into, home);
+    writer.args(["-c", CONFIRMED, "confirmed"]).arg(&log).stdin(Stdio::piped());
+    // from within: what is not mounted at the moment is not written to
+    writer.current_dir(&home.mountpoint).stderr(Stdio::null());
+    let mut writer = writer.spawn().unwrap();
+    let mut copier = job.start(origin, home);
     thread::sleep(moment);
     let running = copier.try_wait().unwrap().is_none();
     match victim {
@@ -118,7 +120,7 @@ fn killed(
     let kept = check_confirmed(&log, &home.disk.join("confirmed"));
     let shown = format!("{round:>3}: {victim:?} {moment:>5.0?} into {job:?}");
     if matches!(victim, Victim::Mountd) {
-        mount_again(home);
+        back_again(home);
     } else {
         assert_eq!((done, wrote), (Some(0), Some(0)), "{shown}");
         home.sync();
@@ -156,9 +158,10 @@ impl Origin {
 }
 
 impl Job {
-    fn start(self, origin: &Origin, into: &Path, home: &Home) -> Child {
+    fn start(self, origin: &Origin, home: &Home) -> Child {
         let said = File::create(home.world.path("job.log")).unwrap();
-        self.command(origin, into).stderr(said).stdin(Stdio::null()).spawn().unwrap()
+        let mut command = self.command(origin, Path::new("copy"));
+        command.current_dir(&home.mountpoint).stderr(said).stdin(Stdio::null()).spawn().unwrap()
     }
 
     fn command(self, origin: &Origin, into: &Path) -> Command {
@@ -231,16 +234,11 @@ fn kill_all(pids: &[Pid]) {
     }
 }
 
-/// A dead mount stays until it is taken away; then the next one is made.
-fn mount_again(home: &Home) {
-    eventually("the dead mount to be gone", Duration::from_secs(20), || {
-        if is_mounted(&home.mountpoint) {
-            let mut umount = Command::new("umount");
-            let _ = umount.arg("-l").arg(&home.mountpoint).stderr(Stdio::null()).status();
-        }
-        !is_mounted(&home.mountpoint)
+/// The mount comes back by itself.
+fn back_again(home: &Home) {
+    eventually("the mount to be back", Duration::from_secs(20), || {
+        is_mounted(&home.mountpoint) && home.mountpoint.join("hello").exists()
     });
-    home.mount(OPTIONS);
 }
 
 /// What was confirmed is on the host's disk, whole; how many files that are.
