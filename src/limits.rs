@@ -47,6 +47,14 @@ pub const LOCKS_MAX: usize = 4096;
 pub const LEASE_BATCH_MAX: usize = 256;
 /// Open files of one session.
 pub const HANDLES_MAX: usize = 65_536;
+/// Matches of one key that a host looks for a path of at once: its mounts, and what they left
+/// behind; a server may say more.
+pub const PATHLESS_PER_KEY_MAX: usize = 16;
+/// Connections of one match that have not identified themselves yet: one that dies leaves another.
+pub const KNOCKS_MAX: usize = 4;
+/// What a connection may send before it is approved, bytes: request 21, and the first calls behind
+/// it.
+pub const KNOCK_BYTES_MAX: u32 = 64 << 10;
 /// Sessions of one host.
 pub const SESSIONS_MAX: usize = 256;
 /// A passphrase or password, bytes.

@@ -143,7 +143,12 @@ fn key_file(key_dir: &Path) -> PathBuf {
     key_dir.join("p2pfs").join("key")
 }
 
-fn parse_device(text: &str) -> Result<DeviceId, String> {
+/// Reads what a `device` file says.
+///
+/// # Errors
+///
+/// What is wrong with it, for people.
+pub fn parse_device(text: &str) -> Result<DeviceId, String> {
     let names = ["serial", "vendor", "product"];
     let mut values = [const { None }; 3];
     for line in text.lines().filter(|line| !line.trim().is_empty()) {

@@ -30,8 +30,12 @@ mod gate;
 mod guard;
 /// The habits of git, SQLite, a compiler.
 mod habits;
+/// Hosts, clients, servers and strangers that do not keep to the protocol.
+mod hostile;
 /// What is open when the host is killed or its machine restarted.
 mod kept;
+/// kill -9 of everything, at random moments.
+mod kills;
 /// File locks between clients, and with processes of the host.
 mod locks;
 /// Three programs with three state directories on loopback, and a kernel mount.

@@ -54,11 +54,8 @@ fn a_running_session_notices_nothing_of_a_server_that_is_killed() {
     let status = home.world.mount_status();
     assert_eq!((&status["connection_id"], &status["state"]), (&before, &"connected".into()));
 
-    let address = home.server.ready.strip_prefix("p2pfs://").unwrap();
-    let (listen, _) = address.split_once('#').unwrap();
-    let args = ["run", "--listen", listen, "--stun", "127.0.0.1:0"];
     let back = Instant::now();
-    home.server = home.world.start(Side::Server, &args);
+    home.start_server();
     eventually("the host to be registered again", Duration::from_secs(10), || {
         home.world.status(Side::Server)["hosts"] == 1
     });

@@ -22,6 +22,9 @@ const TOP_LEVEL: [&str; 10] = [
     "tests",
 ];
 
+/// Bytes of a fuzzer's making.
+const FUZZ_CORPUS: &str = "tests/fuzz/corpus";
+
 /// A file that is longer wants a design talk.
 const LINES_WANTED: usize = 500;
 /// No file is longer.
@@ -209,7 +212,9 @@ fn files() -> Vec<Source> {
         for entry in fs::read_dir(dir).unwrap() {
             let path = entry.unwrap().path();
             let name = path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned();
-            if matches!(name.as_str(), ".git" | "target" | "Cargo.lock" | "LICENSE") {
+            if matches!(name.as_str(), ".git" | "target" | "LICENSE" | FUZZ_CORPUS)
+                || name.ends_with("Cargo.lock")
+            {
                 continue;
             }
             if path.is_dir() {

@@ -296,6 +296,15 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
+        if thread::panicking() {
+            let logs = fs::read_dir(self.state(Side::Client)).into_iter().flatten().flatten();
+            for path in logs.map(|entry| entry.path()) {
+                if path.extension().is_some_and(|extension| extension == "log") {
+                    let log = fs::read(&path).unwrap_or_default();
+                    eprintln!("--- {}\n{}", path.display(), String::from_utf8_lossy(&log));
+                }
+            }
+        }
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         let ours = self.dir.path().to_string_lossy().into_owned();
         for target in mounts.lines().filter_map(|line| line.split(' ').nth(1)) {

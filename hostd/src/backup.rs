@@ -32,10 +32,24 @@ const SECRET: &str = "secret.key";
 /// As many keys as a host may record, and room.
 const BYTES_MAX: u64 = 16 << 20;
 
+/// What a backup holds.
 #[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-struct Contents {
+pub struct Contents {
     files: BTreeMap<String, String>,
+}
+
+impl Contents {
+    /// Reads what was sealed.
+    pub fn parse(text: &str) -> Option<Self> {
+        toml::from_str(text).ok()
+    }
+}
+
+impl std::fmt::Debug for Contents {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Contents(..)")
+    }
 }
 
 impl Drop for Contents {
@@ -172,14 +186,17 @@ fn seal(contents: &Contents, passphrase: &Passphrase) -> io::Result<Vec<u8>> {
     Ok([head.as_bytes(), &salt, &chunk].concat())
 }
 
-struct Sealed<'a> {
+/// A backup's file, not opened yet.
+#[derive(Debug)]
+pub struct Sealed<'a> {
     stretch: Stretch,
     salt: &'a [u8; 32],
     chunk: &'a [u8],
 }
 
 impl<'a> Sealed<'a> {
-    fn parse(bytes: &'a [u8]) -> Option<Self> {
+    /// Reads the file; `None` if it is no backup.
+    pub fn parse(bytes: &'a [u8]) -> Option<Self> {
         let rest = bytes.strip_prefix(MAGIC.as_bytes())?;
         let end = rest.iter().position(|byte| *byte == b'\n')?;
         let stretch = std::str::from_utf8(&rest[..end]).ok()?.parse().ok()?;
@@ -192,7 +209,7 @@ impl<'a> Sealed<'a> {
         let mut sealing = sealing(&self.stretch, passphrase, self.salt);
         let (text, is_last) = sealing.open(&mut rest).ok()?;
         let text = std::str::from_utf8(&text).ok().filter(|_| is_last)?;
-        toml::from_str(text).ok()
+        Contents::parse(text)
     }
 }
 

@@ -55,9 +55,18 @@ impl Config {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
             Err(error) => return Err(bad_file(&path, &error.to_string())),
         };
+        Self::parse(&text).map_err(|what| bad_file(&path, &what))
+    }
+
+    /// Reads what the file says.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it, for people.
+    pub fn parse(text: &str) -> Result<Self, String> {
         let config: Self =
-            toml::from_str(&text).map_err(|error| bad_file(&path, error.to_string().trim_end()))?;
-        config.check().map_err(|what| bad_file(&path, &what))?;
+            toml::from_str(text).map_err(|error| error.to_string().trim_end().to_owned())?;
+        config.check()?;
         Ok(config)
     }
 

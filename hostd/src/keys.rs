@@ -134,17 +134,24 @@ impl Keys {
             )
         };
         let records = match read(&path) {
-            Ok(text) => {
-                let file: File = toml::from_str(&text).map_err(|error| bad(error.message()))?;
-                file.keys
-            }
+            Ok(text) => Self::parse(&text).map_err(|what| bad(&what))?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(bad(&error.to_string())),
         };
-        if records.len() > KEYS_MAX {
-            return Err(bad("too many keys"));
-        }
         Ok(Self { path, records, unsaved: false })
+    }
+
+    /// Reads what the file says.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it, for people; never anything that stands in it.
+    pub fn parse(text: &str) -> Result<Vec<Record>, String> {
+        let file: File = toml::from_str(text).map_err(|error| error.message().to_owned())?;
+        if file.keys.len() > KEYS_MAX {
+            return Err("too many keys".into());
+        }
+        Ok(file.keys)
     }
 
     /// All of them, in the order of pairing.

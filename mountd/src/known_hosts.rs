@@ -13,7 +13,7 @@ const FILE: &str = "hosts.toml";
 
 /// By the host's public key.
 #[derive(Debug, Default, Deserialize, Serialize)]
-struct KnownHosts {
+pub struct KnownHosts {
     #[serde(default)]
     hosts: BTreeMap<String, KnownHost>,
 }
@@ -25,6 +25,17 @@ struct KnownHost {
     /// Where it was asked for.
     #[serde(default)]
     servers: Vec<String>,
+}
+
+impl KnownHosts {
+    /// Reads what the file says.
+    ///
+    /// # Errors
+    ///
+    /// It is not in order.
+    pub fn parse(text: &str) -> io::Result<Self> {
+        toml::from_str(text).map_err(io::Error::other)
+    }
 }
 
 /// Notes a host's name and MAC as it told them in an authenticated session, and its servers.
@@ -55,7 +66,7 @@ pub(crate) fn servers(dir: &Path) -> Vec<String> {
 
 fn read(path: &Path) -> io::Result<KnownHosts> {
     match std::fs::read_to_string(path) {
-        Ok(text) => toml::from_str(&text).map_err(io::Error::other),
+        Ok(text) => KnownHosts::parse(&text),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(KnownHosts::default()),
         Err(error) => Err(error),
     }

@@ -23,14 +23,14 @@ mod identity;
 mod import;
 mod install;
 mod key;
-mod known_hosts;
+pub mod known_hosts;
 mod lock;
 mod locked;
 mod mounted;
 pub mod options;
-mod sealed;
+pub mod sealed;
 mod secrets;
-mod spec;
+pub mod spec;
 mod store;
 
 use std::ffi::OsStr;

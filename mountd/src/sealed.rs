@@ -29,9 +29,9 @@ const FILE_BYTES_MAX: u64 = 4 * LOG_BYTES_UNSTABLE_MAX as u64;
 /// Entries of one file: unstable ones and ones that are set aside.
 const ENTRIES_MAX: u64 = 16 * LOG_ENTRIES_UNSTABLE_MAX as u64;
 
-/// The first chunk.
+/// The first chunk: whose the entries are.
 #[derive(Debug, Deserialize, Serialize)]
-struct Head {
+pub struct Head {
     session: SessionId,
     host: PeerId,
     share: String,
@@ -162,7 +162,15 @@ fn open(path: &Path, secret: &SecretKey) -> io::Result<(Head, PutAway)> {
     if fs::metadata(path)?.len() > FILE_BYTES_MAX {
         return Err(io::Error::other("too long"));
     }
-    let file = fs::read(path)?;
+    parse(&fs::read(path)?, secret)
+}
+
+/// Reads a file that was sealed for `secret`.
+///
+/// # Errors
+///
+/// It is damaged, of another version, or sealed for another key.
+pub fn parse(file: &[u8], secret: &SecretKey) -> io::Result<(Head, PutAway)> {
     let damaged = || io::Error::other("damaged, or sealed by another version");
     let rest = file.strip_prefix(MAGIC).ok_or_else(damaged)?;
     let (salt, mut rest) = rest.split_first_chunk::<32>().ok_or_else(damaged)?;

@@ -11,13 +11,13 @@ use crate::store;
 
 /// A key directory and a share.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct Spec {
+pub struct Spec {
     /// As it was given, for `findmnt`.
-    pub(crate) given: OsString,
+    pub given: OsString,
     /// The key directory, absolute.
-    pub(crate) key: PathBuf,
+    pub key: PathBuf,
     /// The share; without it the only one.
-    pub(crate) share: Option<String>,
+    pub share: Option<String>,
 }
 
 impl Spec {
@@ -44,7 +44,11 @@ impl Spec {
     }
 
     /// The share follows the last `:` if it holds no `/`.
-    pub(crate) fn parse(given: &OsStr) -> Result<Self, Failure> {
+    ///
+    /// # Errors
+    ///
+    /// There is no key, or no share behind the `:`, or that is not text.
+    pub fn parse(given: &OsStr) -> Result<Self, Failure> {
         let bytes = given.as_bytes();
         let colon = bytes.iter().rposition(|byte| *byte == b':');
         let split = colon.filter(|colon| !bytes[*colon..].contains(&b'/'));

@@ -16,7 +16,8 @@ use tokio::task::JoinHandle;
 use crate::failure::{Code, Failure};
 use crate::net::congestion::PathEpoch;
 use crate::net::direct::DirectRuntime;
-use crate::net::pathmux::{PathMux, Virtual};
+use crate::net::pathmux::PathMux;
+pub use crate::net::pathmux::Virtual;
 use crate::net::quic;
 use crate::net::rendezvous::{FirstFlight, Introduction, RelayInbox, ServerLink};
 use crate::proto::ladder::Tried;
@@ -28,8 +29,9 @@ use self::driver::Driver;
 
 /// The network side.
 #[derive(Debug)]
-pub(crate) struct Endpoint {
-    pub(crate) quic: quinn::Endpoint,
+pub struct Endpoint {
+    /// QUIC over the paths; peers have [`Virtual`] addresses.
+    pub quic: quinn::Endpoint,
     mux: Arc<PathMux>,
     commands: mpsc::UnboundedSender<Command>,
     routing: watch::Receiver<Routing>,
@@ -38,8 +40,10 @@ pub(crate) struct Endpoint {
 
 /// What happens to a peer's path.
 #[derive(Clone, Debug)]
-pub(crate) enum PathEvent {
+pub enum PathEvent {
+    /// There is one, or another one.
     Up(PathInfo),
+    /// There is none any more.
     Down,
     /// The host asks us to identify ourselves.
     Asked,
@@ -49,12 +53,15 @@ pub(crate) enum PathEvent {
 
 /// A path.
 #[derive(Clone, Debug)]
-pub(crate) struct PathInfo {
-    pub(crate) rung: Rung,
+pub struct PathInfo {
+    /// Which kind.
+    pub rung: Rung,
     /// The peer's address, or the relay's.
-    pub(crate) address: Option<SocketAddr>,
-    pub(crate) rtt: Option<Duration>,
-    pub(crate) tried: Vec<Tried>,
+    pub address: Option<SocketAddr>,
+    /// How long a probe took there and back.
+    pub rtt: Option<Duration>,
+    /// What was tried before it.
+    pub tried: Vec<Tried>,
 }
 
 /// How a client identified itself (R7, R8, R21).
@@ -83,15 +90,19 @@ impl Auth {
 
 /// How we meet a peer.
 #[derive(Debug)]
-pub(crate) struct Meet {
-    pub(crate) introduction: Introduction,
-    pub(crate) link: ServerLink,
-    pub(crate) role: Role,
-    pub(crate) wanted: Wanted,
+pub struct Meet {
+    /// The match.
+    pub introduction: Introduction,
+    /// The connection that it came over.
+    pub link: ServerLink,
+    /// Which side we are.
+    pub role: Role,
+    /// What the owner wants of the paths.
+    pub wanted: Wanted,
     /// As a host: when to ask the client to identify itself.
-    pub(crate) ask_after: Option<Duration>,
+    pub ask_after: Option<Duration>,
     /// The peer, if QUIC knows it already.
-    pub(crate) peer: Option<Virtual>,
+    pub peer: Option<Virtual>,
 }
 
 impl PathInfo {
@@ -144,7 +155,11 @@ enum Command {
 
 impl Endpoint {
     /// Binds and starts. A host gives `server`; a client dials with a configuration of its own.
-    pub(crate) fn start(
+    ///
+    /// # Errors
+    ///
+    /// The UDP socket cannot be opened.
+    pub fn start(
         listen: Option<SocketAddr>,
         server: Option<quinn::ServerConfig>,
         mac: Option<crate::identity::MacAddress>,
@@ -173,18 +188,18 @@ impl Endpoint {
     }
 
     /// Where we are, as far as we know; kept up to date.
-    pub(crate) fn routing(&self) -> watch::Receiver<Routing> {
+    pub fn routing(&self) -> watch::Receiver<Routing> {
         self.routing.clone()
     }
 
     /// Where registrations put what the relay brings over their connections.
-    pub(crate) fn relay_inbox(&self) -> RelayInbox {
+    pub fn relay_inbox(&self) -> RelayInbox {
         let mux = Arc::clone(&self.mux);
         RelayInbox::new(move |relayed| mux.handle_relayed(relayed))
     }
 
     /// Asks these servers again and again where our socket is seen.
-    pub(crate) fn set_stun_servers(&self, servers: Vec<SocketAddr>) {
+    pub fn set_stun_servers(&self, servers: Vec<SocketAddr>) {
         let _ = self.commands.send(Command::Stun(servers));
     }
 
@@ -194,7 +209,7 @@ impl Endpoint {
     }
 
     /// Looks for a path to a peer; the peer is known to quinn by the address of what is returned.
-    pub(crate) fn meet(&self, meet: Meet) -> (Virtual, mpsc::UnboundedReceiver<PathEvent>) {
+    pub fn meet(&self, meet: Meet) -> (Virtual, mpsc::UnboundedReceiver<PathEvent>) {
         let peer = meet.peer.unwrap_or_else(|| self.mux.add_peer());
         let (events, events_out) = mpsc::unbounded_channel();
         let _ = self.commands.send(Command::Meet { meet: Box::new(meet), peer, events });

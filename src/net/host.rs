@@ -10,14 +10,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::address::ServerAddress;
 use crate::failure::Failure;
 use crate::id::{HostRun, SessionId};
 use crate::identity::{MacAddress, PeerId, SecretKey};
-use crate::limits::SESSION_LINGER;
+use crate::limits::{KNOCKS_MAX, PATHLESS_PER_KEY_MAX, SESSION_LINGER};
 use crate::net::daemon;
 use crate::net::endpoint::{Endpoint, Meet, PathEvent, PathInfo, path_json};
 use crate::net::nat::routing_json;
@@ -95,6 +95,8 @@ struct Introduced {
     path: Option<PathInfo>,
     tried: Vec<Tried>,
     quiet_since: Instant,
+    /// For connections that have not identified themselves yet.
+    knocks: Arc<Semaphore>,
 }
 
 impl Host {
@@ -202,6 +204,7 @@ impl Shared {
         let meet = Meet { introduction, link, role, wanted, ask_after, peer: None };
         // what it has said already is looked at when it is known
         let mut state = self.lock();
+        self.make_room(&mut state, peer);
         let (handle, mut events) = self.endpoint.meet(meet);
         let introduced = Introduced {
             peer,
@@ -210,6 +213,7 @@ impl Shared {
             path: None,
             tried: Vec::new(),
             quiet_since: Instant::now(),
+            knocks: Arc::new(Semaphore::new(KNOCKS_MAX)),
         };
         state.peers.insert(handle.address(), introduced);
         drop(state);
@@ -231,6 +235,18 @@ impl Shared {
         });
     }
 
+    /// One more match of this key: the one that has found no path for the longest time goes.
+    fn make_room(&self, state: &mut HostState, peer: PeerId) {
+        let pathless = || state.peers.values().filter(|one| one.peer == peer && one.path.is_none());
+        if pathless().count() >= PATHLESS_PER_KEY_MAX
+            && let Some(oldest) = pathless().min_by_key(|one| one.quiet_since)
+        {
+            let handle = oldest.handle;
+            state.peers.remove(&handle.address());
+            self.endpoint.remove(handle);
+        }
+    }
+
     async fn accept(self: Arc<Self>) {
         while let Some(incoming) = self.endpoint.quic.accept().await {
             let Some(introduced) = self.lock().peers.get(&incoming.remote_address()).cloned()
@@ -238,7 +254,12 @@ impl Shared {
                 incoming.ignore();
                 continue;
             };
-            tokio::spawn(connection::serve(Arc::clone(&self), incoming, introduced));
+            let Ok(knock) = Arc::clone(&introduced.knocks).try_acquire_owned() else {
+                tracing::debug!(peer = ?introduced.peer, "too many connections at once");
+                incoming.refuse();
+                continue;
+            };
+            tokio::spawn(connection::serve(Arc::clone(&self), incoming, introduced, knock));
         }
     }
 

@@ -42,7 +42,7 @@ const CONTROL_QUEUE: usize = 1024;
 
 /// The address that quinn knows a peer by.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub(crate) struct Virtual(u32);
+pub struct Virtual(u32);
 
 /// A datagram that is not QUIC.
 #[derive(Debug)]
@@ -74,7 +74,7 @@ pub(crate) struct PathMux {
 
 impl Virtual {
     /// In a range that no network routes (RFC 4193), told apart by its last bits.
-    pub(crate) fn address(self) -> SocketAddr {
+    pub fn address(self) -> SocketAddr {
         let [high, low] = [(self.0 >> 16) as u16, self.0 as u16];
         let ip = Ipv6Addr::new(0xfd70, 0x3270, 0x6673, 0, 0, 0, high, low);
         SocketAddr::V6(SocketAddrV6::new(ip, 1, 0, 0))

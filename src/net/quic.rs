@@ -8,7 +8,9 @@ use quinn::{AckFrequencyConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig
 
 use crate::failure::{Code, Failure};
 use crate::identity::{PeerId, SecretKey};
-use crate::limits::{CALL_LANES, CALLS_IN_FLIGHT_MAX, CONNECTION_IDLE, KEEP_ALIVE, MTU_MAX};
+use crate::limits::{
+    CALL_LANES, CALLS_IN_FLIGHT_MAX, CONNECTION_IDLE, KEEP_ALIVE, KNOCK_BYTES_MAX, MTU_MAX,
+};
 use crate::net::congestion::{PathEpoch, PerPathConfig};
 use crate::net::tls::{self, Expected};
 use crate::wire::version::FILES_ALPN;
@@ -26,10 +28,11 @@ const ACK_WITHIN: Duration = Duration::from_millis(5);
 const OTHER_STREAMS: u32 = 3 + CALL_LANES as u32;
 
 /// For a client that expects one host.
-pub(crate) fn client_config(
-    secret: &SecretKey,
-    host: PeerId,
-) -> Result<quinn::ClientConfig, Failure> {
+///
+/// # Errors
+///
+/// Never with the ciphers that this crate is built with.
+pub fn client_config(secret: &SecretKey, host: PeerId) -> Result<quinn::ClientConfig, Failure> {
     let tls = tls::client_config(secret, Expected::Peer(host), FILES_ALPN);
     let quic = QuicClientConfig::try_from(tls).map_err(no_cipher)?;
     Ok(quinn::ClientConfig::new(Arc::new(quic)))
@@ -41,12 +44,16 @@ pub(crate) fn client_on(
     epoch: Arc<PathEpoch>,
 ) -> quinn::ClientConfig {
     let mut config = config.clone();
-    config.transport_config(transport(epoch));
+    config.transport_config(transport(epoch, CONNECTION_WINDOW));
     config
 }
 
 /// For a host: any key may prove itself, the policy decides afterwards.
-pub(crate) fn server_config(secret: &SecretKey) -> Result<quinn::ServerConfig, Failure> {
+///
+/// # Errors
+///
+/// Never with the ciphers that this crate is built with.
+pub fn server_config(secret: &SecretKey) -> Result<quinn::ServerConfig, Failure> {
     let tls = tls::server_config(secret, Expected::Anyone, FILES_ALPN);
     let quic = QuicServerConfig::try_from(tls).map_err(no_cipher)?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(quic));
@@ -55,14 +62,20 @@ pub(crate) fn server_config(secret: &SecretKey) -> Result<quinn::ServerConfig, F
     Ok(config)
 }
 
-/// The same, for a connection whose congestion state follows the peer's paths.
+/// The same, for a connection whose congestion state follows the peer's paths. Until [`widen`] it
+/// takes only what a client says before it is approved.
 pub(crate) fn server_on(
     config: &quinn::ServerConfig,
     epoch: Arc<PathEpoch>,
 ) -> Arc<quinn::ServerConfig> {
     let mut config = config.clone();
-    config.transport_config(transport(epoch));
+    config.transport_config(transport(epoch, KNOCK_BYTES_MAX));
     Arc::new(config)
+}
+
+/// Gives an approved connection the window that it needs.
+pub(crate) fn widen(connection: &quinn::Connection) {
+    connection.set_receive_window(VarInt::from_u32(CONNECTION_WINDOW));
 }
 
 /// No greased QUIC bit: the shared socket tells QUIC by it (RFC 9443).
@@ -72,7 +85,7 @@ pub(crate) fn endpoint_config() -> quinn::EndpointConfig {
     config
 }
 
-fn transport(epoch: Arc<PathEpoch>) -> Arc<TransportConfig> {
+fn transport(epoch: Arc<PathEpoch>, window: u32) -> Arc<TransportConfig> {
     let streams = u32::try_from(CALLS_IN_FLIGHT_MAX).unwrap_or(u32::MAX) + OTHER_STREAMS;
     let mut discovery = MtuDiscoveryConfig::default();
     discovery.upper_bound(MTU_MAX);
@@ -83,7 +96,7 @@ fn transport(epoch: Arc<PathEpoch>) -> Arc<TransportConfig> {
         .max_concurrent_bidi_streams(VarInt::from_u32(streams))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
-        .receive_window(VarInt::from_u32(CONNECTION_WINDOW))
+        .receive_window(VarInt::from_u32(window))
         .send_window(u64::from(CONNECTION_WINDOW))
         .initial_rtt(Duration::from_millis(100))
         .keep_alive_interval(Some(KEEP_ALIVE))

@@ -108,6 +108,19 @@ impl<C: Clone, R> Caller<C, R> {
         }
     }
 
+    /// The host broke the protocol on a connection, which is closed: what it was asked there would
+    /// be answered so again, and fails with EPROTO.
+    pub fn handle_misbehaved(&mut self, connection: ConnectionId) {
+        if !matches!(self.link, Link::Up(current) if current == connection) {
+            return;
+        }
+        let unsent = &self.unsent;
+        let failed: Vec<_> =
+            self.calls.extract_if(.., |id, _| !unsent.contains(id)).map(|(id, _)| id).collect();
+        let result = |id| Output::Complete { id, result: Err(Errno::EPROTO) };
+        self.outputs.extend(failed.into_iter().map(result));
+    }
+
     /// The host answered; a late answer over an older connection is as good.
     pub fn handle_reply(&mut self, id: RequestId, result: Result<R, Errno>) {
         if self.remove(id) {
@@ -252,6 +265,23 @@ mod tests {
         caller.handle_connected(ConnectionId(1));
         caller.call(9);
         assert_eq!(drain(&mut caller), [send(1, 3, 9)]);
+    }
+
+    #[test]
+    fn what_a_host_answers_with_nonsense_is_not_asked_again() {
+        let now = Instant::now();
+        let mut caller = Caller::new(Some(GRACE), now);
+        caller.handle_connected(ConnectionId(1));
+        caller.call(7);
+        drain(&mut caller);
+        caller.handle_misbehaved(ConnectionId(0));
+        assert_eq!(drain(&mut caller), []);
+        caller.handle_misbehaved(ConnectionId(1));
+        assert_eq!(drain(&mut caller), [complete(1, Err(Errno::EPROTO))]);
+        caller.handle_lost(ConnectionId(1), now);
+        caller.call(8);
+        caller.handle_connected(ConnectionId(2));
+        assert_eq!(drain(&mut caller), [send(2, 2, 8)]);
     }
 
     #[test]

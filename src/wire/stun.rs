@@ -6,8 +6,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use stun_types::attribute::{
-    Attribute, AttributeStaticType, AttributeType, Fingerprint, RawAttribute, Software,
-    XorMappedAddress,
+    Attribute, AttributeStaticType, AttributeType, ErrorCode, Fingerprint, RawAttribute, Software,
+    UnknownAttributes, XorMappedAddress,
 };
 use stun_types::message::{
     BINDING, Message, MessageClass, MessageWrite, MessageWriteExt, MessageWriteVec, TransactionId,
@@ -18,6 +18,7 @@ pub const STUN_BYTES_MAX: usize = 1280;
 /// A message without attributes, bytes.
 const HEADER_BYTES: usize = 20;
 const CHANGE_REQUEST: AttributeType = AttributeType::new(0x0003);
+const UNKNOWN_ATTRIBUTE: u16 = 420;
 const OTHER_ADDRESS: AttributeType = AttributeType::new(0x802c);
 const MAGIC_COOKIE: [u8; 4] = [0x21, 0x12, 0xa4, 0x42];
 /// Fills our requests up to what the longest answer takes (IPv6, with a fingerprint), 52 bytes.
@@ -143,7 +144,11 @@ pub fn answer(datagram: &[u8], source: SocketAddr, other: Option<SocketAddr>) ->
         }
         answer
     } else {
-        Message::unknown_attributes(&message, &unknown, MessageWriteVec::new())
+        // the codec's own names itself and the reason in words: too long an answer to a stranger
+        let mut answer = Message::builder_error(&message, MessageWriteVec::new());
+        answer.add_attribute(&ErrorCode::new(UNKNOWN_ATTRIBUTE, "").ok()?).ok()?;
+        answer.add_attribute(&UnknownAttributes::new(&unknown)).ok()?;
+        answer
     };
     if message.has_attribute(Fingerprint::TYPE) {
         answer.add_fingerprint().ok()?;
@@ -196,7 +201,6 @@ fn transaction_id(transaction: Transaction) -> TransactionId {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use stun_types::attribute::ErrorCode;
 
     use super::*;
 

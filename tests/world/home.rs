@@ -100,7 +100,21 @@ impl Home {
         self.host = self.world.host(&server, &shares);
     }
 
-    /// The same, on a machine that has booted since.
+    /// Kills the server and starts it again where it was.
+    pub(crate) fn restart_server(&mut self) {
+        self.server.kill_now();
+        self.start_server();
+    }
+
+    /// Starts a server that was killed, where it was.
+    pub(crate) fn start_server(&mut self) {
+        let address = self.server.ready.strip_prefix("p2pfs://").unwrap();
+        let (listen, _) = address.split_once('#').unwrap();
+        let args = ["run", "--listen", listen, "--stun", "127.0.0.1:0"];
+        self.server = self.world.start(Side::Server, &args);
+    }
+
+    /// Kills the host and starts it again on a machine that has booted since.
     pub(crate) fn reboot_host(&mut self) {
         let (server, shares) = self.host_args();
         self.host.kill_now();

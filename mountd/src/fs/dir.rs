@@ -100,6 +100,13 @@ impl Portion {
     }
 }
 
+/// A page is no longer than was asked for, and leads on from the cookie that it was asked with.
+pub(super) fn check(page: &DirPage, cookie: u64) -> Result<(), Errno> {
+    let leads_on = page.entries.last().is_none_or(|last| last.cookie != cookie);
+    let fits = page.entries.len() <= DIR_PAGE_ENTRIES_MAX;
+    if leads_on && fits { Ok(()) } else { Err(Errno::EPROTO) }
+}
+
 impl Fs {
     /// The entries behind `cookie`, which is 0 at the start.
     pub async fn list(&self, handle: HandleId, cookie: u64) -> Result<Portion, Errno> {
@@ -129,6 +136,7 @@ impl Fs {
                 let (Reply::Dir(page), _) = self.remote.call(call).await? else {
                     return Err(Errno::EPROTO);
                 };
+                check(&page, host_cookie)?;
                 (Arc::new(Page::new(host_cookie, page, asked)), 0)
             }
         };

@@ -11,7 +11,7 @@ use p2pfs::wire::call::{Access, Asked, Call, DataVersion, Reply};
 use p2pfs::wire::errno::Errno;
 use tokio::sync::OwnedMutexGuard;
 
-use super::dir::Listing;
+use super::dir::{self, Listing};
 use super::handle::Handle;
 use super::inode::Inode;
 use super::{Fs, OpenMode, Opened};
@@ -87,7 +87,7 @@ impl Fs {
     ) -> Result<(), Errno> {
         let asked = self.tick();
         match call.await {
-            Ok((Reply::OpenDir(attr, page), _)) => {
+            Ok((Reply::OpenDir(attr, page), _)) if dir::check(&page, 0).is_ok() => {
                 let found = self.seen(&open.inode, attr, asked);
                 if found.is_settled() {
                     open.inode.note_opened(found.attr);

@@ -19,6 +19,17 @@ use tokio::io::unix::AsyncFd;
 const LOOK: Duration = Duration::from_millis(200);
 const EVENT_BYTES: usize = 4 << 10;
 
+/// What a look at the key has shown.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Look {
+    /// It is there.
+    There,
+    /// It is not, or it is another one.
+    Gone,
+    /// The look takes long: the machine, the disk or the stick is busy, or the stick is dying.
+    Stalled,
+}
+
 /// Looks after a key's folder.
 #[derive(Debug)]
 pub(crate) struct KeyWatch {
@@ -38,7 +49,7 @@ impl KeyWatch {
     }
 
     /// Whether the key `id` is there, on the same device.
-    pub(crate) async fn has(&self, id: &KeyId, device: &DeviceId) -> bool {
+    pub(crate) async fn has(&self, id: &KeyId, device: &DeviceId) -> Look {
         let (id, device) = (id.clone(), device.clone());
         self.look(move |dir| {
             let there = read_device(dir).is_ok_and(|there| same_device(&there, &device));
@@ -54,14 +65,18 @@ impl KeyWatch {
             Ok(_) => true,
             Err(failure) => failure.code == Code::Passphrase,
         };
-        self.look(move |dir| is_there(open_key(dir, None).map(drop))).await
+        self.look(move |dir| is_there(open_key(dir, None).map(drop))).await == Look::There
     }
 
-    /// A stick that is dying may take for ever: then it is not there.
-    async fn look(&self, look: impl FnOnce(&Path) -> bool + Send + 'static) -> bool {
+    /// A stick that is dying may take for ever.
+    async fn look(&self, look: impl FnOnce(&Path) -> bool + Send + 'static) -> Look {
         let dir = self.dir.clone();
         let looked = tokio::task::spawn_blocking(move || look(&dir));
-        matches!(tokio::time::timeout(LOOK, looked).await, Ok(Ok(true)))
+        match tokio::time::timeout(LOOK, looked).await {
+            Ok(Ok(true)) => Look::There,
+            Ok(_) => Look::Gone,
+            Err(_) => Look::Stalled,
+        }
     }
 
     /// Resolves when it is time to look: something happened, or `until` or the regular look is due.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use quinn::{Connection, ConnectionError, Incoming, RecvStream, SendStream, VarInt};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::id::HostRun;
 use crate::identity::PeerId;
@@ -23,8 +23,13 @@ use crate::wire::session::{CloseReason, Denial, Grant, Identify, StreamKind, Ver
 /// No session lives long enough for more entries.
 const ENTRY_MAX: u64 = 1 << 62;
 
-/// Serves a connection until it ends.
-pub(super) async fn serve(shared: Arc<Shared>, incoming: Incoming, introduced: Introduced) {
+/// Serves a connection until it ends. `knock`: its place among those that nobody has approved.
+pub(super) async fn serve(
+    shared: Arc<Shared>,
+    incoming: Incoming,
+    introduced: Introduced,
+    knock: OwnedSemaphorePermit,
+) {
     let quic = quic::server_on(&shared.quic, shared.endpoint.epoch(introduced.handle));
     let accepted = match incoming.accept_with(quic) {
         Ok(connecting) => tokio::time::timeout(HANDSHAKE, connecting).await,
@@ -51,6 +56,8 @@ pub(super) async fn serve(shared: Arc<Shared>, incoming: Incoming, introduced: I
         close(&connection, CloseReason::Denied);
         return;
     };
+    drop(knock);
+    quic::widen(&connection);
     let room = Arc::new(Semaphore::new(CALLS_IN_FLIGHT_MAX));
     while let Ok((send, receive)) = connection.accept_bi().await {
         let (session, connection) = (Arc::clone(&session), connection.clone());

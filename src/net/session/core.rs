@@ -242,7 +242,7 @@ impl Core {
     ) {
         let mut inner = self.lock();
         if at_once {
-            link.listen_calls(self);
+            link.listen_calls(self, connection);
         }
         inner.opened = Some((connection, link));
         if at_once {
@@ -298,6 +298,16 @@ impl Core {
         inner.caller.handle_lost(connection, now);
         inner.log.handle_lost(connection);
         inner.pump(self);
+    }
+
+    /// The host broke the protocol on a connection: nobody waits for what it was asked there.
+    pub(crate) fn misbehaved(self: &Arc<Self>, connection: ConnectionId) {
+        let mut inner = self.lock();
+        if inner.view.connection == connection {
+            inner.caller.handle_misbehaved(connection);
+            inner.log.handle_misbehaved(connection);
+            inner.pump(self);
+        }
     }
 
     /// The host said something about entries.

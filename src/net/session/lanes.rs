@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use quinn::{Connection, RecvStream};
 
+use crate::id::ConnectionId;
 use crate::limits::CALL_LANES;
 use crate::net::outbox::Outbox;
 use crate::net::session::core::Core;
@@ -48,10 +49,10 @@ impl CallLanes {
     }
 
     /// Hands answers to `core`.
-    pub(super) fn listen(&mut self, connection: &Connection, core: &Arc<Core>) {
+    pub(super) fn listen(&mut self, connection: &Connection, id: ConnectionId, core: &Arc<Core>) {
         for (lane, receive) in self.lanes.iter().zip(self.receives.drain(..)) {
             let under_way = Arc::clone(&lane.under_way);
-            tokio::spawn(read(connection.clone(), receive, Arc::clone(core), under_way));
+            tokio::spawn(read(connection.clone(), id, receive, Arc::clone(core), under_way));
         }
     }
 
@@ -69,6 +70,7 @@ impl CallLanes {
 
 async fn read(
     connection: Connection,
+    connection_id: ConnectionId,
     mut receive: RecvStream,
     core: Arc<Core>,
     under_way: Arc<AtomicUsize>,
@@ -82,8 +84,7 @@ async fn read(
                 core.answered(id, reply.map(|reply| (reply, body)));
             }
             Err(error) if error.is_misbehaviour() => {
-                tracing::warn!(%error, "the host misbehaved: closing the connection");
-                return link::close(&connection, CloseReason::Misbehaved);
+                return link::misbehaved(&connection, connection_id, &core, &error.to_string());
             }
             Err(error) => {
                 tracing::debug!(%error, "a lane of calls ended");

@@ -61,8 +61,8 @@ impl Link {
     }
 
     /// Hands answers to `core`.
-    pub(crate) fn listen_calls(&mut self, core: &Arc<Core>) {
-        self.calls.listen(&self.connection, core);
+    pub(crate) fn listen_calls(&mut self, core: &Arc<Core>, id: ConnectionId) {
+        self.calls.listen(&self.connection, id, core);
     }
 
     /// Hands all that the host says to `core`.
@@ -70,7 +70,7 @@ impl Link {
         for receive in self.receives.drain(..) {
             tokio::spawn(read_lane(self.connection.clone(), id, receive, Arc::clone(core)));
         }
-        self.listen_calls(core);
+        self.listen_calls(core, id);
         if let Some(notices) = self.notices.take() {
             tokio::spawn(read_notices(self.connection.clone(), id, notices, Arc::clone(core)));
         }
@@ -154,6 +154,13 @@ pub(crate) fn close(connection: &Connection, reason: CloseReason) {
     connection.close(VarInt::from_u32(reason.to_code()), b"");
 }
 
+/// Ends a connection on which the host broke the protocol.
+pub(crate) fn misbehaved(connection: &Connection, id: ConnectionId, core: &Arc<Core>, what: &str) {
+    tracing::warn!(error = what, "the host misbehaved: closing the connection");
+    close(connection, CloseReason::Misbehaved);
+    core.misbehaved(id);
+}
+
 async fn exchange(
     connection: &Connection,
     call: &Call,
@@ -197,7 +204,7 @@ async fn read_notices(
     core: Arc<Core>,
 ) {
     loop {
-        let misbehaved = match stream::receive::<Notice>(&mut receive).await {
+        let what = match stream::receive::<Notice>(&mut receive).await {
             Ok((notice, _)) => match core.noticed(id, &notice) {
                 Ok(()) => continue,
                 Err(error) => error.to_string(),
@@ -205,9 +212,7 @@ async fn read_notices(
             Err(error) if error.is_misbehaviour() => error.to_string(),
             Err(_) => return,
         };
-        tracing::warn!(error = misbehaved, "the host misbehaved: closing the connection");
-        close(&connection, CloseReason::Misbehaved);
-        return;
+        return misbehaved(&connection, id, &core, &what);
     }
 }
 
@@ -218,7 +223,7 @@ async fn read_lane(
     core: Arc<Core>,
 ) {
     loop {
-        let misbehaved = match stream::receive::<LogAck>(&mut receive).await {
+        let what = match stream::receive::<LogAck>(&mut receive).await {
             Ok((ack, _)) => match core.acknowledged(id, ack) {
                 Ok(()) => continue,
                 Err(error) => error.to_string(),
@@ -226,8 +231,6 @@ async fn read_lane(
             Err(error) if error.is_misbehaviour() => error.to_string(),
             Err(_) => return,
         };
-        tracing::warn!(error = misbehaved, "the host misbehaved: closing the connection");
-        close(&connection, CloseReason::Misbehaved);
-        return;
+        return misbehaved(&connection, id, &core, &what);
     }
 }

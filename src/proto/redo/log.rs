@@ -296,6 +296,13 @@ impl<B: Clone + Default> Log<B> {
         self.give_up_with(Errno::ETIMEDOUT);
     }
 
+    /// The host broke the protocol on a connection, which is closed: what is awaited fails with
+    /// EPROTO, as in [`Self::give_up`].
+    pub fn handle_misbehaved(&mut self, connection: ConnectionId) {
+        self.handle_lost(connection);
+        self.give_up_with(Errno::EPROTO);
+    }
+
     fn give_up_with(&mut self, errno: Errno) {
         if self.link != Link::Down {
             return;

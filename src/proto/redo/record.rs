@@ -33,8 +33,8 @@ pub const SLOT_BYTES: usize = 256;
 /// Slots: every entry that is not stable has one, and as many before it.
 pub const SLOTS: usize = 2 * crate::limits::LOG_ENTRIES_UNSTABLE_MAX;
 
-/// Where a slot's result begins.
-const RESULT: usize = 96;
+/// Where in a slot its result begins.
+pub const RESULT: usize = 96;
 const HEADER_COPY_BYTES: usize = HEADER_BYTES / 2;
 const MAGIC: [u8; 8] = *b"p2pfsrec";
 const VERSION: u32 = 1;
