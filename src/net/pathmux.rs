@@ -61,6 +61,8 @@ pub(crate) struct Frame {
 /// The socket.
 pub(crate) struct PathMux {
     socket: Udp,
+    /// The socket had no room the last time.
+    full: AtomicBool,
     state: UdpSocketState,
     dual_stack: bool,
     control: mpsc::Sender<Control>,
@@ -102,6 +104,7 @@ impl PathMux {
         let (control, controls) = mpsc::channel(CONTROL_QUEUE);
         let mux = Self {
             socket,
+            full: AtomicBool::new(false),
             state,
             dual_stack,
             control,
@@ -300,7 +303,10 @@ impl PathMux {
             src_ip: None,
         };
         match self.state.send(self.socket.get().into(), &real) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(error),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.full.store(true, Ordering::Relaxed);
+                Err(error)
+            }
             Err(error) => {
                 tracing::trace!(%error, "datagram not sent");
                 Ok(())
@@ -408,6 +414,10 @@ struct WritePoller {
 
 impl UdpPoller for WritePoller {
     fn poll_writable(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // asked before every datagram
+        if !self.mux.full.load(Ordering::Relaxed) {
+            return Poll::Ready(Ok(()));
+        }
         let mux = Arc::clone(&self.mux);
         let waiting = self
             .waiting
@@ -415,6 +425,7 @@ impl UdpPoller for WritePoller {
         let ready = waiting.as_mut().poll(cx);
         if ready.is_ready() {
             self.waiting = None;
+            self.mux.full.store(false, Ordering::Relaxed);
         }
         ready
     }
