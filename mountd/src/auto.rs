@@ -206,8 +206,14 @@ impl Watcher {
     /// Takes all mounts away, and the directories that are empty then.
     fn end(self) -> Result<(), Failure> {
         let state = self.request.state;
-        let running = self.seen.into_values().flat_map(|seen| seen.mounts);
-        running.fold(Ok(()), |result, running| result.and(running.end(&state)))
+        let mut result = Ok(());
+        // one that cannot be ended does not keep the others
+        for running in self.seen.into_values().flat_map(|seen| seen.mounts) {
+            if let Err(failure) = running.end(&state) {
+                result = Err(failure);
+            }
+        }
+        result
     }
 }
 

@@ -46,8 +46,7 @@ impl Udp {
         // the runtime knows a descriptor once only
         let same = self.get().try_clone()?;
         let same = told_of(same, Interest::WRITABLE)?;
-        let ready = same.writable().await.map(drop);
-        ready
+        same.writable().await.map(drop)
     }
 }
 
