@@ -82,7 +82,8 @@ impl<K: Send + 'static> Outbox<K> {
     ///
     /// # Errors
     ///
-    /// [`SendError::Encode`] or [`SendError::TooLong`]: it is not a frame. What was to be kept comes
+                    tracing::debug!(%error, "a lane ended");
+                    return;
     /// back.
     pub(crate) fn put<T: Serialize>(
         &self,
