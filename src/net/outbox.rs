@@ -82,9 +82,8 @@ impl<K: Send + 'static> Outbox<K> {
     ///
     /// # Errors
     ///
-                    tracing::debug!(%error, "a lane ended");
-                    return;
-    /// back.
+    /// [`SendError::Encode`] or [`SendError::TooLong`]: it is not a frame. What was to be kept
+    /// comes back.
     pub(crate) fn put<T: Serialize>(
         &self,
         value: &T,
