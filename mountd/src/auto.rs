@@ -8,6 +8,7 @@ mod places;
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -72,6 +73,8 @@ impl Request {
 /// A key that was seen.
 struct Seen {
     id: KeyId,
+    /// Its directory: another one, or one that was moved, is a key that was plugged in again.
+    place: Option<(u64, u64, i64, i64)>,
     mounts: Vec<Running>,
     /// When to try again, if it opened nothing.
     retry: Option<Instant>,
@@ -138,9 +141,12 @@ impl Watcher {
 
     async fn look(&mut self, dir: PathBuf) {
         let Ok(public) = read_public(&dir) else { return };
+        let place = identity(&dir);
         let earlier = self.seen.remove(&dir);
+        let is_same =
+            |seen: &Seen| seen.id == public.id && (seen.place == place || !seen.mounts.is_empty());
         let mut seen = match earlier {
-            Some(seen) if seen.id == public.id => seen,
+            Some(seen) if is_same(&seen) => Seen { place, ..seen },
             other => {
                 // another key in the same place
                 for running in other.into_iter().flat_map(|seen| seen.mounts) {
@@ -150,7 +156,7 @@ impl Watcher {
                 }
                 tracing::info!(key = %dir.display(), host = public.host_name, "a key");
                 let retry = Some(Instant::now());
-                Seen { id: public.id, mounts: Vec::new(), retry, said: None }
+                Seen { id: public.id, place, mounts: Vec::new(), retry, said: None }
             }
         };
         if seen.retry.is_some_and(|at| at <= Instant::now()) {
@@ -254,6 +260,12 @@ impl Running {
         }
         ended
     }
+}
+
+/// Device, number and change of a directory.
+fn identity(dir: &Path) -> Option<(u64, u64, i64, i64)> {
+    let found = fs::metadata(dir).ok()?;
+    Some((found.dev(), found.ino(), found.ctime(), found.ctime_nsec()))
 }
 
 /// As the name of a directory: nothing leads elsewhere, whatever the host calls itself.

@@ -53,8 +53,8 @@ pub(crate) fn run(request: &MountRequest) -> Result<(), Failure> {
 
 async fn live(request: &MountRequest) -> Result<End, Failure> {
     let watch = KeyWatch::new(&store::locate(&request.state, &request.spec));
+    let mut place = Place::take(request).await?;
     loop {
-        let mut place = Place::take(request).await?;
         let Some(()) = place.until(wait(&watch)).await else { return Ok(End::Unmounted) };
         place.key_is_there.store(true, Ordering::Relaxed);
         let Some(started) = place.start(request).await else { return Ok(End::Unmounted) };
@@ -72,6 +72,7 @@ async fn live(request: &MountRequest) -> Result<End, Failure> {
             drop(place);
             place = Place::take(request).await?;
         }
+        place.key_is_there.store(false, Ordering::Relaxed);
         let pause = async {
             match failure.code {
                 // nobody is there to type it: whoever mounts again takes this one's place
