@@ -25,7 +25,7 @@ type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// Where requests are parked.
 #[derive(Debug)]
 pub(super) struct Parking {
-    parked: Mutex<VecDeque<(Instant, Weak<Parked>)>>,
+    parked: Mutex<VecDeque<(Instant, Arc<Parked>)>>,
     /// The first one since there was none.
     first: Notify,
 }
@@ -85,7 +85,7 @@ impl Parking {
         }
         let mut queue = lock(&self.parked);
         let was_empty = queue.is_empty();
-        queue.push_back((Instant::now(), Arc::downgrade(&parked)));
+        queue.push_back((Instant::now(), parked));
         drop(queue);
         if was_empty {
             self.first.notify_one();
@@ -96,7 +96,7 @@ impl Parking {
         let mut queue = lock(&self.parked);
         let now = Instant::now();
         let count = queue.iter().take_while(|(since, _)| now - *since >= PARKED).count();
-        queue.drain(..count).filter_map(|(_, parked)| parked.upgrade()).collect()
+        queue.drain(..count).map(|(_, parked)| parked).collect()
     }
 }
 
@@ -142,6 +142,12 @@ impl Parked {
             self.state.is_task.store(true, Ordering::SeqCst);
             self.runtime.spawn(work);
         }
+    }
+}
+
+impl std::fmt::Debug for Parked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Parked").field("state", &self.state).finish_non_exhaustive()
     }
 }
 
