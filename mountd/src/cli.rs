@@ -184,6 +184,9 @@ struct MountArguments {
     /// Wait until the key is there, and mount again whenever it can be.
     #[arg(long, hide = true)]
     locked: bool,
+    /// The process before this one was killed.
+    #[arg(long, hide = true)]
+    after_crash: bool,
     /// Take passphrase and password from standard input.
     #[arg(long, hide = true)]
     secrets: bool,
@@ -286,6 +289,7 @@ fn mount(arguments: MountArguments) -> Result<(), Failure> {
     }
     let words = Words { options: words, sloppy: arguments.sloppy };
     let mut request = MountRequest::new(spec, arguments.mountpoint, options, words)?;
+    request.after_crash = arguments.after_crash;
     if arguments.locked {
         log::init();
         return locked::run(&request);

@@ -23,6 +23,9 @@ const END_POLL: Duration = Duration::from_millis(20);
 /// In the status of a mount that is not there: it waits for its key, or for its host.
 pub(crate) const WAITS: &str = "waits";
 
+/// In the status of a mount whose first process was killed.
+pub(crate) const AFTER_CRASH: &str = "after_crash";
+
 /// The directory of the mount at `mountpoint`.
 pub(crate) fn mount_dir(state: &Path, mountpoint: &Path) -> PathBuf {
     mounts(state).join(format!("{:016x}", hash(mountpoint)))
@@ -174,6 +177,10 @@ fn after_crash(dir: &Path) -> bool {
     died
 }
 
+fn is_ours(mountpoint: &Path) -> bool {
+    mount::find(mountpoint).is_some_and(|mount| mount.kind == mount::TYPE)
+}
+
 /// Waits until the process of an earlier mount at this place has delivered what was written.
 fn wait_for_end(
     dir: &Path,
@@ -183,10 +190,13 @@ fn wait_for_end(
 ) -> Result<(), Failure> {
     let start = Instant::now();
     while let Ok(Some(status)) = admin::request(dir, &json!({"command": "status"})) {
-        if status[WAITS] == true || crashed {
+        if status[WAITS] == true || status[AFTER_CRASH] == true || crashed {
             // it only waits for its key, or has come back by itself, which nobody has asked for as
             // he asks now: whoever mounts takes its place
             admin::request(dir, &json!({"command": "unmount"}))?;
+        } else if is_ours(mountpoint) {
+            // somebody uses it
+            return Ok(());
         }
         if start.elapsed() > limit {
             return Err(Failure::new(

@@ -31,6 +31,8 @@ use crate::mounted::MountRequest;
 
 /// The name that it goes by: whoever kills all that is called mountd does not kill it.
 pub(crate) const NAME: &str = "p2pfs-guard";
+/// Tells what begins anew why.
+const AFTER_CRASH: &str = "--after-crash";
 /// What mountd says when it ends in order.
 const GOODBYE: &[u8] = b".";
 /// How long the guard may take to end when it is dismissed, milliseconds.
@@ -67,7 +69,7 @@ impl Guard {
             mountpoint: mounted.mountpoint().into(),
             device: mounted.device().to_owned(),
             book: book.as_fd().as_raw_fd(),
-            arguments: request.again(),
+            arguments: [request.again(), vec![AFTER_CRASH.into()]].concat(),
         };
         // inherited by this child only
         rustix::io::fcntl_setfd(book, FdFlags::empty())?;

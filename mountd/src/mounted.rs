@@ -53,6 +53,8 @@ pub(crate) struct MountRequest {
     pub(crate) secrets: Secrets,
     /// How it was asked for.
     pub(crate) words: Words,
+    /// The process before this one was killed.
+    pub(crate) after_crash: bool,
 }
 
 /// Options, as they were given.
@@ -77,7 +79,8 @@ impl MountRequest {
             let hint = "choose another one with --state DIR";
             Failure::new(Code::Internal, format!("{}: {error}", state.display()), hint)
         })?;
-        Ok(Self { spec, mountpoint, options, state, secrets: Secrets::default(), words })
+        let secrets = Secrets::default();
+        Ok(Self { spec, mountpoint, options, state, secrets, words, after_crash: false })
     }
 
     /// Checks the mount point. An earlier mount there may end first.
@@ -205,6 +208,7 @@ struct Shared {
     session: Arc<ClientSession>,
     fs: Arc<Fs>,
     draining: AtomicBool,
+    after_crash: bool,
 }
 
 /// The directory of the control socket; removed with the mount.
@@ -242,6 +246,7 @@ impl Mount {
             session,
             fs: fs.clone(),
             draining: AtomicBool::new(false),
+            after_crash: request.after_crash,
         });
         let dir = MountDir(control::mount_dir(&request.state, &request.mountpoint));
         daemon::state_dir(Some(dir.0.clone()), "mountd")?;
@@ -377,6 +382,9 @@ impl Shared {
         status["mountpoint"] = json!(self.mountpoint.to_string_lossy());
         status["share"] = json!(self.session.grant().share);
         status["cache"] = json!(self.fs.cache().stats());
+        if self.after_crash {
+            status[control::AFTER_CRASH] = json!(true);
+        }
         if self.draining.load(Ordering::Relaxed) {
             status["state"] = json!("draining");
         }
