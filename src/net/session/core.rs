@@ -156,7 +156,8 @@ impl Core {
             {
                 return (Err(errno), false);
             }
-            let is_alone = inner.is_quiet();
+            // nobody waits for closing: it travels with the next call
+            let is_alone = inner.is_quiet() && !matches!(call, Call::Release { .. });
             inner.note_closed(&call);
             let id = inner.caller.call(call);
             inner.answers.insert(id, (answer, None));
