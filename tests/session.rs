@@ -214,6 +214,7 @@ impl HostParts {
             servers: vec![self.server.clone()],
             keys: watch::channel(vec![self.recorded.clone()]).1,
             policy: Arc::clone(owner) as Arc<dyn Policy>,
+            reserve: false,
         })
         .unwrap()
     }

@@ -39,7 +39,7 @@ use p2pfs::proto::redo::record::{Header, Recovered};
 use p2pfs::wire::call::{Access, Call, Entry, ReadVersion, Reply};
 use p2pfs::wire::errno::Errno;
 use p2pfs::wire::lease::LeaseRequest;
-use p2pfs::wire::log::{Change, Outcome, Refused};
+use p2pfs::wire::log::{Change, Mutation, Outcome, Refused};
 use p2pfs::wire::name::Name;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io;
@@ -265,6 +265,14 @@ impl Export for View {
 
     fn try_call(&self, call: &Call) -> Option<Result<(Reply, Bytes), Errno>> {
         self.answer_now(call)
+    }
+
+    fn is_brief_call(&self, call: &Call) -> bool {
+        self.share.quick && self.is_brief(call)
+    }
+
+    fn is_brief_change(&self, mutation: &Mutation, body_bytes: usize) -> bool {
+        self.share.quick && quick::is_brief(mutation, body_bytes)
     }
 
     fn apply(

@@ -25,6 +25,8 @@ use crate::owner::{self, Lock, Owner, Request};
 use crate::policy::{House, Shares};
 use crate::record::Records;
 
+/// Threads that serve the network only while the disk makes others wait.
+const RESERVE: usize = 1;
 /// How long it may take until the disk knows when a key was last seen.
 const FLUSH: Duration = Duration::from_secs(5);
 /// How late a session may end whose key's time is over.
@@ -56,7 +58,7 @@ pub fn run(dir: &Path, args: ServeArgs) -> Result<(), Failure> {
     let owner = Arc::new(Owner::open(dir, lock)?);
     let records = Records::open(dir)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(network_threads())
+        .worker_threads(network_threads() + RESERVE)
         .enable_all()
         .build()
         .map_err(|error| {
@@ -107,6 +109,7 @@ async fn serve(
         servers: config.servers,
         keys: daemon.owner.recorded(),
         policy: Arc::new(house),
+        reserve: true,
     })?;
     let host = daemon.host.get_or_init(|| host);
     daemon::ready(&format!("ready hostd {}", daemon.owner.secret().peer_id()));

@@ -26,7 +26,7 @@ use rustix::io::FdFlags;
 use serde::{Deserialize, Serialize};
 
 use self::book::NodeBook;
-use crate::fuse::mount::Mounted;
+use crate::fuse::mount::{MountId, Mounted};
 use crate::mounted::MountRequest;
 
 /// The name that it goes by: whoever kills all that is called mountd does not kill it.
@@ -42,8 +42,7 @@ const END_MS: u64 = 50;
 #[derive(Debug, Deserialize, Serialize)]
 struct Post {
     mountpoint: OsString,
-    /// `MAJOR:MINOR` of the mount.
-    device: String,
+    mount: MountId,
     /// The descriptor of the book.
     book: i32,
     /// With which this program waits for the key, and mounts again.
@@ -67,7 +66,7 @@ impl Guard {
     ) -> io::Result<Self> {
         let post = Post {
             mountpoint: mounted.mountpoint().into(),
-            device: mounted.device().to_owned(),
+            mount: mounted.id().clone(),
             book: book.as_fd().as_raw_fd(),
             arguments: [request.again(), vec![AFTER_CRASH.into()]].concat(),
         };

@@ -3,6 +3,7 @@
 mod connection;
 mod lane;
 mod session;
+mod work;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
@@ -10,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 
@@ -34,6 +36,7 @@ use crate::wire::rendezvous::Routing;
 use crate::wire::session::CloseReason;
 
 use self::session::HostSession;
+use self::work::Work;
 
 /// How often sessions without a connection are looked for.
 const TICK: Duration = Duration::from_secs(1);
@@ -58,6 +61,10 @@ pub struct HostConfig {
     pub keys: watch::Receiver<Vec<RecordedKey>>,
     /// The owner's rules.
     pub policy: Arc<dyn Policy>,
+    /// Whether brief work for the disk is done on the runtime's own threads. One of them is kept in
+    /// reserve for when the disk makes another wait, so there must be one more than the network
+    /// needs.
+    pub reserve: bool,
 }
 
 /// A running host.
@@ -76,6 +83,7 @@ struct Shared {
     quic: quinn::ServerConfig,
     role: path::Side,
     auth_wait: Duration,
+    work: Work,
     registrations: Mutex<Vec<Registration>>,
     state: Mutex<HostState>,
 }
@@ -127,6 +135,7 @@ impl Host {
             quic,
             role: config.role,
             auth_wait: config.auth_wait,
+            work: if config.reserve { Work::here(&Handle::current()) } else { Work::elsewhere() },
             registrations: Mutex::new(registrations),
             state: Mutex::default(),
         });
@@ -174,6 +183,7 @@ impl Drop for Host {
         // Connections and matches hold on to what is shared: without socket and server they end
         self.shared.registrations().clear();
         self.shared.endpoint.stop();
+        self.shared.work.end();
     }
 }
 

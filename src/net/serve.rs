@@ -14,7 +14,7 @@ use crate::proto::redo::record::{Header, Recovered};
 use crate::wire::call::{Call, Reply};
 use crate::wire::errno::Errno;
 use crate::wire::lease::{LeaseRequest, Notice};
-use crate::wire::log::{Change, Outcome, Refused};
+use crate::wire::log::{Change, Mutation, Outcome, Refused};
 use crate::wire::session::{Denial, Identify};
 
 /// The owner's rules: who may use what.
@@ -48,7 +48,8 @@ impl std::fmt::Debug for Authorised {
     }
 }
 
-/// One session's view of a share. All methods may block: they are called on threads for that.
+/// One session's view of a share. All methods may block: they are called on threads for that, or,
+/// where they say that it is brief, where it can be told that they do.
 ///
 /// Order is the session's business: a `Sync`, `SyncAll` or `Release` arrives when the entries that
 /// it names are applied, and an entry when those it comes after are. Everything else runs in
@@ -62,6 +63,19 @@ pub trait Export: Send + Sync {
     fn try_call(&self, call: &Call) -> Option<Result<(Reply, Bytes), Errno>> {
         let _ = call;
         None
+    }
+
+    /// Whether [`Self::call`] takes some microseconds for it while nothing waits for a disk.
+    fn is_brief_call(&self, call: &Call) -> bool {
+        let _ = call;
+        false
+    }
+
+    /// Whether [`Self::apply`] takes some microseconds for it, with so long a body, while nothing
+    /// waits for a disk.
+    fn is_brief_change(&self, mutation: &Mutation, body_bytes: usize) -> bool {
+        let _ = (mutation, body_bytes);
+        false
     }
 
     /// Carries out a change; `body` is the data of a write or the value of an attribute.

@@ -1,7 +1,8 @@
 //! Answers that wait for nothing: what the kernel has in memory, on file systems of this machine.
 //!
 //! They are given on the network's own thread, which saves two hand-overs between threads. Whatever
-//! might wait (for a disk, for a lease that somebody holds) is left to `View::call`.
+//! might wait (for a disk, for a lease that somebody holds) is left to `View::call`; what is brief
+//! if it does not wait is told apart from what takes its time anyway.
 
 use std::io::IoSliceMut;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -9,16 +10,22 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use p2pfs::id::{HandleId, NodeId};
-use p2pfs::wire::call::{Access, Attr, Call, Entry, ReadVersion, Reply};
+use p2pfs::wire::call::{Access, Asked, Attr, Call, Entry, ReadVersion, Reply};
 use p2pfs::wire::errno::Errno;
+use p2pfs::wire::log::{Mutation, Occupant, RenameMode};
 use p2pfs::wire::name::Name;
-use rustix::fs::OFlags;
+use rustix::fs::{OFlags, Stat};
 use rustix::io::{self, ReadWriteFlags};
 
 use super::{OpenFile, View, beneath, errno, meta, read};
 
 /// The largest read that is answered at once, bytes: longer copies would hold up others.
 const READ_BYTES_MAX: u32 = 64 << 10;
+
+/// The longest write that is brief, bytes.
+const WRITE_BYTES_MAX: usize = 16 << 10;
+/// The largest directory whose listing is brief, by the bytes that it takes on ext4: about 100 entries.
+const DIR_BYTES_MAX: u64 = 4096;
 
 /// `f_type` of file systems whose `statx` and `open` of an inode in memory ask nobody: ext4, xfs,
 /// btrfs, f2fs, tmpfs.
@@ -29,7 +36,53 @@ pub(super) fn is_quick(root: BorrowedFd<'_>) -> bool {
     rustix::fs::fstatfs(root).is_ok_and(|space| QUICK.contains(&space.f_type))
 }
 
+/// Whether a change takes some microseconds, unless something waits for a disk.
+pub(super) fn is_brief(mutation: &Mutation, body_bytes: usize) -> bool {
+    match mutation {
+        Mutation::Nothing
+        | Mutation::Create { .. }
+        | Mutation::Mkdir { .. }
+        | Mutation::Mknod { .. }
+        | Mutation::Symlink { .. }
+        | Mutation::Link { .. }
+        | Mutation::Unlink { .. }
+        | Mutation::Rmdir { .. }
+        | Mutation::SetAttr { .. }
+        | Mutation::SetXattr { .. }
+        | Mutation::RemoveXattr { .. } => true,
+        // What replaces a file is on the disk before
+        Mutation::Rename { mode, new_occupant, .. } => {
+            *mode != RenameMode::Replace || *new_occupant == Occupant::Nobody
+        }
+        Mutation::Write { .. } | Mutation::Append { .. } => body_bytes <= WRITE_BYTES_MAX,
+        Mutation::Fallocate { .. } | Mutation::CopyRange { .. } => false,
+    }
+}
+
+fn is_small(dir: &Stat) -> bool {
+    u64::try_from(dir.st_size).is_ok_and(|bytes| bytes <= DIR_BYTES_MAX)
+}
+
 impl View {
+    /// Whether a call takes some microseconds, unless something waits for a disk.
+    pub(super) fn is_brief(&self, call: &Call) -> bool {
+        let listed = match call {
+            Call::OpenDir { node, .. } | Call::ReadDir { node, .. } => node,
+            Call::As { asked: Asked::OpenDir { node, .. }, .. } => node,
+            Call::As { asked: Asked::OpenRead { .. }, .. } => return false,
+            Call::Lookup { .. }
+            | Call::GetAttr { .. }
+            | Call::ReadLink { .. }
+            | Call::Open { .. }
+            | Call::StatFs
+            | Call::GetXattr { .. }
+            | Call::As { .. } => return true,
+            _ => return false,
+        };
+        let small = |fd: &OwnedFd| rustix::fs::fstat(fd).is_ok_and(|stat| is_small(&stat));
+        self.nodes().find_held(*listed).is_some_and(|fd| small(&fd))
+    }
+
     /// The answer, if it waits for nothing.
     pub(super) fn answer_now(&self, call: &Call) -> Option<Result<(Reply, Bytes), Errno>> {
         if !self.share.quick {

@@ -10,11 +10,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use p2pfs::failure::{Code, Failure};
-use rustix::fs::Access;
+use rustix::fs::{Access, AtFlags, CWD, StatxFlags};
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
 };
+use serde::{Deserialize, Serialize};
 
 /// The file system's type, as `findmnt` shows it.
 pub const TYPE: &str = "fuse.p2pfs";
@@ -41,9 +42,17 @@ pub struct MountSettings {
 #[derive(Debug)]
 pub struct Mounted {
     mountpoint: PathBuf,
-    /// `MAJOR:MINOR` of its device, which tells it from another mount at the same place.
-    device: String,
+    id: MountId,
     as_root: bool,
+}
+
+/// Tells a mount from another one at the same place.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) struct MountId {
+    /// `MAJOR:MINOR` of its device, which is given anew once the mount is gone.
+    device: String,
+    /// The number that the kernel gives to no other mount, since Linux 6.8.
+    unique: Option<u64>,
 }
 
 /// A line of `/proc/self/mountinfo`.
@@ -106,9 +115,12 @@ pub fn resolve(mountpoint: &Path) -> io::Result<PathBuf> {
 
 /// What is mounted last at exactly this path.
 pub fn find(path: &Path) -> Option<MountInfo> {
-    let table = fs::read("/proc/self/mountinfo").ok()?;
-    let mut mounts = table.split(|byte| *byte == b'\n').filter_map(parse_line);
-    mounts.rfind(|mount| mount.mountpoint == path)
+    all().into_iter().rfind(|mount| mount.mountpoint == path)
+}
+
+fn all() -> Vec<MountInfo> {
+    let table = fs::read("/proc/self/mountinfo").unwrap_or_default();
+    table.split(|byte| *byte == b'\n').filter_map(parse_line).collect()
 }
 
 fn parse_line(line: &[u8]) -> Option<MountInfo> {
@@ -152,7 +164,7 @@ pub fn detach_dead(mountpoint: &Path) -> Option<Result<(), Failure>> {
     if !dead {
         return None;
     }
-    let mounted = Mounted::adopt(mountpoint.to_owned(), mount.device);
+    let mounted = Mounted::adopt(mountpoint.to_owned(), MountId::of(mountpoint, mount.device));
     Some(mounted.detach().map_err(|error| {
         let what = format!("cannot unmount {}: {error}", mountpoint.display());
         Failure::new(Code::Fuse, what, format!("run: umount -l {}", mountpoint.display()))
@@ -178,7 +190,7 @@ pub fn mount(
         let hint = "look at the kernel's log: dmesg | tail";
         return Err(Failure::new(Code::Fuse, what, hint));
     };
-    let mounted = Mounted::adopt(mountpoint.to_owned(), info.device);
+    let mounted = Mounted::adopt(mountpoint.to_owned(), MountId::of(mountpoint, info.device));
     mounted.raise_read_ahead();
     Ok((device, mounted))
 }
@@ -320,13 +332,13 @@ fn receive_descriptor(socket: &OwnedFd) -> io::Result<Option<OwnedFd>> {
 
 impl Mounted {
     /// A mount that another process of this program has made.
-    pub(crate) fn adopt(mountpoint: PathBuf, device: String) -> Self {
-        Self { mountpoint, device, as_root: rustix::process::geteuid().is_root() }
+    pub(crate) fn adopt(mountpoint: PathBuf, id: MountId) -> Self {
+        Self { mountpoint, id, as_root: rustix::process::geteuid().is_root() }
     }
 
-    /// `MAJOR:MINOR` of its device.
-    pub(crate) fn device(&self) -> &str {
-        &self.device
+    /// What tells it from others.
+    pub(crate) fn id(&self) -> &MountId {
+        &self.id
     }
 
     /// Where it is mounted.
@@ -336,7 +348,8 @@ impl Mounted {
 
     /// Whether our mount, and no other, is at the mount point.
     pub fn is_there(&self) -> bool {
-        find(&self.mountpoint).is_some_and(|mount| mount.device == self.device)
+        let found = find(&self.mountpoint).filter(|mount| mount.device == self.id.device);
+        found.is_some_and(|mount| MountId::of(&self.mountpoint, mount.device) == self.id)
     }
 
     /// Takes the mount away, also while it is in use; does nothing if it is gone already.
@@ -362,6 +375,9 @@ impl Mounted {
     /// Ends the kernel's connection to this process: whoever waits for an answer gets an error, in
     /// every mount namespace. Best effort: detaching and ending the process do it in the end.
     pub fn abort(&self) -> io::Result<()> {
+        if self.is_anothers() {
+            return Ok(());
+        }
         let aborted = fs::write(self.abort_file(), "1");
         if aborted.is_ok() || !self.as_root || !self.is_there() {
             return aborted;
@@ -376,17 +392,40 @@ impl Mounted {
         self.as_root || rustix::fs::access(self.abort_file(), Access::WRITE_OK).is_ok()
     }
 
+    /// Whether the mount is gone, and the number of its device is another one's by now.
+    fn is_anothers(&self) -> bool {
+        let mut same = false;
+        let mut other = false;
+        for mount in all().into_iter().filter(|mount| mount.device == self.id.device) {
+            let is_ours = MountId::of(&mount.mountpoint, mount.device) == self.id;
+            same |= is_ours;
+            other |= !is_ours;
+        }
+        other && !same
+    }
+
     fn abort_file(&self) -> PathBuf {
-        let minor = self.device.rsplit(':').next().unwrap_or_default();
+        let minor = self.id.device.rsplit(':').next().unwrap_or_default();
         Path::new(CONNECTIONS).join(minor).join("abort")
     }
 
     /// Best effort: only root may, and mountd reads ahead by itself.
     fn raise_read_ahead(&self) {
-        let path = format!("/sys/class/bdi/{}/read_ahead_kb", self.device);
+        let path = format!("/sys/class/bdi/{}/read_ahead_kb", self.id.device);
         if let Err(error) = fs::write(&path, READ_AHEAD_KIB) {
             tracing::debug!(%error, path, "the kernel's read-ahead stays as it is");
         }
+    }
+}
+
+impl MountId {
+    /// Asks the kernel's tables only: a mount that does not answer is not waited for.
+    fn of(mountpoint: &Path, device: String) -> Self {
+        let mask = StatxFlags::from_bits_retain(libc::STATX_MNT_ID_UNIQUE);
+        let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT | AtFlags::SYMLINK_NOFOLLOW;
+        let told = rustix::fs::statx(CWD, mountpoint, flags, mask);
+        let told = told.ok().filter(|told| told.stx_mask & mask.bits() != 0);
+        Self { device, unique: told.map(|told| told.stx_mnt_id) }
     }
 }
 

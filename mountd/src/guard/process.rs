@@ -54,7 +54,7 @@ impl Post {
     /// if that fails.
     fn act(self, kernel: OwnedFd, book: &File) -> io::Result<()> {
         tracing::warn!("mountd has ended without a word: its mount begins anew");
-        let mounted = Mounted::adopt(PathBuf::from(self.mountpoint), self.device);
+        let mounted = Mounted::adopt(PathBuf::from(self.mountpoint), self.mount);
         let nodes = NodeBook::read(book)?;
         if mounted.can_abort() {
             let (done, wiped) = mpsc::channel();

@@ -163,7 +163,13 @@ fn decide(
         return Err(Denial::Busy);
     }
     tracing::info!(?peer, share = authorised.share, "session approved");
-    let (session, cursor) = HostSession::new(peer, request, authorised, connection.clone(), auth);
+    let (session, cursor) = HostSession::new(
+        peer,
+        request,
+        authorised,
+        (connection.clone(), auth),
+        shared.work.clone(),
+    );
     state.sessions.insert(request.session, Arc::clone(&session));
     Ok((session, cursor))
 }

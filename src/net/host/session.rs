@@ -17,6 +17,7 @@ use crate::limits::LEASE_TERM;
 use crate::net::direct::directly;
 use crate::net::endpoint::Auth;
 use crate::net::host::connection::close;
+use crate::net::host::work::Work;
 use crate::net::nat::routing_json;
 use crate::net::outbox::Outbox;
 use crate::net::serve::{Authorised, Notices};
@@ -41,6 +42,7 @@ pub(super) struct HostSession {
     client_name: String,
     authorised: Authorised,
     began: Instant,
+    work: Work,
     state: Mutex<State>,
 }
 
@@ -63,8 +65,8 @@ impl HostSession {
         peer: PeerId,
         request: &Identify,
         authorised: Authorised,
-        connection: Connection,
-        auth: Option<Auth>,
+        (connection, auth): (Connection, Option<Auth>),
+        work: Work,
     ) -> (Arc<Self>, Cursor) {
         let state = State {
             applier: applier(request, &authorised),
@@ -83,6 +85,7 @@ impl HostSession {
             client_name: request.client_name.chars().filter(|c| !c.is_control()).take(64).collect(),
             authorised,
             began: Instant::now(),
+            work,
             state: Mutex::new(state),
         });
         let cursor = session.change(|applier| applier.resume(request.unanswered));
@@ -193,14 +196,14 @@ impl HostSession {
         self.authorised.export.try_call(call)
     }
 
-    /// Answers a call that comes after no entries, on a thread that may wait for a disk.
+    /// Answers a call that comes after no entries, where the disk may be waited for.
     pub(super) fn answer_elsewhere(
         self: &Arc<Self>,
         call: Call,
         tell: impl FnOnce(Result<(Reply, Bytes), Errno>) + Send + 'static,
     ) {
         let export = Arc::clone(&self.authorised.export);
-        tokio::task::spawn_blocking(move || {
+        self.work.run(export.is_brief_call(&call), move || {
             let call = || export.call(call);
             let answer = catch_unwind(AssertUnwindSafe(call)).unwrap_or(Err(Errno::EIO));
             directly(|| (tell(answer), true));
@@ -383,7 +386,8 @@ impl HostSession {
         poisons: bool,
     ) {
         let session = Arc::clone(self);
-        tokio::task::spawn_blocking(move || {
+        let brief = self.authorised.export.is_brief_change(&change.mutation, body.len());
+        self.work.run(brief, move || {
             // What panics must not hold up everything that comes after it
             let result = if session.is_read_only() {
                 Err(Refused::by_system(Errno::EROFS))

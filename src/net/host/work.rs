@@ -1,0 +1,245 @@
+//! Where work for the disk is done. On threads that may wait, each call costs two hand-overs between
+//! threads, which is more than a disk that has everything in memory takes for it. So brief work is
+//! done on the network's own thread as long as the disk is quick; if it is not for once, a thread
+//! that was kept in reserve serves the network meanwhile, and the disk is left alone for a while.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+
+/// Brief work that takes longer than this has stalled; looked at as often.
+const STALL: Duration = Duration::from_millis(5);
+/// How long all work is done elsewhere after a stall.
+const REST: Duration = Duration::from_secs(1);
+/// The watch sleeps when there was nothing to watch for so many looks.
+const LOOKS_IDLE: u32 = 20;
+
+/// Does work for the disk.
+#[derive(Clone, Debug)]
+pub(super) struct Work(Option<Arc<Here>>);
+
+/// What brief work on the network's threads needs.
+#[derive(Debug)]
+struct Here {
+    began: Instant,
+    /// When the work began that is being done, in microseconds since `began`; 0: none is.
+    since: AtomicU64,
+    /// Until when all work is done elsewhere, in microseconds since `began`.
+    rests: AtomicU64,
+    /// There was work since the last look.
+    used: AtomicBool,
+    asleep: AtomicBool,
+    ended: AtomicBool,
+    bell: Arc<Bell>,
+    reserve: Arc<Reserve>,
+}
+
+/// Wakes the watch.
+#[derive(Debug, Default)]
+struct Bell {
+    rung: Mutex<bool>,
+    changed: Condvar,
+}
+
+/// Where one of the runtime's threads waits until it is needed. Meanwhile the runtime is as one that
+/// has a thread less: it wakes nobody for what can be done after what is being done.
+#[derive(Debug, Default)]
+struct Reserve {
+    waits: Mutex<bool>,
+    needed: Condvar,
+}
+
+impl Work {
+    /// All work is done on threads that may wait.
+    pub(super) fn elsewhere() -> Self {
+        Self(None)
+    }
+
+    /// Brief work is done on the threads of `runtime`, one of which is kept in reserve; all is done
+    /// elsewhere if there is no other.
+    pub(super) fn here(runtime: &Handle) -> Self {
+        if runtime.metrics().num_workers() < 2 {
+            return Self::elsewhere();
+        }
+        let (bell, reserve) = (Arc::<Bell>::default(), Arc::<Reserve>::default());
+        let here = Arc::new(Here {
+            began: Instant::now(),
+            since: AtomicU64::new(0),
+            rests: AtomicU64::new(0),
+            used: AtomicBool::new(false),
+            asleep: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
+            bell: Arc::clone(&bell),
+            reserve: Arc::clone(&reserve),
+        });
+        reserve.enter(runtime);
+        let (watched, runtime) = (Arc::downgrade(&here), runtime.clone());
+        let watch = move || watch(&watched, &bell, &reserve, &runtime);
+        match thread::Builder::new().name("disk watch".to_owned()).spawn(watch) {
+            Ok(_) => Self(Some(here)),
+            Err(error) => {
+                tracing::warn!(%error, "no thread to watch the disk: all work is done elsewhere");
+                here.reserve.leave();
+                Self::elsewhere()
+            }
+        }
+    }
+
+    /// Nothing is kept in reserve any more: the runtime can end.
+    pub(super) fn end(&self) {
+        if let Some(here) = &self.0 {
+            here.ended.store(true, Ordering::Relaxed);
+            here.rests.store(u64::MAX, Ordering::Relaxed);
+            here.bell.ring();
+        }
+    }
+
+    /// Does `work` some time. `brief`: it is, unless the disk makes it wait. Within a runtime.
+    pub(super) fn run(&self, brief: bool, work: impl FnOnce() + Send + 'static) {
+        match &self.0 {
+            Some(here) if brief && !here.is_resting() => {
+                let here = Arc::clone(here);
+                tokio::spawn(async move {
+                    match here.begin() {
+                        Some(_busy) => work(),
+                        None => drop(tokio::task::spawn_blocking(work)),
+                    }
+                });
+            }
+            _ => drop(tokio::task::spawn_blocking(work)),
+        }
+    }
+}
+
+impl Here {
+    /// One at a time: whatever happens to it, the network has a thread.
+    fn begin(&self) -> Option<Busy<'_>> {
+        let now = self.now();
+        if now < self.rests.load(Ordering::Relaxed) {
+            return None;
+        }
+        self.since.compare_exchange(0, now, Ordering::AcqRel, Ordering::Relaxed).ok()?;
+        if !self.used.load(Ordering::Relaxed) {
+            self.used.store(true, Ordering::SeqCst);
+            if self.asleep.swap(false, Ordering::SeqCst) {
+                self.bell.ring();
+            }
+        }
+        Some(Busy(self))
+    }
+
+    fn is_resting(&self) -> bool {
+        let rests = self.rests.load(Ordering::Relaxed);
+        rests != 0 && self.now() < rests
+    }
+
+    fn has_stalled(&self) -> bool {
+        let since = self.since.load(Ordering::Acquire);
+        since != 0 && self.now().saturating_sub(since) >= micros(STALL)
+    }
+
+    /// Never 0.
+    fn now(&self) -> u64 {
+        micros(self.began.elapsed()) + 1
+    }
+}
+
+impl Drop for Here {
+    fn drop(&mut self) {
+        self.bell.ring();
+    }
+}
+
+/// While brief work is done.
+struct Busy<'a>(&'a Here);
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.0.since.store(0, Ordering::Release);
+    }
+}
+
+/// Looks whether the work that is done here goes on.
+fn watch(here: &Weak<Here>, bell: &Bell, reserve: &Arc<Reserve>, runtime: &Handle) {
+    let mut idle = 0;
+    while let Some(here) = here.upgrade().filter(|here| !here.ended.load(Ordering::Relaxed)) {
+        if here.has_stalled() {
+            tracing::debug!("the disk is slow: it is not waited for on the network's threads");
+            here.rests.store(here.now() + micros(REST), Ordering::Relaxed);
+            reserve.leave();
+        } else if !here.is_resting() && here.since.load(Ordering::Acquire) == 0 {
+            reserve.enter(runtime);
+        }
+        let was_used = here.used.swap(false, Ordering::SeqCst);
+        idle = if was_used || !reserve.is_kept() { 0 } else { idle + 1 };
+        let mut sleeps = idle > LOOKS_IDLE;
+        if sleeps {
+            here.asleep.store(true, Ordering::SeqCst);
+            sleeps = !here.used.load(Ordering::SeqCst);
+        }
+        drop(here);
+        bell.wait((!sleeps).then_some(STALL));
+    }
+    reserve.leave();
+}
+
+impl Bell {
+    fn ring(&self) {
+        *lock(&self.rung) = true;
+        self.changed.notify_one();
+    }
+
+    /// Until it rings, or for so long.
+    fn wait(&self, most: Option<Duration>) {
+        let mut rung = lock(&self.rung);
+        match most {
+            Some(most) if !*rung => {
+                let waited = self.changed.wait_timeout_while(rung, most, |rung| !*rung);
+                rung = waited.unwrap_or_else(PoisonError::into_inner).0;
+            }
+            Some(_) => {}
+            None => {
+                let waited = self.changed.wait_while(rung, |rung| !*rung);
+                rung = waited.unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+        *rung = false;
+    }
+}
+
+impl Reserve {
+    /// One of the runtime's threads waits here from some time on. A task that comes from another
+    /// thread has woken one of those that sleep, so one of those that are left looks after the
+    /// network, whichever takes the task.
+    fn enter(self: &Arc<Self>, runtime: &Handle) {
+        if !std::mem::replace(&mut *lock(&self.waits), true) {
+            let reserve = Arc::clone(self);
+            runtime.spawn(async move { reserve.wait() });
+        }
+    }
+
+    fn wait(&self) {
+        let waited = self.needed.wait_while(lock(&self.waits), |waits| *waits);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn leave(&self) {
+        *lock(&self.waits) = false;
+        self.needed.notify_all();
+    }
+
+    fn is_kept(&self) -> bool {
+        *lock(&self.waits)
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn lock(mutex: &Mutex<bool>) -> MutexGuard<'_, bool> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
