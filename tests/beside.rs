@@ -5,12 +5,14 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
 use rustix::fs::{Advice, fadvise};
+use rustix::process::{Signal, kill_process};
 
-use crate::world::{Home, Outcome, Side, eventually, need_mount};
+use crate::world::{Home, Outcome, Side, eventually, is_mounted, need_mount};
 
 /// Records of each writer.
 const RECORDS: usize = 300;
@@ -134,6 +136,35 @@ fn one_read_never_mixes_what_was_cached_with_what_is_new() {
     }
     drop(reader);
     home.unmount();
+}
+
+/// N1: what still delivers when its mount is gone leaves the next mount at the same place alone.
+#[test]
+fn who_ends_late_leaves_the_next_mount_alone() {
+    need_mount!();
+    let home = Home::on_loopback();
+    home.mount("timeout=20");
+    fs::write(home.disk.join("seen"), "by the next").unwrap();
+    let late = home.world.processes_of(b"p2pfs-mountd");
+    let [late] = late[..] else { panic!("{late:?}") };
+    kill_process(late, Signal::STOP).unwrap();
+    let unmounted = Command::new("umount").arg("-l").arg(&home.mountpoint).status();
+    assert!(unmounted.unwrap().success());
+    eventually("the mount to be gone", SHOWN, || !is_mounted(&home.mountpoint));
+
+    let state = home.world.path("other-state");
+    let place = home.mountpoint.to_str().unwrap();
+    let source = home.key.source("disk");
+    let mount = home.world.program_in(Side::Client, &state, &["mount", &source, place]);
+    Outcome::of(mount, COMMAND).ok();
+    kill_process(late, Signal::CONT).unwrap();
+    eventually("the first to end", COMMAND, || {
+        !home.world.processes_of(b"p2pfs-mountd").contains(&late)
+    });
+    assert!(is_mounted(&home.mountpoint), "the first has taken the second along");
+    assert_eq!(fs::read_to_string(home.mountpoint.join("seen")).unwrap(), "by the next");
+    let unmount = home.world.program_in(Side::Client, &state, &["unmount", place]);
+    Outcome::of(unmount, COMMAND).ok();
 }
 
 fn append(path: &Path, writer: usize) {

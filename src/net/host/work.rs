@@ -243,3 +243,98 @@ fn micros(duration: Duration) -> u64 {
 fn lock(mutex: &Mutex<bool>) -> MutexGuard<'_, bool> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use tokio::runtime::{Builder, Runtime};
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    fn two_threads() -> (Runtime, Work) {
+        let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let work = Work::here(runtime.handle());
+        assert!(work.0.is_some());
+        (runtime, work)
+    }
+
+    /// The thread that does it.
+    async fn done(work: &Work, brief: bool) -> thread::ThreadId {
+        let (tell, told) = oneshot::channel();
+        work.run(brief, move || {
+            let _ = tell.send(thread::current().id());
+        });
+        tokio::time::timeout(LIMIT, told).await.unwrap().unwrap()
+    }
+
+    #[test]
+    fn brief_work_is_done_where_it_is_given() {
+        let (runtime, work) = two_threads();
+        let given = work.clone();
+        let task = runtime.spawn(async move {
+            let mut same = 0;
+            for _ in 0..100 {
+                same += usize::from(done(&given, true).await == thread::current().id());
+                assert_ne!(done(&given, false).await, thread::current().id());
+            }
+            same
+        });
+        // not all where a busy machine takes it for stalled
+        assert!(runtime.block_on(task).unwrap() > 0);
+        work.end();
+    }
+
+    #[test]
+    fn the_network_goes_on_while_the_disk_makes_brief_work_wait() {
+        let (runtime, work) = two_threads();
+        let (release, released) = mpsc::channel::<()>();
+        let (begin, begun) = mpsc::channel();
+        let given = work.clone();
+        let task = runtime.spawn(async move {
+            given.run(true, move || {
+                let _ = begin.send(());
+                let _ = released.recv_timeout(LIMIT);
+            });
+        });
+        runtime.block_on(task).unwrap();
+        begun.recv_timeout(LIMIT).unwrap();
+        let given = work.clone();
+        let others = runtime.spawn(async move {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            for _ in 0..100 {
+                done(&given, true).await;
+            }
+        });
+        runtime.block_on(others).unwrap();
+        release.send(()).unwrap();
+        work.end();
+    }
+
+    #[test]
+    fn a_runtime_ends_with_its_reserve() {
+        let (runtime, work) = two_threads();
+        runtime.block_on(async { runtime.spawn(async {}).await }).unwrap();
+        work.end();
+        let (tell, told) = mpsc::channel();
+        thread::spawn(move || {
+            drop(runtime);
+            let _ = tell.send(());
+        });
+        told.recv_timeout(LIMIT).unwrap();
+    }
+
+    #[test]
+    fn with_one_thread_all_is_done_elsewhere() {
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let work = Work::here(runtime.handle());
+        assert!(work.0.is_none());
+        let given = work.clone();
+        let task = runtime.spawn(async move { (done(&given, true).await, thread::current().id()) });
+        let (at, network) = runtime.block_on(task).unwrap();
+        assert_ne!(at, network);
+    }
+}
