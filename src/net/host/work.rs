@@ -390,8 +390,7 @@ mod tests {
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let work = Work::here(runtime.handle());
         assert!(work.0.is_none());
-        let given = work.clone();
-        let task = runtime.spawn(async move { (done(&given, true).await, thread::current().id()) });
+        let task = runtime.spawn(async move { (done(&work, true).await, thread::current().id()) });
         let (at, network) = runtime.block_on(task).unwrap();
         assert_ne!(at, network);
     }
