@@ -24,7 +24,8 @@ const READ_BYTES_MAX: u32 = 64 << 10;
 
 /// The longest write that is brief, bytes.
 const WRITE_BYTES_MAX: usize = 16 << 10;
-/// The largest directory whose listing is brief, by the bytes that it takes on ext4: about 100 entries.
+/// The largest directory whose listing is brief, by the bytes that it takes on ext4: about 100
+/// entries.
 const DIR_BYTES_MAX: u64 = 4096;
 
 /// `f_type` of file systems whose `statx` and `open` of an inode in memory ask nobody: ext4, xfs,

@@ -1,7 +1,9 @@
-//! Where work for the disk is done. On threads that may wait, each call costs two hand-overs between
-//! threads, which is more than a disk that has everything in memory takes for it. So brief work is
-//! done on the network's own thread as long as the disk is quick; if it is not for once, a thread
-//! that was kept in reserve serves the network meanwhile, and the disk is left alone for a while.
+//! Where work for the disk is done.
+//!
+//! On threads that may wait, each call costs two hand-overs between threads, which is more than a
+//! disk that has everything in memory takes for it. So brief work is done on the network's own
+//! thread as long as the disk is quick; if it is not for once, a thread that was kept in reserve
+//! serves the network meanwhile, and the disk is left alone for a while.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
@@ -44,8 +46,8 @@ struct Bell {
     changed: Condvar,
 }
 
-/// Where one of the runtime's threads waits until it is needed. Meanwhile the runtime is as one that
-/// has a thread less: it wakes nobody for what can be done after what is being done.
+/// Where one of the runtime's threads waits until it is needed. Meanwhile the runtime is as one
+/// that has a thread less: it wakes nobody for what can be done after what is being done.
 #[derive(Debug, Default)]
 struct Reserve {
     kept: Mutex<Kept>,
@@ -257,8 +259,8 @@ impl Reserve {
 }
 
 /// For a task that may hold up its thread. What a thread of tokio's has woken last it keeps for
-/// itself, and it may have begun something else since (a task from outside, every so often): another
-/// task in that place lets everybody have it.
+/// itself, and it may have begun something else since (a task from outside, every so often):
+/// another task in that place lets everybody have it.
 fn leave_the_rest_to_others() {
     tokio::spawn(async {});
 }
