@@ -89,3 +89,69 @@ impl Loan {
         self.take(ask, offer).proof.ct_eq(&taken.proof).into()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::sync::watch;
+
+    use super::lend::Lender;
+    use super::*;
+    use crate::net::rendezvous::link::{Link, receive, send};
+    use crate::wire::branch::Branch;
+    use crate::wire::rendezvous::{FromServer, ToServer};
+
+    fn loan(dir: &Path, secret: u8) -> Loan {
+        let server = "p2pfs://203.0.113.5:443#AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+        let pair_key = PairKey::from_bytes([3; 32]);
+        let secret = SecretKey::from_seed([secret; 32]);
+        Loan::new(dir, &secret, &pair_key, &server.parse().unwrap())
+    }
+
+    #[tokio::test]
+    async fn who_has_the_key_borrows_and_hears_when_the_loan_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let (lends, lending) = watch::channel(false);
+        let server = "203.0.113.5:443".parse().unwrap();
+        let mut lender = Lender::start(Arc::new(loan(dir.path(), 1)), server, lending);
+        assert!(loan(dir.path(), 1).borrow().await.is_none(), "it does not lend yet");
+        lends.send_replace(true);
+        let link = loop {
+            match loan(dir.path(), 1).borrow().await {
+                Some(link) => break link,
+                None => tokio::task::yield_now().await,
+            }
+        };
+        let Link { server: told, local, mut read, mut write } = link;
+        assert_eq!((told, local), (server, None));
+
+        let asks = ToServer::Refresh { number: 7, udp_public: None };
+        send(&mut write, &asks).await.unwrap();
+        let ToServer::Branch(wrapped) = lender.next().await else { panic!("not wrapped") };
+        assert_eq!(wrapped.unwrap(), Ok(asks));
+        let branch = wrapped.branch;
+        lender.loans().put(Branch::wrap(branch, &FromServer::NoMatch).unwrap());
+        assert_eq!(receive::<FromServer>(&mut read).await.unwrap(), FromServer::NoMatch);
+
+        lends.send_replace(false);
+        receive::<FromServer>(&mut read).await.unwrap_err();
+        assert_eq!(lender.next().await, ToServer::EndBranch { branch });
+        assert!(loan(dir.path(), 1).borrow().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn another_key_finds_no_lender_and_proves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (own, other) = (loan(dir.path(), 1), loan(dir.path(), 2));
+        assert_ne!(own.socket(), other.socket());
+        let server = "203.0.113.5:443".parse().unwrap();
+        let ask = Ask { nonce: [1; 32] };
+        let offer = own.offer(&ask, [2; 32], server);
+        assert!(own.is_offer(&ask, &offer) && !other.is_offer(&ask, &offer));
+        assert!(!own.is_offer(&Ask { nonce: [9; 32] }, &offer));
+        let taken = other.take(&ask, &offer);
+        assert!(!own.is_taken(&ask, &offer, &taken));
+        assert!(own.is_taken(&ask, &offer, &own.take(&ask, &offer)));
+    }
+}

@@ -60,6 +60,8 @@ pub(super) struct Supervisor {
     /// A handshake whose beginning went along with our request to be introduced.
     first: Option<First>,
     connection: Option<(ConnectionId, Connection)>,
+    /// The connection that is being lost was replaced by us.
+    renewed: bool,
     /// The peers whose host has asked us to identify ourselves (authentication 140).
     asked: Vec<Virtual>,
     /// How the identification under way goes.
@@ -145,6 +147,7 @@ impl Supervisor {
             trying: None,
             first: None,
             connection: None,
+            renewed: false,
             asked: Vec::new(),
             auth: None,
             loans: Loans::default(),
@@ -247,6 +250,7 @@ impl Supervisor {
                     // A new match is a new peer to QUIC: its connection is replaced
                     if let Some((_, connection)) = self.connection.take() {
                         link::close(&connection, CloseReason::Replaced);
+                        self.renewed = matches!(self.machine.state(), State::Up(_));
                     }
                     self.give_up_attempt();
                 }
@@ -341,6 +345,7 @@ impl Supervisor {
                         self.endpoint.remove(trying);
                         self.asked.retain(|asked| *asked != trying);
                     }
+                    self.renewed = false;
                     self.set_in_use(true);
                     match self.core.connected(id, grant) {
                         Ok(true) => self.phase.send_modify(|phase| phase.up = true),
@@ -353,7 +358,10 @@ impl Supervisor {
                     // the grace counts from the last that was heard
                     self.core.lost(id, self.heard.1);
                     self.set_in_use(false);
-                    self.seek_again();
+                    // one that we have replaced is no reason for yet another match
+                    if !std::mem::take(&mut self.renewed) {
+                        self.seek_again();
+                    }
                 }
                 Output::Ended(end) => self.end(end),
             }
