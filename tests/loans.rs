@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -49,7 +50,9 @@ impl Two {
         let loans = self.home.world.state(Side::Client).join("loans");
         eventually("somebody who lends", SOON, || {
             fs::read_dir(&loans).into_iter().flatten().flatten().any(|entry| {
-                entry.path().extension().is_some_and(|extension| extension == "sock")
+                let path = entry.path();
+                let is_socket = path.extension().is_some_and(|extension| extension == "sock");
+                is_socket && UnixStream::connect(path).is_ok()
             })
         });
     }

@@ -56,12 +56,7 @@ impl Supervisor {
         let lends = is_up
             && rung.is_some_and(|rung| rung.kind() == "udp")
             && !self.core.is_shut();
-        if lends != self.loans.lent {
-            self.loans.lent = lends;
-            for registration in &self.registrations {
-                registration.set_lending(lends);
-            }
-        }
+        self.lend(lends);
         if !self.loans.borrowed || rung.is_some_and(|rung| rung != Rung::Relay) {
             self.loans.relayed = None;
             return;
@@ -73,6 +68,16 @@ impl Supervisor {
             self.loans.afresh = true;
             for registration in &self.registrations {
                 registration.stand_alone();
+            }
+        }
+    }
+
+    /// Lends, or ends what is lent.
+    pub(super) fn lend(&mut self, lends: bool) {
+        if lends != self.loans.lent {
+            self.loans.lent = lends;
+            for registration in &self.registrations {
+                registration.set_lending(lends);
             }
         }
     }

@@ -183,6 +183,8 @@ impl Supervisor {
             self.drive();
             self.see_to_loans(now);
         }
+        // while another process may take over
+        self.lend(false);
         // QUIC sends the farewell; without waiting for it the host would keep the session
         let farewell = self.endpoint.quic.wait_idle();
         let _ = tokio::time::timeout(Duration::from_millis(500), farewell).await;

@@ -24,7 +24,7 @@ use crate::wire::rendezvous::ToServer;
 /// How long a borrower may take to prove itself.
 const PROOF: Duration = Duration::from_secs(1);
 /// How long until it is tried again where another process lends.
-const NEXT: Duration = Duration::from_secs(5);
+const NEXT: Duration = Duration::from_millis(500);
 /// After `accept` failed, for want of file descriptors mostly.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Messages on their way, to the server from all borrowers, and to one of them.
