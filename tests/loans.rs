@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use p2pfs::net::admin;
@@ -45,7 +45,7 @@ impl Two {
     }
 
     /// Waits until a mount's registration can be borrowed.
-    fn lends(&self, mountpoint: &PathBuf) {
+    fn lends(&self, mountpoint: &Path) {
         eventually("a direct path", SOON, || self.status(mountpoint)["path"]["kind"] == "udp");
         let loans = self.home.world.state(Side::Client).join("loans");
         eventually("somebody who lends", SOON, || {
@@ -63,7 +63,7 @@ impl Two {
     }
 
     #[track_caller]
-    fn status(&self, mountpoint: &PathBuf) -> Value {
+    fn status(&self, mountpoint: &Path) -> Value {
         let status = self.home.world.status(Side::Client);
         let all = status["mounts"].as_array().unwrap();
         let text = mountpoint.to_str().unwrap();
@@ -86,7 +86,7 @@ impl Two {
     }
 
     /// The directory of a mount's control socket.
-    fn socket_of(&self, mountpoint: &PathBuf) -> PathBuf {
+    fn socket_of(&self, mountpoint: &Path) -> PathBuf {
         let mounts = fs::read_dir(self.home.world.state(Side::Client).join("mounts")).unwrap();
         let is_its = |dir: &PathBuf| {
             let asked = admin::request(dir, &json!({"command": "status"}));
@@ -98,7 +98,7 @@ impl Two {
     }
 
     /// The process that looks after a mount.
-    fn process(&self, mountpoint: &PathBuf) -> Pid {
+    fn process(&self, mountpoint: &Path) -> Pid {
         let text = mountpoint.as_os_str().as_encoded_bytes();
         let all = self.home.world.processes_of(b"p2pfs-mountd");
         let is_its = |pid: &&Pid| {
@@ -110,7 +110,7 @@ impl Two {
 }
 
 /// A mount goes on with a file that is open, a registration of its own, and the same connection.
-fn goes_on_alone(two: &Two, mountpoint: &PathBuf, before: &Value, film: &mut File) {
+fn goes_on_alone(two: &Two, mountpoint: &Path, before: &Value, film: &mut File) {
     eventually("a registration of its own", SOON, || {
         let now = two.status(mountpoint);
         let age = now["rendezvous"]["age_s"].as_f64().unwrap();

@@ -201,6 +201,11 @@ impl Driver {
                 break End::Lost(link::why(&error));
             }
         };
+        self.end_link(end, local.is_none())
+    }
+
+    /// There is no connection any more.
+    fn end_link(&mut self, end: End, borrowed: bool) -> End {
         self.machine.handle_disconnected();
         {
             let mut known = lock(&self.known);
@@ -208,7 +213,7 @@ impl Driver {
             (known.tcp_private, known.tcp_public) = (None, None);
         }
         match end {
-            End::Lost(why) if local.is_none() => {
+            End::Lost(why) if borrowed => {
                 tracing::debug!(why, "the loan has ended");
                 End::Alone
             }

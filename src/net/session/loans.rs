@@ -53,9 +53,7 @@ impl Supervisor {
     pub(super) fn see_to_loans(&mut self, now: Instant) {
         let is_up = matches!(self.machine.state(), State::Up(_));
         let rung = self.core.path().map(|path| path.rung);
-        let lends = is_up
-            && rung.is_some_and(|rung| rung.kind() == "udp")
-            && !self.core.is_shut();
+        let lends = is_up && rung.is_some_and(|rung| rung.kind() == "udp") && !self.core.is_shut();
         self.lend(lends);
         if !self.loans.borrowed || rung.is_some_and(|rung| rung != Rung::Relay) {
             self.loans.relayed = None;
