@@ -8,6 +8,11 @@ pub const BODY_BYTES_MAX: usize = 1 << 20;
 pub const HEADER_BYTES_MAX: usize = 256 << 10;
 /// A control message between a daemon and the server, bytes.
 pub const CONTROL_BYTES_MAX: usize = 16 << 10;
+/// A message of a registration that branches from another one's connection, bytes: wrapped it is a
+/// control message.
+pub const BRANCH_BYTES_MAX: usize = CONTROL_BYTES_MAX - 16;
+/// Registrations that branch from one connection: mounts of one key on one machine.
+pub const BRANCHES_MAX: usize = 16;
 /// A name in a directory, bytes (`NAME_MAX`).
 pub const NAME_BYTES_MAX: usize = 255;
 /// A symlink's target, bytes (`PATH_MAX` without its NUL).

@@ -13,6 +13,7 @@
 //! * Every settled message has golden bytes for each [`version`]; growth goes through the version
 //!   number, which ALPN negotiates.
 
+pub mod branch;
 pub mod call;
 pub mod codec;
 pub mod datagrams;

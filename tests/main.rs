@@ -36,6 +36,8 @@ mod hostile;
 mod kept;
 /// kill -9 of everything, at random moments.
 mod kills;
+/// Mounts of one key that share a registration.
+mod loans;
 /// File locks between clients, and with processes of the host.
 mod locks;
 /// Three programs with three state directories on loopback, and a kernel mount.

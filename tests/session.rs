@@ -188,6 +188,7 @@ async fn home(state: &Path) -> Home {
         grace: Some(Duration::from_secs(5)),
         wait: false,
         wanted: Wanted::default(),
+        loans: None,
         resume: None,
     };
     let config = HostParts { secret: host_secret, recorded, server: server.address().clone() };

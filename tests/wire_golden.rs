@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 
 use p2pfs::id::{Epoch, HandleId, HostRun, NodeId, RequestId, Seq, SessionId};
 use p2pfs::identity::{BlindedMac, MacAddress, PairKey, PeerId};
+use p2pfs::wire::branch::Branch;
 use p2pfs::wire::call::{
     Access, Answer, Ask, Asked, Attr, Call, DirEntry, DirPage, Entry, ReadVersion, Reply, Seek,
     StatFs, Time, XattrName,
@@ -237,6 +238,9 @@ fn messages_to_the_server_have_their_bytes() {
     golden("to_server_accept", &ToServer::Accept { match_id, sealed: sealed() });
     golden("to_server_decline", &ToServer::Decline { match_id });
     golden("to_server_relayed", &ToServer::Relayed(relayed()));
+    let branch = Branch::wrap(9, &ToServer::Refresh { number: 7, udp_public: None }).unwrap();
+    golden("to_server_branch", &ToServer::Branch(branch));
+    golden("to_server_end_branch", &ToServer::EndBranch { branch: 9 });
 }
 
 #[test]
@@ -264,6 +268,9 @@ fn messages_from_the_server_have_their_bytes() {
     golden("from_server_relay", &FromServer::Relay { match_id, grant });
     golden("from_server_relayed", &FromServer::Relayed(relayed()));
     golden("from_server_moved", &FromServer::Moved { match_id, public });
+    let branch = Branch::wrap(9, &FromServer::NoMatch).unwrap();
+    golden("from_server_branch", &FromServer::Branch(branch));
+    golden("from_server_end_branch", &FromServer::EndBranch { branch: 9 });
 }
 
 #[test]

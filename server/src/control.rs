@@ -1,5 +1,7 @@
 //! The TCP side: one TLS connection for each daemon, one matcher for all.
 
+mod branches;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,6 +17,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 
+use self::branches::{Branches, Links};
 use crate::quota::Quota;
 use crate::relay::Relay;
 
@@ -37,6 +40,7 @@ pub(crate) struct Hub(mpsc::Sender<Input>);
 
 enum Input {
     Connected { link: Link, key: PeerId, observed: SocketAddr, outbox: mpsc::Sender<FromServer> },
+    Branched { link: Link, trunk: Link, outbox: mpsc::Sender<FromServer> },
     Message(Link, ToServer),
     Disconnected(Link),
     Stats(oneshot::Sender<MatcherStats>),
@@ -122,6 +126,15 @@ fn handle(
                 Err(error) => tracing::warn!(%error, "a connection is refused"),
             }
         }
+        // dropping its outbox tells the client
+        Input::Branched { link, trunk, outbox } => {
+            match matcher.handle_branched(link, trunk, now) {
+                Ok(()) => {
+                    outboxes.insert(link, outbox);
+                }
+                Err(error) => tracing::debug!(trunk = trunk.0, %error, "no branch"),
+            }
+        }
         Input::Message(link, message) => {
             if let Err(error) = matcher.handle_message(link, message, now) {
                 tracing::debug!(link = link.0, %error, "closed");
@@ -144,7 +157,7 @@ pub(crate) async fn serve(listener: TcpListener, secret: SecretKey, hub: Hub, re
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
     let mut quota = Quota::new(CONNECTIONS.0, CONNECTIONS.1);
     let mut connections = JoinSet::new();
-    let mut last = 0;
+    let links = Links::default();
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
@@ -152,7 +165,7 @@ pub(crate) async fn serve(listener: TcpListener, secret: SecretKey, hub: Hub, re
                     let Some(observed) = welcome(from, &mut quota, connections.len()) else {
                         continue;
                     };
-                    last += 1;
+                    let (link, links) = (links.next(), links.clone());
                     let (acceptor, hub, relay) = (acceptor.clone(), hub.clone(), relay.clone());
                     let handshakes = handshakes.clone();
                     connections.spawn(async move {
@@ -164,7 +177,8 @@ pub(crate) async fn serve(listener: TcpListener, secret: SecretKey, hub: Hub, re
                         drop(turn);
                         match shaken {
                             Ok(Ok((key, stream))) => {
-                                talk(stream, key, observed, Link(last), &hub, &relay).await;
+                                let daemon = Daemon { link, key, observed };
+                                talk(stream, daemon, &links, &hub, &relay).await;
                             }
                             Ok(Err(error)) => tracing::debug!(%observed, %error, "no handshake"),
                             Err(_) => tracing::debug!(%observed, "too slow a handshake"),
@@ -192,11 +206,19 @@ fn welcome(from: SocketAddr, quota: &mut Quota, present: usize) -> Option<Socket
     admitted.then_some(observed)
 }
 
+/// Who has connected.
+struct Daemon {
+    link: Link,
+    key: PeerId,
+    observed: SocketAddr,
+}
+
 /// One daemon's connection, until either side ends it.
-async fn talk<S>(stream: S, key: PeerId, observed: SocketAddr, link: Link, hub: &Hub, relay: &Relay)
+async fn talk<S>(stream: S, daemon: Daemon, links: &Links, hub: &Hub, relay: &Arc<Relay>)
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
 {
+    let Daemon { link, key, observed } = daemon;
     let (mut read, mut write) = tokio::io::split(stream);
     let (outbox, mut outgoing) = mpsc::channel::<FromServer>(OUTBOX);
     let mut relayed = relay.join(link, observed.ip());
@@ -205,16 +227,20 @@ where
         relay.leave(link);
         return;
     }
+    let (mut branches, mut branched) = Branches::new(link, observed.ip(), links, hub, relay);
     let reading = async {
         while let Ok(message) = receive::<ToServer>(&mut read).await {
-            if let ToServer::Relayed(datagrams) = message {
-                if datagrams.bytes.len() > RELAYED_BYTES_MAX {
-                    return;
+            let taken = match message {
+                ToServer::Relayed(datagrams) if datagrams.bytes.len() > RELAYED_BYTES_MAX => None,
+                ToServer::Relayed(datagrams) => {
+                    relay.handle_relayed(link, datagrams);
+                    Some(())
                 }
-                relay.handle_relayed(link, datagrams);
-                continue;
-            }
-            if hub.0.send(Input::Message(link, message)).await.is_err() {
+                ToServer::Branch(branch) => branches.handle(branch).await,
+                ToServer::EndBranch { branch } => branches.end(branch).await,
+                message => hub.0.send(Input::Message(link, message)).await.ok(),
+            };
+            if taken.is_none() {
                 return;
             }
         }
@@ -227,6 +253,7 @@ where
                     Some(message) => message,
                     None => return,
                 },
+                Some(message) = branched.recv() => message,
                 Some(datagrams) = relayed.recv() => FromServer::Relayed(datagrams),
             };
             if send(&mut write, &message).await.is_err() {
@@ -238,6 +265,7 @@ where
         () = reading => {}
         () = writing => {}
     }
+    branches.end_all().await;
     relay.leave(link);
     // the matcher's task is gone only when the server ends
     let _ = hub.0.send(Input::Disconnected(link)).await;

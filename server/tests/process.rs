@@ -118,6 +118,7 @@ impl Peer {
     fn client(server: &ServerAddress) -> Self {
         Self::new(CLIENT, server, |_| Side::Client {
             first: None,
+            loans: None,
             pair_key: PairKey::from_bytes([9; 32]),
             mac: MAC,
             host: SecretKey::from_seed([HOST; 32]).peer_id(),

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,7 @@ use crate::wire::rendezvous::{MatchId, Public, Relayed, Routing, STUN_ADDRESSES_
 mod driver;
 mod inquiry;
 mod link;
+mod loan;
 
 /// How long QUIC may take to say something: more would cost what is saved.
 const FIRST_FLIGHT: Duration = Duration::from_millis(20);
@@ -51,6 +53,8 @@ pub enum Side {
         host: PeerId,
         /// Makes what goes along with the first request.
         first: Option<Dialler>,
+        /// Where processes of this user lend each other registrations.
+        loans: Option<PathBuf>,
     },
 }
 
@@ -80,9 +84,9 @@ pub struct RelayInbox(Arc<dyn Fn(Relayed) + Send + Sync>);
 /// The connection that an introduction came over.
 #[derive(Clone, Debug)]
 pub struct ServerLink {
-    /// Our end; TCP paths share its port.
-    pub local: SocketAddr,
-    /// Where the server sees it.
+    /// Our end; TCP paths share its port. `None`: the connection is another process's.
+    pub local: Option<SocketAddr>,
+    /// Where the server sees that connection.
     pub public: Option<SocketAddr>,
     /// The server's end.
     pub server: SocketAddr,
@@ -135,6 +139,8 @@ pub struct RegistrationStatus {
     pub server: ServerAddress,
     /// Whether there is a connection.
     pub connected: bool,
+    /// Whether that is another process's.
+    pub borrowed: bool,
     /// Since the server last confirmed the registration.
     pub age: Option<Duration>,
     /// Where the server sees the registration.
@@ -158,12 +164,15 @@ pub struct Registration {
 enum Command {
     SeekAgain,
     SetInUse(bool),
+    Lend(bool),
+    StandAlone,
 }
 
 /// What the status tells.
 #[derive(Debug, Default)]
 struct Known {
     connected: bool,
+    borrowed: bool,
     confirmed: Option<Instant>,
     tcp_public: Option<SocketAddr>,
     tcp_private: Option<SocketAddr>,
@@ -224,8 +233,10 @@ impl Registration {
         RegistrationStatus {
             server: self.server.clone(),
             connected: known.connected,
+            borrowed: known.borrowed,
             age: known.confirmed.map(|at| at.elapsed()),
-            tcp_public: known.tcp_public,
+            // that of another process's connection does not lead here
+            tcp_public: known.tcp_public.filter(|_| !known.borrowed),
             tcp_private: known.tcp_private,
             stun: known.stun.clone(),
         }
@@ -241,6 +252,17 @@ impl Registration {
     /// client starts in use, a host idle.
     pub fn set_in_use(&self, in_use: bool) {
         let _ = self.commands.send(Command::SetInUse(in_use));
+    }
+
+    /// As a client: whether other processes may use this registration; at first not. It is for
+    /// who reaches its host over UDP: TCP needs a connection of its own.
+    pub fn set_lending(&self, lends: bool) {
+        let _ = self.commands.send(Command::Lend(lends));
+    }
+
+    /// As a client: asks for a new match over a connection of our own.
+    pub fn stand_alone(&self) {
+        let _ = self.commands.send(Command::StandAlone);
     }
 }
 

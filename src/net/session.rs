@@ -7,9 +7,11 @@
 mod core;
 mod lanes;
 mod link;
+mod loans;
 mod locks;
 mod supervisor;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -61,6 +63,8 @@ pub struct ClientConfig {
     pub wait: bool,
     /// What the owner wants of the paths.
     pub wanted: Wanted,
+    /// Where sessions of this user with the same key lend each other their registrations.
+    pub loans: Option<PathBuf>,
     /// A session of an earlier run, to deliver what it has left.
     pub resume: Option<Box<PutAway>>,
 }

@@ -14,6 +14,7 @@ use crate::identity::{BlindedMac, MacAddress, PairKey, PeerId};
 use crate::limits::{
     CANDIDATES_MAX, CONTROL_BYTES_MAX, FIRST_FLIGHT_BYTES_MAX, RELAYED_BYTES_MAX, SEALED_BYTES_MAX,
 };
+use crate::wire::branch::Branch;
 use crate::wire::codec::{self, DecodeError, EncodeError};
 use crate::wire::nat::NatBehaviour;
 use crate::wire::relay::{RelayGrant, RelayId};
@@ -129,6 +130,13 @@ pub enum ToServer {
     },
     /// For the other side of a match, where UDP does not reach the relay.
     Relayed(Relayed),
+    /// A client: of another registration with the same key, a [`ToServer`].
+    Branch(Branch),
+    /// A client: that registration is over.
+    EndBranch {
+        /// Which.
+        branch: u32,
+    },
 }
 
 /// Datagrams for a peer, or from it, over the connection to the server.
@@ -205,6 +213,13 @@ pub enum FromServer {
         /// Where.
         public: Public,
     },
+    /// To a client: for another registration with the same key, a [`FromServer`].
+    Branch(Branch),
+    /// To a client: that registration is refused, or over.
+    EndBranch {
+        /// Which.
+        branch: u32,
+    },
 }
 
 /// One of the server's UDP addresses.
@@ -253,7 +268,11 @@ impl ToServer {
                 sealed.bytes.len() <= SEALED_BYTES_MAX
             }
             Self::Relayed(relayed) => relayed.is_bounded(),
-            Self::Hello { .. } | Self::Refresh { .. } | Self::Decline { .. } => true,
+            Self::Branch(branch) => branch.is_bounded(),
+            Self::Hello { .. }
+            | Self::Refresh { .. }
+            | Self::Decline { .. }
+            | Self::EndBranch { .. } => true,
         }
     }
 }
@@ -268,9 +287,12 @@ impl FromServer {
                 sealed.bytes.len() <= SEALED_BYTES_MAX
             }
             Self::Relayed(relayed) => relayed.is_bounded(),
-            Self::Confirmed { .. } | Self::NoMatch | Self::Relay { .. } | Self::Moved { .. } => {
-                true
-            }
+            Self::Branch(branch) => branch.is_bounded(),
+            Self::Confirmed { .. }
+            | Self::NoMatch
+            | Self::Relay { .. }
+            | Self::Moved { .. }
+            | Self::EndBranch { .. } => true,
         }
     }
 }

@@ -305,6 +305,7 @@ fn config(key: &OpenedKey) -> ClientConfig {
         grace: Some(Duration::from_secs(5)),
         wait: false,
         wanted: Wanted::default(),
+        loans: None,
         resume: None,
     }
 }

@@ -35,7 +35,7 @@ impl Peer {
     pub(super) fn client(key: &KeyContents) -> Self {
         let endpoint = Endpoint::start(None, None, None).unwrap();
         let (pair_key, mac, host) = (key.pair_key.clone(), key.host_mac, key.host);
-        let side = Side::Client { pair_key, mac, host, first: None };
+        let side = Side::Client { pair_key, mac, host, first: None, loans: None };
         Self::register(endpoint, &key.secret, &key.servers[0], side, Role::Client)
     }
 

@@ -55,7 +55,7 @@ fn a_stranger_who_knows_half_is_told_what_one_is_told_who_knows_nothing() {
     let mut said = Vec::new();
     for (what, secret, pair_key, mac) in looks {
         let (pair_key, host) = (pair_key.clone(), key.host);
-        let side = Registers::Client { pair_key, mac, host, first: None };
+        let side = Registers::Client { pair_key, mac, host, first: None, loans: None };
         let heard = look(secret, &key.servers[0], side);
         println!("{what:<32} {heard:?}");
         said.push(heard);

@@ -54,15 +54,41 @@ fn times_to_the_first_byte_and_to_the_direct_path() {
         let out = first_quic(&frames, client, host).expect("a direct path");
         directs.push(out.max(first_quic(&frames, host, client).expect("a direct path")) - start);
     }
+    let mut seconds = beside_a_mount(&home);
     for (what, times) in [
         ("cold mount, ready line", &mut mounts),
         ("cold mount and cat, first byte", &mut firsts),
         ("the same, from when TLS to the server stood", &mut registereds),
         ("cold mount, direct path", &mut directs),
+        ("registered: mount beside another one and cat, first byte", &mut seconds),
     ] {
         let median = median(times);
         say(&format!("{what}: median of {ROUNDS} {median:?}, all {times:?}"));
     }
+}
+
+/// Where one mount of the key stands, whose registration another one uses: from the start of
+/// `mount` to the first byte.
+fn beside_a_mount(home: &Home) -> Vec<Duration> {
+    home.mount("timeout=20");
+    eventually("a direct path", Duration::from_secs(15), || {
+        home.world.mount_status()["path"]["kind"] == "udp"
+    });
+    let again = home.world.directory("again");
+    let rounds = (0..ROUNDS).map(|_| {
+        let start = Instant::now();
+        home.world.mount(&home.key.source("disk"), &again, "timeout=20").ok();
+        fs::File::open(again.join("hello")).unwrap().read_exact(&mut [0]).unwrap();
+        let first = start.elapsed();
+        let status = home.world.status(Side::Client);
+        let mounts = status["mounts"].as_array().unwrap();
+        assert!(mounts.iter().any(|mount| mount["rendezvous"]["borrowed"] == true), "{status:#}");
+        home.world.mountd(&["unmount", again.to_str().unwrap()]).ok();
+        first
+    });
+    let seconds = rounds.collect();
+    home.unmount();
+    seconds
 }
 
 /// Direct UDP, direct TCP and the relay, and iperf3 on the same links.

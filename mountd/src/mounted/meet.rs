@@ -74,6 +74,7 @@ fn config(request: &MountRequest, shown: &DeviceId, key: &KeyContents) -> Client
         grace: options.grace,
         wait: options.wait,
         wanted: options.wanted,
+        loans: Some(request.state.join("loans")),
         resume: None,
     }
 }

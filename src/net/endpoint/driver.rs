@@ -216,10 +216,8 @@ impl Driver {
 
     /// Waits for the first frame of a stream, if it may be somebody's that we look for.
     fn ask_name(&self, port: u16, from: SocketAddr, mut stream: TcpStream) {
-        let expected = self
-            .meetings
-            .values()
-            .any(|one| one.local.port() == port && one.listening && one.may_come_from(from.ip()));
+        let expected =
+            self.meetings.values().any(|one| one.listens_at(port) && one.may_come_from(from.ip()));
         let Some(turn) = Arc::clone(&self.unknown).try_acquire_owned().ok().filter(|_| expected)
         else {
             tracing::debug!("a stranger's connection is dropped");
@@ -250,7 +248,13 @@ impl Driver {
         let around = Surroundings { mux: &self.mux, routing: &routing, quic: &self.quic };
         for (tag, one) in &mut self.meetings {
             for (to, rung) in one.drive(&around, now) {
-                dial(*tag, one.local.port(), to, rung, self.streams.clone());
+                dial(
+                    *tag,
+                    one.local.map_or(0, |local| local.port()),
+                    to,
+                    rung,
+                    self.streams.clone(),
+                );
             }
         }
         let mux = &self.mux;
@@ -312,7 +316,8 @@ impl Driver {
             .meetings
             .values()
             .filter(|one| one.listening)
-            .map(|one| (one.local.port(), one.local))
+            .filter_map(|one| one.local)
+            .map(|local| (local.port(), local))
             .collect();
         self.listeners.retain(|port, task| {
             let stays = wanted.contains_key(port);

@@ -31,8 +31,8 @@ pub(super) struct Meeting {
     key: [u8; 32],
     order: Order,
     routing: Routing,
-    /// The registration's end, whose port TCP paths share.
-    pub(super) local: SocketAddr,
+    /// The registration's end, whose port TCP paths share, if it is our own.
+    pub(super) local: Option<SocketAddr>,
     ladder: Ladder,
     relay: Option<Relay>,
     streams: BTreeMap<StreamId, SocketAddr>,
@@ -172,6 +172,11 @@ impl Meeting {
             .chain(&self.routing.tcp_public)
             .chain(&self.routing.udp_public)
             .any(|known| known.ip() == ip)
+    }
+
+    /// Whether the peer may connect to this port.
+    pub(super) fn listens_at(&self, port: u16) -> bool {
+        self.listening && self.local.is_some_and(|local| local.port() == port)
     }
 
     /// Whether a probe is the peer's.

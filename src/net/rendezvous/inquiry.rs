@@ -32,12 +32,13 @@ pub(crate) struct Inquiry {
 pub(crate) async fn inquire(server: &ServerAddress) -> Result<Inquiry, RendezvousError> {
     let start = Instant::now();
     let secret = SecretKey::from_seed(random());
-    let Link { server, local, mut read, mut write, .. } = link::connect(server, &secret).await?;
+    let Link { server, local, mut read, mut write } = link::connect(server, &secret).await?;
     let welcome = async {
         link::send(&mut write, &ToServer::Hello { role: Role::Client }).await?;
         link::receive::<FromServer>(&mut read).await
     };
     let unreachable = |why: String| RendezvousError::Unreachable(why);
+    let local = local.ok_or_else(|| unreachable("no connection of our own".to_owned()))?;
     let welcome = timeout(ANSWER_TIMEOUT, welcome)
         .await
         .map_err(|_| unreachable("it does not answer".to_owned()))?

@@ -9,10 +9,9 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
-use tokio_rustls::client::TlsStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::address::ServerAddress;
@@ -29,12 +28,13 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(4);
 /// For the server to take one message, and for the network to acknowledge it.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A connection whose server has proved its key.
+/// A connection whose server has proved its key, or another process's.
 pub(super) struct Link {
     pub(super) server: SocketAddr,
-    pub(super) local: SocketAddr,
-    pub(super) read: ReadHalf<TlsStream<TcpStream>>,
-    pub(super) write: WriteHalf<TlsStream<TcpStream>>,
+    /// Our end; none of a connection that is another process's.
+    pub(super) local: Option<SocketAddr>,
+    pub(super) read: Box<dyn AsyncRead + Send + Unpin>,
+    pub(super) write: Box<dyn AsyncWrite + Send + Unpin>,
 }
 
 /// Connects to a server.
@@ -67,7 +67,7 @@ async fn connect_slowly(
             }
         })?;
     let (read, write) = tokio::io::split(stream);
-    Ok(Link { server, local, read, write })
+    Ok(Link { server, local: Some(local), read: Box::new(read), write: Box::new(write) })
 }
 
 async fn dial(address: &ServerAddress) -> io::Result<TcpStream> {
@@ -153,12 +153,17 @@ impl fmt::Debug for Acceptor {
 ///
 /// Those of the stream, and [`io::ErrorKind::InvalidData`] for a message that is none or too long.
 pub async fn receive<T: DeserializeOwned>(read: &mut (impl AsyncRead + Unpin)) -> io::Result<T> {
+    unframe(&receive_bytes(read).await?).map_err(invalid)
+}
+
+/// Reads one message as it is; to be cancelled only with its stream.
+pub(super) async fn receive_bytes(read: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
     let mut header = [0; 4];
     read.read_exact(&mut header).await?;
     let length = frame_length(header).map_err(invalid)?;
     let mut value = vec![0; length];
     read.read_exact(&mut value).await?;
-    unframe(&value).map_err(invalid)
+    Ok(value)
 }
 
 /// Writes one message; to be cancelled only with its stream.
@@ -170,9 +175,21 @@ pub async fn send<T: Serialize>(
     write: &mut (impl AsyncWrite + Unpin),
     message: &T,
 ) -> io::Result<()> {
-    let frame = frame(message).map_err(invalid)?;
+    write_all(write, &frame(message).map_err(invalid)?).await
+}
+
+/// Writes one message that was read as it is; to be cancelled only with its stream.
+pub(super) async fn send_bytes(
+    write: &mut (impl AsyncWrite + Unpin),
+    value: &[u8],
+) -> io::Result<()> {
+    let length = u32::try_from(value.len()).map_err(invalid)?;
+    write_all(write, &[&length.to_le_bytes(), value].concat()).await
+}
+
+async fn write_all(write: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> io::Result<()> {
     timeout(WRITE_TIMEOUT, async {
-        write.write_all(&frame).await?;
+        write.write_all(bytes).await?;
         write.flush().await
     })
     .await

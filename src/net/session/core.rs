@@ -92,6 +92,8 @@ pub(crate) struct View {
     pub(crate) own: Routing,
     pub(crate) peer: Routing,
     pub(crate) rendezvous_age: Option<Duration>,
+    /// Whether the registration is another process's.
+    pub(crate) borrowed: bool,
     pub(crate) refused_writes: u64,
 }
 
@@ -123,6 +125,7 @@ impl Core {
             own: Routing::default(),
             peer: Routing::default(),
             rendezvous_age: None,
+            borrowed: false,
             refused_writes: 0,
         };
         let inner = Inner {
@@ -375,6 +378,11 @@ impl Core {
             let _ = there.send(Err(errno));
         }
         inner.pump(self);
+        self.wake.notify_one();
+    }
+
+    pub(crate) fn is_shut(&self) -> bool {
+        self.lock().shut.is_some()
     }
 
     /// Takes the log away, to be delivered by another run of the client.
@@ -458,7 +466,10 @@ impl Core {
             "path": path_json(view.path.as_ref(), &view.tried),
             "auth": view.auth.map(Auth::to_json),
             "routing": { "own": routing_json(&view.own), "peer": routing_json(&view.peer) },
-            "rendezvous": { "age_s": view.rendezvous_age.map(|age| age.as_secs_f64()) },
+            "rendezvous": {
+                "age_s": view.rendezvous_age.map(|age| age.as_secs_f64()),
+                "borrowed": view.borrowed,
+            },
             "pending": {
                 "entries": unstable,
                 "unapplied": unapplied,

@@ -22,6 +22,7 @@ use crate::net::rendezvous::{
 };
 use crate::net::session::core::Core;
 use crate::net::session::link::{self, Link};
+use crate::net::session::loans::{Loans, loans_of};
 use crate::net::session::{ClientConfig, Phase, PutAway};
 use crate::proto::PeerMisbehaved;
 use crate::proto::redo::log::Log;
@@ -40,12 +41,12 @@ const ACCESS_DENIED: u8 = 49;
 
 /// The task's state.
 pub(super) struct Supervisor {
-    core: Arc<Core>,
+    pub(super) core: Arc<Core>,
     config: ClientConfig,
     quic: quinn::ClientConfig,
     endpoint: Endpoint,
-    registrations: Vec<Registration>,
-    machine: Session,
+    pub(super) registrations: Vec<Registration>,
+    pub(super) machine: Session,
     session: SessionId,
     phase: watch::Sender<Phase>,
     events: mpsc::Receiver<RendezvousEvent>,
@@ -59,10 +60,13 @@ pub(super) struct Supervisor {
     /// A handshake whose beginning went along with our request to be introduced.
     first: Option<First>,
     connection: Option<(ConnectionId, Connection)>,
+    /// The connection that is being lost was replaced by us.
+    renewed: bool,
     /// The peers whose host has asked us to identify ourselves (authentication 140).
     asked: Vec<Virtual>,
     /// How the identification under way goes.
     auth: Option<Auth>,
+    pub(super) loans: Loans,
     /// How many packets of the host have come on it, and when that was last seen to grow.
     heard: (u64, Instant),
 }
@@ -94,11 +98,13 @@ impl Supervisor {
         let endpoint = Endpoint::start(None, None, Some(config.host_mac))?;
         let (events_in, events) = mpsc::channel(64);
         let (report, progress) = mpsc::unbounded_channel();
+        let loans = loans_of(&config);
         let register = |server| {
             let side = Side::Client {
                 pair_key: config.pair_key.clone(),
                 mac: config.host_mac,
                 host: config.host,
+                loans: loans.clone(),
                 first: Some(Dialler::new({
                     let report = report.clone();
                     move |first| drop(report.send(Progress::Dial(first)))
@@ -141,8 +147,10 @@ impl Supervisor {
             trying: None,
             first: None,
             connection: None,
+            renewed: false,
             asked: Vec::new(),
             auth: None,
+            loans: Loans::default(),
             heard: (0, Instant::now()),
         };
         Ok((core, supervisor, phase_out))
@@ -173,7 +181,10 @@ impl Supervisor {
             self.machine.handle_timeout(now);
             core.handle_timeout(now);
             self.drive();
+            self.see_to_loans(now);
         }
+        // while another process may take over
+        self.lend(false);
         // QUIC sends the farewell; without waiting for it the host would keep the session
         let farewell = self.endpoint.quic.wait_idle();
         let _ = tokio::time::timeout(Duration::from_millis(500), farewell).await;
@@ -206,9 +217,11 @@ impl Supervisor {
 
     fn handle_introduced(&mut self, introduction: Introduction, link: ServerLink) {
         self.phase.send_modify(|phase| phase.introduced = true);
-        if self.core.has_path() && matches!(self.machine.state(), State::Up(_)) {
+        let stands = self.core.has_path() && matches!(self.machine.state(), State::Up(_));
+        if stands && !self.loans.wants(&link) {
             return;
         }
+        self.loans.introduced(&link);
         if let Some(trying) = self.trying.take() {
             self.endpoint.remove(trying);
         }
@@ -239,6 +252,7 @@ impl Supervisor {
                     // A new match is a new peer to QUIC: its connection is replaced
                     if let Some((_, connection)) = self.connection.take() {
                         link::close(&connection, CloseReason::Replaced);
+                        self.renewed = matches!(self.machine.state(), State::Up(_));
                     }
                     self.give_up_attempt();
                 }
@@ -333,6 +347,7 @@ impl Supervisor {
                         self.endpoint.remove(trying);
                         self.asked.retain(|asked| *asked != trying);
                     }
+                    self.renewed = false;
                     self.set_in_use(true);
                     match self.core.connected(id, grant) {
                         Ok(true) => self.phase.send_modify(|phase| phase.up = true),
@@ -345,7 +360,10 @@ impl Supervisor {
                     // the grace counts from the last that was heard
                     self.core.lost(id, self.heard.1);
                     self.set_in_use(false);
-                    self.seek_again();
+                    // one that we have replaced is no reason for yet another match
+                    if !std::mem::take(&mut self.renewed) {
+                        self.seek_again();
+                    }
                 }
                 Output::Ended(end) => self.end(end),
             }
@@ -471,6 +489,7 @@ impl Supervisor {
         let own = self.endpoint.routing().borrow().clone();
         let statuses: Vec<_> = self.registrations.iter().map(Registration::status).collect();
         let age = statuses.iter().filter_map(|status| status.age).min();
+        let borrowed = statuses.iter().any(|status| status.borrowed);
         let tcp_public = statuses.iter().find_map(|status| status.tcp_public);
         let tcp_private = statuses.iter().filter_map(|status| status.tcp_private).collect();
         self.core.update(|view| {
@@ -478,6 +497,7 @@ impl Supervisor {
             view.own.tcp_public = tcp_public;
             view.own.tcp_private = tcp_private;
             view.rendezvous_age = age;
+            view.borrowed = borrowed;
         });
     }
 

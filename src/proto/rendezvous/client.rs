@@ -138,8 +138,11 @@ impl ClientSide {
         now: Instant,
     ) -> Result<(), PeerMisbehaved> {
         match message {
-            // what is relayed is none of ours
-            FromServer::Welcome { .. } | FromServer::Relayed(_) => {}
+            // what is relayed is none of ours, nor is what others have lent of us
+            FromServer::Welcome { .. }
+            | FromServer::Relayed(_)
+            | FromServer::Branch(_)
+            | FromServer::EndBranch { .. } => {}
             FromServer::Relay { match_id, grant } => self.grant = Some((match_id, grant)),
             FromServer::Moved { match_id, public } => {
                 self.outputs.push_back(Output::Moved(match_id, public));

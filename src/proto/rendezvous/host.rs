@@ -140,7 +140,10 @@ impl HostSide {
             FromServer::Sought { match_id, index, client, public, sealed } => {
                 self.answer(match_id, index, client, public, &sealed);
             }
-            FromServer::Introduced { .. } | FromServer::NoMatch => {
+            FromServer::Introduced { .. }
+            | FromServer::NoMatch
+            | FromServer::Branch(_)
+            | FromServer::EndBranch { .. } => {
                 return Err(PeerMisbehaved::Unasked);
             }
         }

@@ -27,6 +27,9 @@ const SWEEP: Duration = Duration::from_secs(5);
 const BURST: u32 = 64;
 /// Time in which a connection may send one more message.
 const MESSAGE_EVERY: Duration = Duration::from_millis(125);
+/// A registration that branches from another one's connection costs that one so many messages: it
+/// may send a burst of its own.
+const BRANCH_COST: u32 = 3;
 
 /// One daemon's connection, numbered by the server.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -101,6 +104,10 @@ pub struct Matcher {
 #[derive(Debug)]
 struct Peer {
     key: PeerId,
+    /// Where its connection comes from.
+    observed: SocketAddr,
+    /// Whether that is another one's.
+    branch: bool,
     public: Public,
     refreshed: Instant,
     /// When the burst is whole again.
@@ -177,11 +184,33 @@ impl Matcher {
         if self.peers.len() >= SERVER_PEERS_MAX {
             return Err(Full);
         }
-        let public = Public { tcp: Some(observed), udp: None };
-        let made = VecDeque::new();
-        let peer = Peer { key, public, refreshed: now, whole_at: now, role: None, made };
-        self.peers.insert(link, peer);
+        self.peers.insert(link, Peer::new(key, observed, false, now));
         self.sweep_at.get_or_insert(now + SWEEP);
+        Ok(())
+    }
+
+    /// A client's connection carries another registration with its key; TCP does not reach that
+    /// one where the connection comes from.
+    ///
+    /// # Errors
+    ///
+    /// [`PeerMisbehaved`]: it is refused, and nothing has changed.
+    pub fn handle_branched(
+        &mut self,
+        link: Link,
+        trunk: Link,
+        now: Instant,
+    ) -> Result<(), PeerMisbehaved> {
+        if self.peers.len() >= SERVER_PEERS_MAX {
+            return Err(PeerMisbehaved::TooMany);
+        }
+        let peer = self.peer(trunk)?;
+        if peer.branch || !matches!(peer.role, Some(RoleState::Client { .. })) {
+            return Err(PeerMisbehaved::Sequence);
+        }
+        peer.whole_at = peer.charged(BRANCH_COST, now)?;
+        let branch = Peer::new(peer.key, peer.observed, true, now);
+        self.peers.insert(link, branch);
         Ok(())
     }
 
@@ -221,7 +250,7 @@ impl Matcher {
         let peer = self.peers.get(&link).ok_or(PeerMisbehaved::Sequence)?;
         // an answer to what we asked costs nothing: others decide how often a host is asked
         let whole_at =
-            if self.is_answer(link, &message) { peer.whole_at } else { peer.charged(now)? };
+            if self.is_answer(link, &message) { peer.whole_at } else { peer.charged(1, now)? };
         match message {
             ToServer::Hello { role } => self.hello(link, role)?,
             ToServer::Refresh { number, udp_public } => {
@@ -232,8 +261,8 @@ impl Matcher {
             ToServer::Seek { index, sealed } => self.seek(link, index, sealed, now)?,
             ToServer::Accept { match_id, sealed } => self.accept(link, match_id, sealed)?,
             ToServer::Decline { match_id } => self.decline(link, match_id)?,
-            // the relay's, which reads them first
-            ToServer::Relayed(_) => {}
+            // read on the way here, by the relay and by what splits a connection
+            ToServer::Relayed(_) | ToServer::Branch(_) | ToServer::EndBranch { .. } => {}
         }
         if let Some(peer) = self.peers.get_mut(&link) {
             peer.whole_at = whole_at;
@@ -296,17 +325,15 @@ impl Matcher {
 
     fn hello(&mut self, link: Link, role: Role) -> Result<(), PeerMisbehaved> {
         let peer = self.peer(link)?;
-        if peer.role.is_some() {
+        if peer.role.is_some() || (peer.branch && role == Role::Host) {
             return Err(PeerMisbehaved::Sequence);
         }
         peer.role = Some(match role {
             Role::Host => RoleState::Host { indices: BTreeSet::new(), matches: BTreeSet::new() },
             Role::Client => RoleState::Client { seek: None },
         });
-        if let Some(observed) = peer.public.tcp {
-            let stun = self.stun.clone();
-            self.send(link, FromServer::Welcome { observed, stun });
-        }
+        let (observed, stun) = (peer.observed, self.stun.clone());
+        self.send(link, FromServer::Welcome { observed, stun });
         Ok(())
     }
 
@@ -597,9 +624,22 @@ impl Matcher {
 }
 
 impl Peer {
-    /// The time at which its burst is whole again after one more message.
-    fn charged(&self, now: Instant) -> Result<Instant, PeerMisbehaved> {
-        let whole_at = self.whole_at.max(now) + MESSAGE_EVERY;
+    fn new(key: PeerId, observed: SocketAddr, branch: bool, now: Instant) -> Self {
+        Self {
+            key,
+            observed,
+            branch,
+            public: Public { tcp: (!branch).then_some(observed), udp: None },
+            refreshed: now,
+            whole_at: now,
+            role: None,
+            made: VecDeque::new(),
+        }
+    }
+
+    /// The time at which its burst is whole again after so many messages more.
+    fn charged(&self, messages: u32, now: Instant) -> Result<Instant, PeerMisbehaved> {
+        let whole_at = self.whole_at.max(now) + MESSAGE_EVERY * messages;
         if whole_at - now > MESSAGE_EVERY * BURST {
             return Err(PeerMisbehaved::TooMany);
         }

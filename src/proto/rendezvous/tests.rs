@@ -386,3 +386,51 @@ proptest! {
         prop_assert_eq!(world.matcher.poll_timeout(), None);
     }
 }
+
+#[test]
+fn a_branch_is_a_client_of_its_own_that_tcp_does_not_reach_and_its_trunk_pays_for_it() {
+    let mut host = Server::with(Role::Host);
+    assert_eq!(
+        host.matcher.handle_branched(Link(2), Link(1), host.now),
+        Err(PeerMisbehaved::Sequence)
+    );
+    let mut client = Server::with(Role::Client);
+    client.answers();
+    let now = client.now;
+    client.matcher.handle_branched(Link(2), Link(1), now).unwrap();
+    let mut say = |message| client.matcher.handle_message(Link(2), message, now);
+    assert_eq!(say(ToServer::Hello { role: Role::Host }), Err(PeerMisbehaved::Sequence));
+    say(ToServer::Hello { role: Role::Client }).unwrap();
+    // none branches from a branch
+    assert_eq!(
+        client.matcher.handle_branched(Link(3), Link(2), now),
+        Err(PeerMisbehaved::Sequence)
+    );
+    let observed = address(1, 1);
+    let welcome = FromServer::Welcome { observed, stun: Vec::new() };
+    assert_eq!(client.answers(), [MatcherOutput::Send(Link(2), welcome)]);
+    assert_eq!(client.matcher.stats().clients, 2);
+
+    // a host hears of the key and of no TCP address
+    client.matcher.handle_connected(Link(9), peer(77), address(2, 1), now).unwrap();
+    let index = BlindedMac([0; 16]);
+    let mut say = |link, message| client.matcher.handle_message(link, message, now).unwrap();
+    say(Link(9), ToServer::Hello { role: Role::Host });
+    say(Link(9), ToServer::Register { indices: vec![index] });
+    say(Link(2), ToServer::Seek { index, sealed: sealed(9) });
+    let public = client.answers().into_iter().find_map(|output| match output {
+        MatcherOutput::Send(Link(9), FromServer::Sought { client, public, .. }) => {
+            assert_eq!(client, peer(HOST));
+            Some(public)
+        }
+        _ => None,
+    });
+    assert_eq!(public, Some(Public::default()));
+
+    let opened = (10..100)
+        .take_while(|link| client.matcher.handle_branched(Link(*link), Link(1), now).is_ok())
+        .count();
+    assert!((15..30).contains(&opened), "{opened}");
+    client.matcher.handle_disconnected(Link(2), now);
+    assert_eq!(client.matcher.stats().clients, 1);
+}
