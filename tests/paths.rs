@@ -155,6 +155,37 @@ fn the_host_asks_who_is_there_at_once_or_when_nobody_has_said() {
     assert_eq!((&client["process"], &host["process"]), (&140.into(), &140.into()));
 }
 
+/// R18: either side listens while the other connects; two that both listen never meet over TCP.
+#[test]
+fn either_side_listens_while_the_other_connects() {
+    need_mount!();
+    let mut home = Home::on_loopback();
+    fs::write(home.disk.join("film"), "moves").unwrap();
+    for (host, client) in [("listen", "connect"), ("connect", "listen")] {
+        start_as(&mut home, host);
+        home.mount(&format!("timeout=20,paths=tcp-first,relay=never,role={client}"));
+        let found = path(&home);
+        assert_eq!(found["rung"], "tcp-private", "{host} {client}: {found:#}");
+        assert_eq!(fs::read_to_string(home.mountpoint.join("film")).unwrap(), "moves");
+        home.unmount();
+    }
+    start_as(&mut home, "listen");
+    home.mount("timeout=20,paths=tcp-first,relay=never,role=listen");
+    let found = path(&home);
+    assert_eq!(found["kind"], "udp", "{found:#}");
+    let tried = found["tried"].as_array().unwrap();
+    let tcp = tried.iter().filter(|line| line["rung"].as_str().unwrap().starts_with("tcp"));
+    assert!(tcp.clone().count() > 0 && tcp.clone().all(|line| line["result"] != "up"), "{found:#}");
+    home.unmount();
+}
+
+/// Starts the host again, in that role.
+fn start_as(home: &mut Home, role: &str) {
+    home.host.kill_now();
+    let args = ["serve", "--server", &home.server.ready, "--role", role];
+    home.host = home.world.start(Side::Host, &args);
+}
+
 #[test]
 fn request_21_goes_to_the_address_that_was_chosen() {
     need_mount!();
