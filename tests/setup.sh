@@ -2,8 +2,14 @@
 # Sourced by the scripts beside it: what they need from the machine, found or installed.
 #
 #   setup_packages PROGRAM...   each PROGRAM is one of the keys of package_of
+#   quick_builds                programs are not optimised as a whole from here on
 #
 # As root on Debian missing packages are installed; anybody else reads the line to run.
+
+quick_builds() {
+  export CARGO_PROFILE_RELEASE_LTO=${CARGO_PROFILE_RELEASE_LTO:-false}
+  export CARGO_PROFILE_RELEASE_CODEGEN_UNITS=${CARGO_PROFILE_RELEASE_CODEGEN_UNITS:-16}
+}
 
 say() { printf '%s\n' "$*" >&2; }
 
