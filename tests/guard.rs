@@ -3,6 +3,8 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -95,6 +97,38 @@ fn a_killed_mountd_is_back_by_itself() {
         assert!(file.read_at(&mut [0; 8], 0).is_err(), "descriptors from before are dead");
     }
     home.world.unmount(&home.mountpoint);
+}
+
+/// N1: whoever goes on writing to the mount point meanwhile gets an error, and leaves nothing in the
+/// directory beneath.
+#[test]
+fn nothing_is_written_beneath_the_mount_while_it_comes_back() {
+    need_mount!();
+    need_root!();
+    let home = home();
+    let killed = AtomicU32::new(0);
+    let refused = thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut refused = 0;
+            let mut number = 0;
+            while killed.load(Relaxed) < 5 {
+                let dir = home.mountpoint.join(format!("{number}"));
+                refused += u32::from(fs::create_dir(&dir).is_err());
+                number += 1;
+            }
+            refused
+        });
+        for round in 0..5 {
+            home.kill_mountd();
+            eventually("the mount to be back", Duration::from_secs(10), || home.reads());
+            killed.store(round + 1, Relaxed);
+        }
+        writer.join().unwrap()
+    });
+    home.world.unmount(&home.mountpoint);
+    assert_eq!(fs::read_dir(&home.mountpoint).unwrap().count(), 0, "beneath the mount");
+    println!("{refused} refused meanwhile");
+    assert!(refused > 0);
 }
 
 /// D4: whoever mounts or unmounts by hand after a kill gets what he asks for.

@@ -13,6 +13,7 @@ use p2pfs::net::{daemon, doctor, log};
 use zeroize::Zeroizing;
 
 use crate::daemonise::{self, Parent};
+use crate::fuse::mount::MountId;
 use crate::mounted::{self, MountRequest, Words};
 use crate::options::MountOptions;
 use crate::secrets::Secrets;
@@ -184,9 +185,9 @@ struct MountArguments {
     /// Wait until the key is there, and mount again whenever it can be.
     #[arg(long, hide = true)]
     locked: bool,
-    /// The process before this one was killed.
-    #[arg(long, hide = true)]
-    after_crash: bool,
+    /// The process before this one was killed, and left this mount.
+    #[arg(long, hide = true, value_name = "MOUNT")]
+    after_crash: Option<MountId>,
     /// Take passphrase and password from standard input.
     #[arg(long, hide = true)]
     secrets: bool,

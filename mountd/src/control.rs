@@ -167,8 +167,13 @@ pub(crate) fn make_way(
 fn after_crash(dir: &Path) -> bool {
     let start = Instant::now();
     let mut died = false;
-    while dir.exists() && matches!(admin::request(dir, &Value::Null), Ok(None)) {
-        died = true;
+    while dir.exists() {
+        match admin::request(dir, &Value::Null) {
+            Ok(Some(_)) => break,
+            Ok(None) => died = true,
+            // one that is dying hangs up
+            Err(error) => tracing::debug!(%error, "no answer"),
+        }
         if start.elapsed() > SUCCESSOR {
             break;
         }

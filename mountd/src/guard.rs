@@ -3,8 +3,9 @@
 //! When mountd ends without a word, killed or crashed, the kernel would go on serving what it keeps
 //! of the share to whoever has a file open, key or no key, and the mount would answer nothing but
 //! errors. The guard holds the kernel's connection too, and a list of what the kernel may keep: it
-//! drops all that, takes the mount away, and becomes a mountd that waits for the key, as after a
-//! key was pulled. If the key is there, the mount is back at once.
+//! drops all that, and becomes a mountd that waits for the key, as after a key was pulled. If the
+//! key is there, the mount is back at once, in the place of the dead one; if not, the dead one is
+//! taken away.
 //!
 //! ```text
 //!  mountd --standard input--> guard    the post, then a goodbye; its end without one: mountd died
@@ -31,7 +32,7 @@ use crate::mounted::MountRequest;
 
 /// The name that it goes by: whoever kills all that is called mountd does not kill it.
 pub(crate) const NAME: &str = "p2pfs-guard";
-/// Tells what begins anew why.
+/// Tells what begins anew why, and which mount is dead.
 const AFTER_CRASH: &str = "--after-crash";
 /// What mountd says when it ends in order.
 const GOODBYE: &[u8] = b".";
@@ -68,7 +69,7 @@ impl Guard {
             mountpoint: mounted.mountpoint().into(),
             mount: mounted.id().clone(),
             book: book.as_fd().as_raw_fd(),
-            arguments: [request.again(), vec![AFTER_CRASH.into()]].concat(),
+            arguments: request.again(),
         };
         // inherited by this child only
         rustix::io::fcntl_setfd(book, FdFlags::empty())?;

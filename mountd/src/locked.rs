@@ -1,8 +1,11 @@
 //! While the key is away: the program waits for it, and mounts again.
 //!
 //! A mount whose key was pulled ends by starting this program anew in its own process, which leaves
-//! nothing in its memory of what was read before.
+//! nothing in its memory of what was read before. Where its process was killed, the dead mount stays
+//! until the new one is there, so that nobody writes into the directory below: but only while the
+//! key is there.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -19,8 +22,9 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use crate::control;
+use crate::fuse::mount::Mounted;
 use crate::gate::watch::KeyWatch;
-use crate::mounted::{End, Mount, MountRequest, run_with};
+use crate::mounted::{Before, End, Mount, MountRequest, run_with};
 use crate::store;
 
 /// How long a process that was killed may take to let go of its control socket.
@@ -47,17 +51,25 @@ pub(crate) const PROGRAM: &str = "p2pfs-mountd";
 
 /// Waits for the key, mounts, and serves until the mount is gone.
 pub(crate) fn run(request: &MountRequest) -> Result<(), Failure> {
-    let end = run_with(live(request))?;
-    follow(end, request)
+    let dead = Dead::of(request);
+    let end = run_with(live(request, &dead));
+    dead.clear_away();
+    follow(end?, request)
 }
 
-async fn live(request: &MountRequest) -> Result<End, Failure> {
+async fn live(request: &MountRequest, dead: &Dead) -> Result<End, Failure> {
     let watch = KeyWatch::new(&store::locate(&request.state, &request.spec));
     let mut place = Place::take(request).await?;
+    // whoever asked for the end finds the place empty
+    let given_up = || {
+        dead.clear_away();
+        Ok(End::Unmounted)
+    };
     loop {
-        let Some(()) = place.until(wait(&watch)).await else { return Ok(End::Unmounted) };
+        let Some(()) = place.until(wait(&watch, dead)).await else { return given_up() };
         place.key_is_there.store(true, Ordering::Relaxed);
-        let Some(started) = place.start(request).await else { return Ok(End::Unmounted) };
+        let started = place.start(request, &watch, dead).await;
+        let Some(started) = started else { return given_up() };
         let failure = match started {
             Ok(mut mount) => {
                 tracing::info!("the key is there: mounted again");
@@ -76,25 +88,47 @@ async fn live(request: &MountRequest) -> Result<End, Failure> {
         let pause = async {
             match failure.code {
                 // nobody is there to type it: whoever mounts again takes this one's place
-                Code::Passphrase => gone(&watch).await,
-                _ => tokio::time::sleep(RETRY).await,
+                Code::Passphrase => gone(&watch, dead).await,
+                // when the key goes in between, there is nothing to try
+                _ => drop(tokio::time::timeout(RETRY, gone(&watch, dead)).await),
             }
         };
         if place.until(pause).await.is_none() {
-            return Ok(End::Unmounted);
+            return given_up();
         }
     }
 }
 
-async fn wait(watch: &KeyWatch) {
+async fn wait(watch: &KeyWatch, dead: &Dead) {
     while !watch.has_any().await {
+        dead.clear_away();
         watch.stir(None).await;
     }
 }
 
-async fn gone(watch: &KeyWatch) {
+async fn gone(watch: &KeyWatch, dead: &Dead) {
     while watch.has_any().await {
         watch.stir(None).await;
+    }
+    dead.clear_away();
+}
+
+/// The mount that a killed process has left, if there is one.
+struct Dead(Option<Arc<Mounted>>);
+
+impl Dead {
+    fn of(request: &MountRequest) -> Self {
+        let adopt = |id| Arc::new(Mounted::adopt(request.mountpoint.clone(), id));
+        Self(request.after_crash.clone().map(adopt))
+    }
+
+    /// Takes it away, if nothing else has.
+    fn clear_away(&self) {
+        if let Some(mounted) = &self.0
+            && let Err(error) = mounted.detach()
+        {
+            tracing::error!(%error, "the dead mount stays");
+        }
     }
 }
 
@@ -155,10 +189,25 @@ impl Place {
     }
 
     /// Mounts; `None` as for [`Self::until`].
-    async fn start(&mut self, request: &MountRequest) -> Option<Result<Mount, Failure>> {
-        let mut control = self.control.take();
-        let started = self.until(Mount::start(request, &mut control)).await;
-        self.control = control;
+    async fn start(
+        &mut self,
+        request: &MountRequest,
+        watch: &KeyWatch,
+        dead: &Dead,
+    ) -> Option<Result<Mount, Failure>> {
+        let mut before = Before { control: self.control.take(), dead: dead.0.clone() };
+        let not_without_key = async {
+            gone(watch, dead).await;
+            std::future::pending::<Infallible>().await
+        };
+        let start = async {
+            tokio::select! {
+                started = Mount::start(request, &mut before) => started,
+                never = not_without_key => match never {},
+            }
+        };
+        let started = self.until(start).await;
+        self.control = before.control;
         // asked while the mount took over
         self.ended |= self.unmounts.try_recv().is_ok();
         started.filter(|_| !self.ended)

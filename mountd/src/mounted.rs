@@ -25,7 +25,7 @@ use self::pulled::Key;
 
 use crate::daemonise::Parent;
 use crate::fs::Fs;
-use crate::fuse::mount::{MountSettings, Mounted, mount};
+use crate::fuse::mount::{MountId, MountSettings, Mounted, mount, mount_in_place_of};
 use crate::fuse::notify::KernelLink;
 use crate::fuse::{abort_on_panic, serve};
 use crate::gate::{valve::Valve, watch::KeyWatch};
@@ -53,8 +53,8 @@ pub(crate) struct MountRequest {
     pub(crate) secrets: Secrets,
     /// How it was asked for.
     pub(crate) words: Words,
-    /// The process before this one was killed.
-    pub(crate) after_crash: bool,
+    /// The process before this one was killed, and left this mount.
+    pub(crate) after_crash: Option<MountId>,
 }
 
 /// Options, as they were given.
@@ -80,7 +80,7 @@ impl MountRequest {
             Failure::new(Code::Internal, format!("{}: {error}", state.display()), hint)
         })?;
         let secrets = Secrets::default();
-        Ok(Self { spec, mountpoint, options, state, secrets, words, after_crash: false })
+        Ok(Self { spec, mountpoint, options, state, secrets, words, after_crash: None })
     }
 
     /// Checks the mount point. An earlier mount there may end first.
@@ -146,7 +146,7 @@ pub(crate) fn run_with(life: impl Future<Output = Result<End, Failure>>) -> Resu
 
 async fn live(request: MountRequest, parent: Option<Parent>) -> Result<End, Failure> {
     let parent_gone = parent.as_ref().map(Parent::gone).and_then(Result::ok);
-    let mut nobody = None;
+    let mut nobody = Before::default();
     let started = tokio::select! {
         started = Mount::start(&request, &mut nobody) => started,
         () = daemon::terminated() => Err(interrupted("a signal ended it")),
@@ -187,6 +187,15 @@ fn interrupted(why: &str) -> Failure {
     Failure::new(Code::Internal, format!("mounting was interrupted: {why}"), hint)
 }
 
+/// What is at the place of a mount before it is there.
+#[derive(Debug, Default)]
+pub(crate) struct Before {
+    /// What answers commands.
+    pub(crate) control: Option<Control>,
+    /// What a process that was killed has left.
+    pub(crate) dead: Option<Arc<Mounted>>,
+}
+
 /// A mount that can be used; dropping it takes the mount away.
 pub(crate) struct Mount {
     shared: Arc<Shared>,
@@ -223,10 +232,10 @@ impl Drop for MountDir {
 }
 
 impl Mount {
-    /// Mounts; takes over from whoever answered commands for this mount before.
+    /// Mounts; takes over from what was there before.
     pub(crate) async fn start(
         request: &MountRequest,
-        before: &mut Option<Control>,
+        before: &mut Before,
     ) -> Result<Self, Failure> {
         let options = &request.options;
         // before the key is opened: a removal in between is noticed
@@ -246,7 +255,7 @@ impl Mount {
             session,
             fs: fs.clone(),
             draining: AtomicBool::new(false),
-            after_crash: request.after_crash,
+            after_crash: request.after_crash.is_some(),
         });
         let dir = MountDir(control::mount_dir(&request.state, &request.mountpoint));
         daemon::state_dir(Some(dir.0.clone()), "mountd")?;
@@ -255,7 +264,7 @@ impl Mount {
         let handle = move |command| -> BoxFuture<Result<Value, Failure>> {
             Box::pin(commands.clone().command(command, unmount.clone()))
         };
-        let control = match before.take() {
+        let control = match before.control.take() {
             Some(control) => {
                 control.answer_with(handle);
                 control
@@ -267,7 +276,11 @@ impl Mount {
             no_exec: options.no_exec,
             allow_other: options.allow_other,
         };
-        let (kernel, mounted) = mount(&request.spec.given, &request.mountpoint, &settings)?;
+        let source = &request.spec.given;
+        let (kernel, mounted) = match &before.dead {
+            Some(dead) => mount_in_place_of(dead, source, &settings)?,
+            None => mount(source, &request.mountpoint, &settings)?,
+        };
         let detach = DetachOnDrop(Some(mounted));
         let guard = detach.guard(request, kernel.as_fd(), &link);
         let presentation = options.presentation;

@@ -1,13 +1,18 @@
 //! Mounting and unmounting by ourselves: as root with mount(2), otherwise through `fusermount3`.
 
+mod beneath;
+
 use std::ffi::{CString, OsStr, OsString};
+use std::fmt;
 use std::fs::{self, OpenOptions};
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
+use std::num::ParseIntError;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::str::FromStr;
 
 use p2pfs::failure::{Code, Failure};
 use rustix::fs::{Access, AtFlags, CWD, StatxFlags};
@@ -19,6 +24,8 @@ use serde::{Deserialize, Serialize};
 
 /// The file system's type, as `findmnt` shows it.
 pub const TYPE: &str = "fuse.p2pfs";
+/// What of it is ours.
+const SUBTYPE: &str = "p2pfs";
 
 const DEVICE: &str = "/dev/fuse";
 const FUSERMOUNT: &str = "fusermount3";
@@ -53,6 +60,26 @@ pub(crate) struct MountId {
     device: String,
     /// The number that the kernel gives to no other mount, since Linux 6.8.
     unique: Option<u64>,
+}
+
+/// `DEVICE` or `DEVICE,UNIQUE`.
+impl fmt::Display for MountId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.device)?;
+        self.unique.map_or(Ok(()), |unique| write!(f, ",{unique}"))
+    }
+}
+
+impl FromStr for MountId {
+    type Err = ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, ParseIntError> {
+        let (device, unique) = match text.split_once(',') {
+            Some((device, unique)) => (device, Some(unique.parse()?)),
+            None => (text, None),
+        };
+        Ok(Self { device: device.to_owned(), unique })
+    }
 }
 
 /// A line of `/proc/self/mountinfo`.
@@ -184,6 +211,31 @@ pub fn mount(
     } else {
         mount_as_user(source, mountpoint, settings)?
     };
+    made(mountpoint, device)
+}
+
+/// As [`mount`], in the place of a mount whose process has died, if that is still there. As root on
+/// Linux 6.8 the directory beneath is bare at no time, elsewhere for as long as mounting takes.
+pub(crate) fn mount_in_place_of(
+    dead: &Mounted,
+    source: &OsStr,
+    settings: &MountSettings,
+) -> Result<(OwnedFd, Mounted), Failure> {
+    if dead.is_there() {
+        if dead.as_root {
+            match beneath::replace(dead, source, settings) {
+                Ok(device) => return made(&dead.mountpoint, device),
+                Err(error) => tracing::info!(%error, "the dead mount is taken away first"),
+            }
+        }
+        if let Err(error) = dead.detach() {
+            tracing::warn!(%error, "the dead mount stays");
+        }
+    }
+    mount(source, &dead.mountpoint, settings)
+}
+
+fn made(mountpoint: &Path, device: OwnedFd) -> Result<(OwnedFd, Mounted), Failure> {
     let mounted = find(mountpoint).filter(|mount| mount.kind == TYPE);
     let Some(info) = mounted else {
         let what = format!("{} was not mounted after all", mountpoint.display());
@@ -233,7 +285,7 @@ fn mount_as_user(
     mountpoint: &Path,
     settings: &MountSettings,
 ) -> Result<OwnedFd, Failure> {
-    let mut options = OsString::from("subtype=p2pfs,nosuid,nodev");
+    let mut options = OsString::from(format!("subtype={SUBTYPE},nosuid,nodev"));
     for (set, option) in [
         (settings.read_only, ",ro"),
         (settings.no_exec, ",noexec"),
@@ -440,6 +492,15 @@ mod tests {
         assert_eq!(info.device, "0:55");
         assert_eq!(info.mountpoint, Path::new("/mnt/a b"));
         assert_eq!((info.kind.as_str(), info.source.to_str()), (TYPE, Some(r"/key\x:docs")));
+    }
+
+    #[test]
+    fn a_mount_is_told_to_another_process() {
+        for unique in [None, Some(2_147_483_999)] {
+            let id = MountId { device: "0:55".to_owned(), unique };
+            assert_eq!(id.to_string().parse(), Ok(id));
+        }
+        assert!("0:55,x".parse::<MountId>().is_err());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use p2pfs::net::log;
 
-use super::{NAME, Post, book::NodeBook};
+use super::{AFTER_CRASH, NAME, Post, book::NodeBook};
 use crate::fuse::mount::Mounted;
 use crate::fuse::notify;
 use crate::locked;
@@ -50,8 +50,8 @@ fn run() -> io::Result<()> {
 }
 
 impl Post {
-    /// mountd has died: nothing of the share is left, and a new one waits for the key. Returns only
-    /// if that fails.
+    /// mountd has died: nothing of the share is left, and a new one mounts in the dead one's place,
+    /// or takes it away while it waits for the key. Returns only if that fails.
     fn act(self, kernel: OwnedFd, book: &File) -> io::Result<()> {
         tracing::warn!("mountd has ended without a word: its mount begins anew");
         let mounted = Mounted::adopt(PathBuf::from(self.mountpoint), self.mount);
@@ -76,10 +76,10 @@ impl Post {
         // the last way to the kernel's connection
         rustix::stdio::dup2_stdin(&nowhere)?;
         rustix::stdio::dup2_stdout(&nowhere)?;
+        let mut again = Command::new(std::env::current_exe()?);
+        again.arg0(locked::PROGRAM).args(self.arguments);
+        let error = again.arg(AFTER_CRASH).arg(mounted.id().to_string()).exec();
         mounted.detach()?;
-        Err(Command::new(std::env::current_exe()?)
-            .arg0(locked::PROGRAM)
-            .args(self.arguments)
-            .exec())
+        Err(error)
     }
 }
