@@ -143,6 +143,7 @@ fn the_host_asks_who_is_there_at_once_or_when_nobody_has_said() {
         let client = home.world.mount_status()["auth"].clone();
         let host = home.world.status(Side::Host)["sessions"][0]["auth"].clone();
         home.unmount();
+        assert_eq!((&client["over"], &client["to"]), (&host["over"], &host["to"]));
         (client, host)
     };
     let (client, host) = auth(&home, "timeout=10");
@@ -179,6 +180,24 @@ fn either_side_listens_while_the_other_connects() {
     home.unmount();
 }
 
+/// R18: the side with a public address listens while the one behind a NAT connects, and the other
+/// way round.
+#[test]
+fn the_side_that_can_be_reached_listens() {
+    need_mount!();
+    need_lab!();
+    let listens = (Kind::Port, Kind::None, "connect", "listen");
+    for (host, client, host_role, role) in [(Kind::None, Kind::Port, "listen", "connect"), listens]
+    {
+        let (mut home, _) = home(host, client, 1);
+        start_as(&mut home, host_role);
+        home.mount(&format!("timeout=20,paths=tcp-first,relay=never,role={role}"));
+        let found = path(&home);
+        assert_eq!(found["kind"], "tcp", "{host_role} {role}: {found:#}");
+        home.unmount();
+    }
+}
+
 /// Starts the host again, in that role.
 fn start_as(home: &mut Home, role: &str) {
     home.host.kill_now();
@@ -196,6 +215,7 @@ fn request_21_goes_to_the_address_that_was_chosen() {
         let mount = home.world.mount_status();
         assert_eq!(mount["auth"]["to"], to, "{mount:#}");
         assert_eq!(mount["auth"]["process"], 120, "{mount:#}");
+        assert_eq!(home.world.status(Side::Host)["sessions"][0]["auth"], mount["auth"]);
         home.unmount();
     }
     // the host's private address cannot be reached from here: it asks where it can

@@ -69,22 +69,30 @@ pub struct PathInfo {
 pub(crate) struct Auth {
     /// 120: the client asked; 140: the host did.
     pub(crate) process: u16,
-    /// Which of the host's addresses the request went to.
-    pub(crate) to: &'static str,
-    /// The rung that it went over.
+    /// The rung that its request went over.
     pub(crate) over: Rung,
 }
 
 impl Auth {
-    /// Over this path, because the host `asked` or not.
-    pub(crate) fn over(path: &PathInfo, asked: bool) -> Self {
+    /// Over this rung, because the host `asked` or not.
+    pub(crate) fn over(rung: Rung, asked: bool) -> Self {
         let process = if asked { 140 } else { 120 };
-        Self { process, to: path.auth_to(), over: path.rung }
+        Self { process, over: rung }
+    }
+
+    /// Where request 21 went, in the patent's terms: what the relay brings comes from the server,
+    /// as does all that the host's registration brings.
+    fn to(self) -> &'static str {
+        match self.over {
+            Rung::UdpPrivate | Rung::TcpPrivate => "private",
+            Rung::UdpIpv6 | Rung::UdpPublic => "udp-public",
+            Rung::TcpPublic | Rung::Relay => "tcp-public",
+        }
     }
 
     /// As `status` shows it.
     pub(crate) fn to_json(self) -> Value {
-        json!({ "process": self.process, "to": self.to, "over": self.over.as_str() })
+        json!({ "process": self.process, "to": self.to(), "over": self.over.as_str() })
     }
 }
 
@@ -115,16 +123,6 @@ impl PathInfo {
             "rtt_ms": self.rtt.map(|rtt| rtt.as_secs_f64() * 1000.0),
             "tried": tried_json(&self.tried),
         })
-    }
-
-    /// Where request 21 went, in the patent's terms: what the relay brings comes from the
-    /// server, as does all that the host's registration brings.
-    pub(crate) fn auth_to(&self) -> &'static str {
-        match self.rung {
-            Rung::UdpPrivate | Rung::TcpPrivate => "private",
-            Rung::UdpIpv6 | Rung::UdpPublic => "udp-public",
-            Rung::TcpPublic | Rung::Relay => "tcp-public",
-        }
     }
 }
 

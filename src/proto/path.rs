@@ -113,6 +113,31 @@ impl Rung {
         }
     }
 
+    /// As a client tells its host behind [`crate::wire::session::Identify`].
+    pub fn to_byte(self) -> u8 {
+        match self {
+            Self::UdpPrivate => 0,
+            Self::UdpIpv6 => 1,
+            Self::UdpPublic => 2,
+            Self::TcpPrivate => 3,
+            Self::TcpPublic => 4,
+            Self::Relay => 5,
+        }
+    }
+
+    /// As received.
+    pub fn from_byte(byte: u8) -> Option<Self> {
+        match byte {
+            0 => Some(Self::UdpPrivate),
+            1 => Some(Self::UdpIpv6),
+            2 => Some(Self::UdpPublic),
+            3 => Some(Self::TcpPrivate),
+            4 => Some(Self::TcpPublic),
+            5 => Some(Self::Relay),
+            _ => None,
+        }
+    }
+
     /// The transport, as `status` prints it.
     pub fn kind(self) -> &'static str {
         match self {

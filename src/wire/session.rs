@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 use crate::id::{HostRun, Seq, SessionId};
 use crate::wire::log::Cursor;
 
-/// Request 21: the client says who it is. The connection has proved its key already. **Append
-/// only.**
+/// Request 21: the client says who it is. The connection has proved its key already. The message's
+/// body is the rung that it goes over, a byte ([`crate::proto::path::Rung::to_byte`]), or nothing.
+/// **Append only.**
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Identify {
     /// The session to open or to resume.

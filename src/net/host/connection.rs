@@ -103,13 +103,14 @@ async fn admit(
         Some(StreamKind::IdentifyAsked) => true,
         _ => return None,
     };
-    let (request, _) = stream::receive::<Identify>(&mut receive).await.ok()?;
+    let (request, over) = stream::receive::<Identify>(&mut receive).await.ok()?;
+    let told = over.first().and_then(|byte| Rung::from_byte(*byte));
     let entries = 1..=ENTRY_MAX;
     if !entries.contains(&request.held.0) || !entries.contains(&request.unanswered.0) {
         return None;
     }
     shared.endpoint.authenticated(introduced.handle);
-    let decided = decide(shared, connection, introduced, &request, asked);
+    let decided = decide(shared, connection, introduced, &request, (told, asked));
     let verdict = match &decided {
         Ok((session, cursor)) => {
             let grant = Grant {
@@ -140,13 +141,14 @@ fn decide(
     connection: &Connection,
     introduced: &Introduced,
     request: &Identify,
-    asked: bool,
+    (told, asked): (Option<Rung>, bool),
 ) -> Result<(Arc<HostSession>, Cursor), Denial> {
     let peer = introduced.peer;
     let path = shared.path_of(introduced);
     let from = path.as_ref().filter(|path| path.rung != Rung::Relay).and_then(|path| path.address);
     let from = from.or(introduced.routing.udp_public).or(introduced.routing.tcp_public);
-    let auth = path.as_ref().map(|path| Auth::over(path, asked));
+    let over = told.or(path.as_ref().map(|path| path.rung));
+    let auth = over.map(|rung| Auth::over(rung, asked));
     let from = from.unwrap_or_else(|| connection.remote_address());
     let authorised = shared.policy.authorise(peer, from, request)?;
     let mut state = shared.lock();

@@ -13,6 +13,7 @@ use crate::net::outbox::Outbox;
 use crate::net::session::core::Core;
 use crate::net::session::lanes::CallLanes;
 use crate::net::stream::{self, ReceiveError, SendError};
+use crate::proto::path::Rung;
 use crate::wire::call::{Ask, Call, Reply};
 use crate::wire::errno::Errno;
 use crate::wire::lease::{LeaseRequest, Notice};
@@ -127,16 +128,19 @@ impl Link {
 pub(crate) struct Asked(RecvStream);
 
 /// Request 21 (steps 121 and 122); `asked`: the host wanted it (141-144). The first stream of its
-/// connection: the host looks at no other before it has decided.
+/// connection: the host looks at no other before it has decided. The host learns `over` which rung
+/// it goes: it may answer over another one.
 pub(crate) async fn identify(
     connection: &Connection,
     request: &Identify,
+    over: Option<Rung>,
     asked: bool,
 ) -> Result<Asked, LinkError> {
     let (mut send, receive) = connection.open_bi().await?;
     let kind = if asked { StreamKind::IdentifyAsked } else { StreamKind::Identify };
     let kind = [kind.to_byte()];
-    stream::send(&mut send, &kind, request, Bytes::new()).await?;
+    let over: Vec<u8> = over.map(Rung::to_byte).into_iter().collect();
+    stream::send(&mut send, &kind, request, over.into()).await?;
     let _ = send.finish();
     Ok(Asked(receive))
 }

@@ -438,12 +438,13 @@ impl Supervisor {
             unanswered,
         };
         let asked = self.peer.is_some_and(|peer| self.asked.contains(&peer));
-        self.auth = self.core.path().map(|path| Auth::over(&path, asked));
+        let over = self.core.path().map(|path| path.rung);
+        self.auth = over.map(|rung| Auth::over(rung, asked));
         let report = self.report.clone();
         tokio::spawn(async move {
             // the lanes in the same flight: what is asked on them waits for the verdict at the host
             let identified = async {
-                let verdict = link::identify(&connection, &request, asked).await?;
+                let verdict = link::identify(&connection, &request, over, asked).await?;
                 let link = Link::open(connection.clone()).await?;
                 let _ = report.send(Progress::Opened(id, link));
                 verdict.verdict().await
