@@ -3,6 +3,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -117,10 +118,13 @@ impl Caller {
 
     /// Waits until it waits in the kernel.
     fn hangs(&self, what: &str) {
-        let stat = format!("/proc/{}/stat", self.child.id());
+        let of =
+            |file: &str| fs::read_to_string(format!("/proc/{}/{file}", self.child.id())).unwrap();
         eventually(what, Duration::from_secs(5), || {
-            let stat = fs::read_to_string(&stat).unwrap();
-            stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('D'))
+            let is_in_disk_sleep =
+                of("stat").rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('D'));
+            // before the kernel knows that nobody wants to hear of interrupts, it sleeps lightly
+            is_in_disk_sleep || of("wchan") == "request_wait_answer"
         });
     }
 
@@ -217,6 +221,31 @@ fn whoever_waits_for_a_host_that_is_cut_off_ends_when_told_to() {
     home.lab().heal(Side::Client);
     home.sync();
     nothing_happens_later(&home);
+    home.unmount();
+}
+
+/// Also what was on its way when the network was cut, and nobody had noticed, does not happen when
+/// the network is back at once.
+#[test]
+fn what_was_interrupted_on_its_way_does_not_arrive_later() {
+    need_cut!();
+    let home = home();
+    prepare(&home, "kept");
+    home.mount("timeout=30,grace=100,allow_other");
+    let mut caller = Caller::start(&home, "fchmod", "default", "kept");
+    caller.is_ready();
+    home.lab().cut(Side::Client);
+    caller.go();
+    caller.hangs("it to wait");
+    let took = caller.end(Signal::INT);
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    eventually("the connection to be given up", Duration::from_secs(5), || {
+        home.world.mount_status()["state"] == "reconnecting"
+    });
+    home.lab().heal(Side::Client);
+    home.sync();
+    let mode = fs::metadata(home.disk.join("kept")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o644, "chmod happened after it was interrupted");
     home.unmount();
 }
 

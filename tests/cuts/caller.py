@@ -39,7 +39,7 @@ def accept(fd):
 
 # what is done before the network is cut, and what is done then
 if kind in ("read", "direct read", "fsync", "lock", "flock", "truncate", "close", "append", "write",
-            "exit"):
+            "exit", "fchmod"):
     flags = {"append": os.O_RDWR | os.O_APPEND, "direct read": os.O_RDWR | os.O_DIRECT}
     fd = os.open(path, flags.get(kind, os.O_RDWR))
     # before its first write to a file the kernel asks for an attribute, which would wait
@@ -64,6 +64,7 @@ call = {
     "rename": lambda: os.rename(path, path + ".made"),
     "link": lambda: os.link(path, path + ".made"),
     "unlink": lambda: os.unlink(path),
+    "fchmod": lambda: os.fchmod(fd, 0o600),
     "chmod": lambda: os.chmod(path, 0o600),
     "xattr": lambda: os.getxattr(path, "user.none"),
     "exec": lambda: os.execv(path, [path]),

@@ -61,6 +61,8 @@ struct Inner {
     opened: Option<(ConnectionId, Link)>,
     locks: LockDesk,
     closing: bool,
+    /// See [`Core::take_struck`].
+    struck: bool,
     /// Handles that are closed, and the last entry of their nodes, until that is stable.
     closed: BTreeMap<HandleId, Seq>,
     /// What is asked is refused so; what was accepted is still delivered.
@@ -139,6 +141,7 @@ impl Core {
             opened: None,
             locks: LockDesk::default(),
             closing: false,
+            struck: false,
             closed: BTreeMap::new(),
             shut: None,
             left: None,
@@ -198,8 +201,17 @@ impl Core {
     /// Whoever waited for a change has stopped waiting.
     pub(crate) fn strike(self: &Arc<Self>, seq: Seq) {
         let mut inner = self.lock();
-        inner.log.strike(seq);
+        if inner.log.strike(seq) {
+            inner.struck = true;
+            self.wake.notify_one();
+        }
         inner.pump(self);
+    }
+
+    /// Whether a change was struck, since this was asked last, that the present connection may still
+    /// bring to the host.
+    pub(crate) fn take_struck(&self) -> bool {
+        std::mem::take(&mut self.lock().struck)
     }
 
     /// Waits until the log has room, or the host is given up.
@@ -296,7 +308,7 @@ impl Core {
     /// The connection is gone.
     pub(crate) fn lost(self: &Arc<Self>, connection: ConnectionId, now: Instant) {
         let mut inner = self.lock();
-        inner.link = None;
+        (inner.link, inner.struck) = (None, false);
         inner.locks.handle_link();
         inner.view.state = "reconnecting";
         inner.caller.handle_lost(connection, now);

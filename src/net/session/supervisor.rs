@@ -36,6 +36,10 @@ use self::first::First;
 const TICK: Duration = Duration::from_secs(1);
 /// A host that has something to answer says so at least with every keep-alive: silence is longer.
 const SILENCE_MIN: Duration = Duration::from_secs(KEEP_ALIVE.as_secs() + 2);
+/// How long a host may be silent while a change may be on its way to it for which nobody waits any
+/// more; at least so many round trips.
+const STRUCK_SILENCE: Duration = Duration::from_millis(500);
+const STRUCK_TRIPS: u32 = 4;
 /// The TLS alert (RFC 8446, 6) with which our verifier refuses a key that is not the host's.
 const ACCESS_DENIED: u8 = 49;
 
@@ -69,6 +73,8 @@ pub(super) struct Supervisor {
     pub(super) loans: Loans,
     /// How many packets of the host have come on it, and when that was last seen to grow.
     heard: (u64, Instant),
+    /// Since when a change is to be recalled, and how many packets had come by then.
+    recall: Option<(u64, Instant)>,
 }
 
 /// What the tasks of a connection report.
@@ -152,6 +158,7 @@ impl Supervisor {
             auth: None,
             loans: Loans::default(),
             heard: (0, Instant::now()),
+            recall: None,
         };
         Ok((core, supervisor, phase_out))
     }
@@ -161,7 +168,8 @@ impl Supervisor {
         let mut tick = tokio::time::interval(TICK);
         let mut routing = self.endpoint.routing();
         while !matches!(self.machine.state(), State::Ended(_)) {
-            let timers = [self.machine.poll_timeout(), core.poll_timeout()];
+            let recall = self.recall_at();
+            let timers = [self.machine.poll_timeout(), core.poll_timeout(), recall];
             let wake = timers.into_iter().flatten().min().unwrap_or_else(|| Instant::now() + TICK);
             tokio::select! {
                 Some(event) = self.events.recv() => self.handle_rendezvous(event),
@@ -298,6 +306,7 @@ impl Supervisor {
             Progress::Connected(id, connection) => {
                 self.connection = Some((id, connection));
                 self.heard = (0, Instant::now());
+                self.recall = None;
                 self.machine.handle_connected(id);
             }
             Progress::Verdict(id, verdict) => {
@@ -386,16 +395,33 @@ impl Supervisor {
     }
 
     /// A connection on which somebody waits for a host that has been silent for the grace is given
-    /// up, before QUIC does that.
+    /// up, before QUIC does that. So is one on which a change was sent that nobody waits for any
+    /// more, if nothing is heard of the host for a while: QUIC would go on sending it, and it would
+    /// happen when the network is back.
     fn end_silence(&mut self, now: Instant) {
         self.listen(now);
-        let Some((_, connection)) = &self.connection else { return };
+        if self.core.take_struck() {
+            self.recall = Some((self.heard.0, now));
+        }
+        self.recall.take_if(|(packets, _)| *packets != self.heard.0);
+        let Some((_, connection)) = &self.connection else {
+            self.recall = None;
+            return;
+        };
         let silence = now.duration_since(self.heard.1);
         let is_over = |grace: Duration| silence >= grace.max(SILENCE_MIN);
-        if self.config.grace.is_some_and(is_over) && self.core.is_waiting() {
-            tracing::debug!(?silence, "the host is silent: giving the connection up");
+        let gives_up = self.config.grace.is_some_and(is_over) && self.core.is_waiting();
+        let recalls = self.recall_at().is_some_and(|at| at <= now);
+        if gives_up || recalls {
+            tracing::debug!(?silence, recalls, "the host is silent: giving the connection up");
+            self.recall = None;
             link::close(connection, CloseReason::Done);
         }
+    }
+
+    fn recall_at(&self) -> Option<Instant> {
+        let patience = STRUCK_SILENCE.max(self.core.round_trip() * STRUCK_TRIPS);
+        self.recall.map(|(_, since)| since + patience)
     }
 
     fn connect(&mut self, id: ConnectionId) {
