@@ -24,7 +24,7 @@ const SMALL: &str = "flen = 262144\n";
 /// Every operation that fsx has; those that cost much more than others more rarely.
 const WEIGHTS: &str = "
 [opsize]
-min = 0
+min = 1
 max = 65536
 
 [weights]
