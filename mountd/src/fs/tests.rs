@@ -508,3 +508,41 @@ async fn a_truncation_reaches_the_cache_and_the_size() {
     assert_eq!((found.attr.size, found.is_settled()), (3, true));
     assert_eq!(read_all(&fs, handle).await, b"fir");
 }
+
+/// Who walks a tree opens each directory twice: the second opening is answered by the first one, and
+/// what the host has to know of the handle it learns when it matters.
+#[tokio::test]
+async fn whoever_opens_a_directory_again_at_once_asks_once() {
+    let host = Host::new(10);
+    let fs = looked_up(&host, 1 << 20).await;
+    let first = fs.open_dir(FILE.ino).await.unwrap().handle;
+    let asked = host.count("opendir");
+    // the machine may be busy for longer than the page counts as fresh
+    let (first, second) = 'once: {
+        let mut first = first;
+        for _ in 0..100 {
+            let before = host.count("opendir");
+            let second = fs.open_dir(FILE.ino).await.unwrap().handle;
+            if host.count("opendir") == before {
+                break 'once (first, second);
+            }
+            first = second;
+        }
+        panic!("asked {asked} times and more")
+    };
+    for handle in [first, second] {
+        assert_eq!(fs.list(handle, 0).await.unwrap().entries().len(), 1);
+    }
+    let before = host.count("opendir");
+    fs.list(second, 0).await.unwrap();
+    assert_eq!(host.count("opendir"), before + 1, "rewound, it is the host's");
+    fs.sync(second, false).await.unwrap();
+    assert_eq!(host.count("opendir"), before + 1);
+
+    let name = Name::new("new").unwrap();
+    let made = |parent| Mutation::Mkdir { parent, name: name.clone(), mode: 0o755, premade: None };
+    let _ = fs.make(FILE.ino, made).await;
+    let before = host.count("opendir");
+    fs.open_dir(FILE.ino).await.unwrap();
+    assert_eq!(host.count("opendir"), before + 1, "after a change of ours");
+}
