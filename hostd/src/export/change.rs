@@ -18,7 +18,7 @@ use rustix::fs::{
 use rustix::io;
 
 use super::redo::{Found, Occupant};
-use super::{OpenFile, View, access_flags, acting, beneath, errno, meta};
+use super::{OpenFile, View, access_flags, acting, beneath, errno, meta, xattr};
 
 /// Permission bits with setuid, setgid and sticky.
 const PERMISSIONS: u32 = 0o7777;
@@ -263,7 +263,12 @@ impl View {
             };
             rustix::fs::utimensat(CWD, &*path, &times, AtFlags::empty()).map_err(errno)?;
         }
-        meta::attr(fd.as_fd()).map_err(errno)
+        let mut attr = meta::attr(fd.as_fd()).map_err(errno)?;
+        if xattr::is_without(fd.as_fd()) {
+            // before the next change of an owner the client's kernel asks for one
+            attr.mode |= Attr::NO_XATTRS;
+        }
+        Ok(attr)
     }
 
     fn truncate(
