@@ -17,6 +17,7 @@ mod meta;
 mod node;
 mod opens;
 mod quick;
+mod quiet;
 mod read;
 mod redo;
 #[cfg(test)]

@@ -3,6 +3,7 @@ mod entries;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::time::{Duration, Instant};
 
 use p2pfs::id::{HandleId, NodeId, Seq};
 use p2pfs::limits::BODY_BYTES_MAX;
@@ -14,6 +15,7 @@ use p2pfs::wire::log::{
 };
 use p2pfs::wire::name::{Name, Target};
 
+use super::Share;
 use calls::{
     apply, apply_with, attr, call, create, each_way, list, lookup, made, name, open, page, read,
     release, rename, set_attr, write,
@@ -273,7 +275,8 @@ fn attributes_are_set_together() {
             },
         )
         .unwrap();
-        assert_eq!((attr.size, attr.mode, attr.mtime), (4, 0o104_751, before_1970));
+        assert_eq!((attr.size, attr.mode & 0xffff, attr.mtime), (4, 0o104_751, before_1970));
+        assert!(attr.lacks_xattrs(), "told along, so that nobody need ask");
         let stat = fs::metadata(dir.join("file")).unwrap();
         assert_eq!((stat.mtime(), stat.mtime_nsec()), (-86_400, 999_999_999));
         let mut bad = before_1970;
@@ -281,6 +284,33 @@ fn attributes_are_set_together() {
         let change = AttrChange { atime: Some(SetTime::At(bad)), ..AttrChange::default() };
         assert_eq!(set_attr(view, node, change).unwrap_err(), Errno::EINVAL);
     });
+}
+
+/// A file that was written a moment ago is read for sure, unless somebody may still be writing.
+#[test]
+fn what_has_just_changed_is_of_its_version_when_nobody_writes() {
+    // a file system whose writers this kernel knows
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let view = Share::open(dir.path()).unwrap().view();
+    let path = dir.path().join("file");
+    fs::write(&path, "hello").unwrap();
+    let node = lookup(&view, NodeId::ROOT, "file").unwrap().node;
+    open(&view, node, 1, Access::Read).unwrap();
+    let is_recent = || {
+        let read = Call::ReadVersion { handle: HandleId(1), offset: 0, len: 10 };
+        match view.call(read).unwrap() {
+            (Reply::Version(found), data) if data == "hello" => found.recent,
+            other => panic!("{other:?}"),
+        }
+    };
+    let written = Instant::now();
+    while is_recent() {
+        assert!(written.elapsed() < Duration::from_secs(1), "as if somebody wrote");
+    }
+    let writer = fs::OpenOptions::new().append(true).open(&path).unwrap();
+    assert!(is_recent());
+    drop(writer);
+    assert!(!is_recent());
 }
 
 #[test]
