@@ -99,8 +99,8 @@ fn a_killed_mountd_is_back_by_itself() {
     home.world.unmount(&home.mountpoint);
 }
 
-/// N1: whoever goes on writing to the mount point meanwhile gets an error, and leaves nothing in the
-/// directory beneath.
+/// N1: whoever goes on writing to the mount point meanwhile gets an error, and leaves nothing in
+/// the directory beneath.
 #[test]
 fn nothing_is_written_beneath_the_mount_while_it_comes_back() {
     need_mount!();

@@ -1,9 +1,9 @@
 //! While the key is away: the program waits for it, and mounts again.
 //!
 //! A mount whose key was pulled ends by starting this program anew in its own process, which leaves
-//! nothing in its memory of what was read before. Where its process was killed, the dead mount stays
-//! until the new one is there, so that nobody writes into the directory below: but only while the
-//! key is there.
+//! nothing in its memory of what was read before. Where its process was killed, the dead mount
+//! stays until the new one is there, so that nobody writes into the directory below: but only while
+//! the key is there.
 
 use std::convert::Infallible;
 use std::future::Future;

@@ -4,7 +4,7 @@ pub(crate) mod meet;
 mod pulled;
 
 use std::ffi::OsString;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -196,6 +196,20 @@ pub(crate) struct Before {
     pub(crate) dead: Option<Arc<Mounted>>,
 }
 
+impl Before {
+    fn mount(
+        &self,
+        request: &MountRequest,
+        settings: &MountSettings,
+    ) -> Result<(OwnedFd, Mounted), Failure> {
+        let source = &request.spec.given;
+        match &self.dead {
+            Some(dead) => mount_in_place_of(dead, source, settings),
+            None => mount(source, &request.mountpoint, settings),
+        }
+    }
+}
+
 /// A mount that can be used; dropping it takes the mount away.
 pub(crate) struct Mount {
     shared: Arc<Shared>,
@@ -276,11 +290,7 @@ impl Mount {
             no_exec: options.no_exec,
             allow_other: options.allow_other,
         };
-        let source = &request.spec.given;
-        let (kernel, mounted) = match &before.dead {
-            Some(dead) => mount_in_place_of(dead, source, &settings)?,
-            None => mount(source, &request.mountpoint, &settings)?,
-        };
+        let (kernel, mounted) = before.mount(request, &settings)?;
         let detach = DetachOnDrop(Some(mounted));
         let guard = detach.guard(request, kernel.as_fd(), &link);
         let presentation = options.presentation;

@@ -509,8 +509,8 @@ async fn a_truncation_reaches_the_cache_and_the_size() {
     assert_eq!(read_all(&fs, handle).await, b"fir");
 }
 
-/// Who walks a tree opens each directory twice: the second opening is answered by the first one, and
-/// what the host has to know of the handle it learns when it matters.
+/// Who walks a tree opens each directory twice: the second opening is answered by the first one,
+/// and what the host has to know of the handle it learns when it matters.
 #[tokio::test]
 async fn whoever_opens_a_directory_again_at_once_asks_once() {
     let host = Host::new(10);

@@ -147,7 +147,7 @@ fn decide(
     let path = shared.path_of(introduced);
     let from = path.as_ref().filter(|path| path.rung != Rung::Relay).and_then(|path| path.address);
     let from = from.or(introduced.routing.udp_public).or(introduced.routing.tcp_public);
-    let over = told.or(path.as_ref().map(|path| path.rung));
+    let over = told.or_else(|| path.as_ref().map(|path| path.rung));
     let auth = over.map(|rung| Auth::over(rung, asked));
     let from = from.unwrap_or_else(|| connection.remote_address());
     let authorised = shared.policy.authorise(peer, from, request)?;

@@ -208,8 +208,8 @@ impl Core {
         inner.pump(self);
     }
 
-    /// Whether a change was struck, since this was asked last, that the present connection may still
-    /// bring to the host.
+    /// Whether a change was struck, since this was asked last, that the present connection may
+    /// still bring to the host.
     pub(crate) fn take_struck(&self) -> bool {
         std::mem::take(&mut self.lock().struck)
     }

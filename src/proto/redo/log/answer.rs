@@ -31,8 +31,8 @@ impl<B: Clone + Default> Log<B> {
     }
 
     /// Whoever waited for an entry waits no longer: it fails with EINTR, and does not happen later
-    /// unless it is happening now. What was accepted or has its answer stays as it is. Tells whether
-    /// it may still be on its way, as what it was.
+    /// unless it is happening now. What was accepted or has its answer stays as it is. Tells
+    /// whether it may still be on its way, as what it was.
     pub fn strike(&mut self, seq: Seq) -> bool {
         let waits = |held: &Held<B>| held.is_untold() && held.promise == Promise::Awaited;
         let strikes = self.unanswered.contains(&seq) && self.entries.get(&seq).is_some_and(waits);
