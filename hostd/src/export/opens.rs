@@ -54,11 +54,12 @@ impl super::Share {
                 for (handle, (node, access)) in found.opens {
                     table.opens.open(session, handle, node, access);
                 }
-                if found.locks
-                    && let Ok(record) = records.opens_of(session, self.nodes.disk())
-                {
+                // also what is closed before anything is opened must be recorded
+                if let Ok(record) = records.opens_of(session, self.nodes.disk()) {
                     table.records.insert(session, record);
-                    expected.push(session);
+                    if found.locks {
+                        expected.push(session);
+                    }
                 }
             }
             self.expect_locks(expected);
