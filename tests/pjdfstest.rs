@@ -45,14 +45,10 @@ fn posix_holds_on_the_mount_as_on_ext4() {
     let Some(pjdfstest) = program() else {
         return skip("pjdfstest is not installed; CI=true tests/run installs it");
     };
-    let mut obstacle = None;
-    let home = Home::on_loopback_with(&["--authorise", "--map", "identity"], |disk| {
-        obstacle = make_ext4(disk);
-    });
-    if let Some(reason) = obstacle {
-        return skip(&reason);
-    }
-    home.mount("allow_other,timeout=20");
+    let home = match mounted_ext4() {
+        Ok(home) => home,
+        Err(reason) => return skip(&reason),
+    };
     let second = home.world.directory("second");
     tool("mount", &["-t", "tmpfs", "tmpfs", second.to_str().unwrap()]);
     let configuration = home.world.path("pjdfstest.toml");
@@ -71,6 +67,49 @@ fn posix_holds_on_the_mount_as_on_ext4() {
     });
     compare(&disk, &mount);
     home.unmount();
+}
+
+/// The older suite, in shell and C: whatever passes on the disk passes on the mount.
+#[test]
+#[ignore = "the long run: P2PFS_PJDFSTEST_C is a checkout of pjd/pjdfstest in which it was built"]
+fn posix_holds_for_the_suite_in_c_too() {
+    need_mount!();
+    need_root!();
+    if let Some(missing) = programs::missing(&["prove"]) {
+        return skip(&missing);
+    }
+    let Some(suite) = env::var_os("P2PFS_PJDFSTEST_C").map(PathBuf::from) else {
+        return skip("P2PFS_PJDFSTEST_C is not set");
+    };
+    let home = match mounted_ext4() {
+        Ok(home) => home,
+        Err(reason) => return skip(&reason),
+    };
+    let failed = |dir: PathBuf| {
+        fs::create_dir(&dir).unwrap();
+        fs::set_permissions(&dir, Permissions::from_mode(0o755)).unwrap();
+        let mut command = Command::new("prove");
+        command.arg("-r").arg(suite.join("tests")).current_dir(&dir);
+        let said = Outcome::of(command, Duration::from_secs(1800)).stdout;
+        println!("{}: {}", dir.display(), said.lines().rev().take(2).collect::<Vec<_>>().join(" "));
+        assert!(said.lines().any(|line| line.starts_with("Result: ")), "{said}");
+        let is_failure = |line: &&str| line.contains("Failed test");
+        said.lines().filter(is_failure).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let disk = failed(home.disk.join("direct"));
+    assert_eq!(failed(home.mountpoint.join("mounted")), disk);
+    home.unmount();
+}
+
+/// A mount backed by ext4, for many users; or why not.
+fn mounted_ext4() -> Result<Home, String> {
+    let mut obstacle = None;
+    let home = Home::on_loopback_with(&["--authorise", "--map", "identity"], |disk| {
+        obstacle = make_ext4(disk);
+    });
+    obstacle.map_or(Ok(()), Err)?;
+    home.mount("allow_other,timeout=20");
+    Ok(home)
 }
 
 /// The results differ where the list of exceptions says so, and nowhere else.
