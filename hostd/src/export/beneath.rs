@@ -11,6 +11,8 @@ use p2pfs::wire::name::Name;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
 use rustix::io;
 
+use super::quiet;
+
 /// Never out of the share.
 const BENEATH: ResolveFlags =
     ResolveFlags::BENEATH.union(ResolveFlags::NO_MAGICLINKS).union(ResolveFlags::NO_XDEV);
@@ -40,6 +42,8 @@ struct Layout {
 }
 
 const MAX_HANDLE_SZ: usize = 128;
+/// How often a lease of ours may be in the way of one opening.
+const LEASES: u32 = 10;
 
 /// Holds the entry `name` of `dir`; a symlink itself, not what it points to.
 pub(super) fn hold(dir: BorrowedFd<'_>, name: &Name) -> io::Result<OwnedFd> {
@@ -56,7 +60,15 @@ pub(super) fn create(
 ) -> io::Result<OwnedFd> {
     // Not blocking: where it opens what is there, that may be a FIFO
     let flags = flags | OFlags::CREATE | OFlags::NONBLOCK | OFlags::NOCTTY;
-    open_beneath(dir, name, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, mode)
+    let open = || open_beneath(dir, name, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, mode);
+    for _ in 0..LEASES {
+        match open() {
+            // what is there is being looked at
+            Err(io::Errno::AGAIN) => quiet::wait(),
+            opened => return opened,
+        }
+    }
+    open()
 }
 
 /// Opens what a descriptor holds once more, with other rights.

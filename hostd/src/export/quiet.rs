@@ -6,18 +6,28 @@
 //! opens the file for writing in between waits for as long as that takes.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::{Mutex, PoisonError};
 
 /// fcntl(2), from asm-generic/fcntl.h: the `libc` crate does not have it.
 const F_SETSIG: libc::c_int = 10;
 
+/// Held while there is a lease of ours.
+static LEASE: Mutex<()> = Mutex::new(());
+
 /// Asks the file system of this kernel; no, if it cannot tell. `file` is open for reading only.
 pub(super) fn nobody_writes(file: BorrowedFd<'_>) -> bool {
+    let _held = LEASE.lock().unwrap_or_else(PoisonError::into_inner);
     // how the kernel tells whose lease is in the way: by default that ends the process
     let unheard = set(file, F_SETSIG, libc::SIGURG);
     if !unheard || !set(file, libc::F_SETLEASE, libc::F_RDLCK) {
         return false;
     }
     set(file, libc::F_SETLEASE, libc::F_UNLCK)
+}
+
+/// Waits until the lease that was in somebody's way is given back.
+pub(super) fn wait() {
+    drop(LEASE.lock().unwrap_or_else(PoisonError::into_inner));
 }
 
 #[expect(unsafe_code, reason = "rustix has no leases")]
