@@ -415,6 +415,8 @@ impl Shared {
     }
 
     async fn sync(&self, upto: Option<u64>) -> Result<Value, Failure> {
+        // a program that is still open for writing cannot be started on the host
+        self.fs.released().await;
         if self.session.is_delivered() {
             return Ok(json!({"done": true}));
         }

@@ -199,7 +199,7 @@ impl Fs {
 
     /// Waits, not for long, until the host knows of what is closed: the space of a file that is
     /// removed is free only then.
-    pub(super) async fn released(&self) {
+    pub(crate) async fn released(&self) {
         let mut count = self.unreleased.subscribe();
         let released = count.wait_for(|count| *count == 0);
         let _ = tokio::time::timeout(RELEASE_MAX, released).await;
