@@ -52,6 +52,14 @@ fn cut(home: &Home, rule: &str) {
     Outcome::of(shell, SOON).ok();
 }
 
+/// Undoes what [`cut`] did.
+fn heal(home: &Home) {
+    let lab = home.world.lab();
+    let mut shell = lab.command_at(lab.router_of(Side::Client), "sh");
+    shell.args(["-c", "nft delete table inet cut"]);
+    Outcome::of(shell, SOON).ok();
+}
+
 const DIRECT_UDP: &str = "meta l4proto udp ip saddr != 203.0.113.5 ip daddr != 203.0.113.5";
 const DIRECT_TCP: &str = "meta l4proto tcp ip saddr != 203.0.113.5 ip daddr != 203.0.113.5";
 
@@ -131,6 +139,14 @@ fn rung_by_rung_each_has_its_two_seconds() {
         assert!((1800..=2200).contains(&after), "{found:#}");
     }
     assert!(relayed(&home) < 1000, "not before its turn, but for the host's question");
+
+    // the winner dies, and the first rung would work by now
+    heal(&home);
+    cut(&home, DIRECT_TCP);
+    wait_for(&home, "udp-public");
+    let found = path(&home);
+    let first = &found["tried"][0];
+    assert_eq!((&first["rung"], &first["result"]), (&"udp-public".into(), &"up".into()));
     home.unmount();
 }
 
