@@ -60,7 +60,7 @@ struct State {
     names: u64,
     /// What came with the opening of the directory, until anything else is asked or done.
     opened: Option<(Attr, Instant)>,
-    /// The names and attributes that came with it, until anybody reads them.
+    /// The names and attributes that came with it.
     listed: Option<(Attr, Weak<Page>)>,
     /// The length as last seen.
     size: u64,
@@ -349,11 +349,15 @@ impl Inode {
         state.listed = Some((attr, Arc::downgrade(page)));
     }
 
-    /// All its names, once: for whoever opens the directory again before listing it.
-    pub(super) fn take_listed(&self) -> Option<Arc<Page>> {
+    /// All its names, for whoever opens the directory again.
+    pub(super) fn listed(&self) -> Option<Arc<Page>> {
         let mut state = lock(&self.state);
-        let (attr, page) = state.listed.take()?;
-        let page = page.upgrade().filter(|page| page.is_whole(OPENED, state.names))?;
+        let (attr, page) = state.listed.as_ref()?;
+        let (attr, page) = (*attr, page.upgrade()?);
+        if !page.is_whole(OPENED, state.names) {
+            state.listed = None;
+            return None;
+        }
         state.opened = Some((attr, page.at));
         Some(page)
     }
@@ -366,8 +370,7 @@ impl Inode {
 
     /// They are as old as what comes next.
     pub(crate) fn forget_opened(&self) {
-        let mut state = lock(&self.state);
-        (state.opened, state.listed) = (None, None);
+        lock(&self.state).opened = None;
     }
 
     /// When the directory's names last changed by us.

@@ -61,7 +61,7 @@ impl Fs {
         let told = inode.told();
         // who may open it is the host's to say where it knows who asks
         if !self.tells_callers()
-            && let Some(page) = inode.take_listed()
+            && let Some(page) = inode.listed()
         {
             let open = self.insert_handle(handle, Arc::clone(&inode));
             open.listing.lock().await.reuse(page);

@@ -530,7 +530,7 @@ async fn whoever_opens_a_directory_again_at_once_asks_once() {
         }
         panic!("asked {asked} times and more")
     };
-    for handle in [second, first] {
+    for handle in [first, second] {
         assert_eq!(fs.list(handle, 0).await.unwrap().entries().len(), 1);
     }
     let before = host.count("opendir");
@@ -538,8 +538,6 @@ async fn whoever_opens_a_directory_again_at_once_asks_once() {
     assert_eq!(host.count("opendir"), before + 1, "rewound, it is the host's");
     fs.sync(second, false).await.unwrap();
     assert_eq!(host.count("opendir"), before + 1);
-    fs.open_dir(FILE.ino).await.unwrap();
-    assert_eq!(host.count("opendir"), before + 2, "after it was listed");
 
     let name = Name::new("new").unwrap();
     let made = |parent| Mutation::Mkdir { parent, name: name.clone(), mode: 0o755, premade: None };
