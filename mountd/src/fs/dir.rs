@@ -26,20 +26,17 @@ pub(crate) struct Listing {
     is_first: bool,
     /// Why the directory could not be opened, which whoever opened it has not waited for.
     failed: Option<Errno>,
-    /// The host does not know of the handle: its page was another opening's.
-    pub(super) is_ours_alone: bool,
 }
 
-/// Entries as the host has listed them.
 #[derive(Debug)]
-pub(super) struct Page {
+struct Page {
     /// The cookie that it was asked with.
     from: u64,
     entries: Vec<DirEntry>,
     end: bool,
     /// The file system's tick when it was asked.
     asked: u64,
-    pub(super) at: Instant,
+    at: Instant,
 }
 
 /// A portion of a directory: the rest of a page.
@@ -57,14 +54,9 @@ pub struct Portion {
 
 impl Listing {
     /// The page that came with the opening, which was asked for at tick `asked`.
-    pub(super) fn begin(&mut self, page: DirPage, asked: u64) -> &Arc<Page> {
+    pub(super) fn begin(&mut self, page: DirPage, asked: u64) {
+        self.page = Some(Arc::new(Page::new(0, page, asked)));
         self.is_first = true;
-        self.page.insert(Arc::new(Page::new(0, page, asked)))
-    }
-
-    /// All of the directory, which came with another opening just now.
-    pub(super) fn reuse(&mut self, page: Arc<Page>) {
-        *self = Self { page: Some(page), is_first: true, failed: None, is_ours_alone: true };
     }
 
     /// It could not be opened.
@@ -89,12 +81,6 @@ impl Listing {
 impl Page {
     fn new(from: u64, page: DirPage, asked: u64) -> Self {
         Self { from, entries: page.entries, end: page.end, asked, at: Instant::now() }
-    }
-
-    /// Whether it is the whole directory, listed not longer ago than `age` and after our own
-    /// changes of its names, the last of which was at tick `names`.
-    pub(super) fn is_whole(&self, age: Duration, names: u64) -> bool {
-        self.from == 0 && self.end && self.asked >= names && self.at.elapsed() < age
     }
 
     /// The index of the first entry behind `cookie`.
@@ -140,7 +126,6 @@ impl Fs {
         let (page, start) = match kept {
             Some(kept) => kept,
             None => {
-                self.open_there(&handle, &mut listing).await?;
                 let asked = self.tick();
                 let call = Call::ReadDir {
                     node: handle.inode.node,

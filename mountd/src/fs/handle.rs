@@ -23,6 +23,13 @@ pub(crate) struct Handle {
     pub(crate) listing: Arc<tokio::sync::Mutex<Listing>>,
 }
 
+impl Handle {
+    /// Waits until the host knows of a directory that was opened before it answered.
+    pub(crate) async fn is_open(&self) {
+        drop(self.listing.lock().await);
+    }
+}
+
 /// The open files of a mount.
 #[derive(Debug, Default)]
 pub(crate) struct HandleTable {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use p2pfs::id::{NodeId, Seq};
@@ -11,14 +11,13 @@ use p2pfs::wire::call::{Attr, DataVersion, ReadVersion};
 use p2pfs::wire::errno::Errno;
 use tokio::sync::Notify;
 
-use super::dir::Page;
 use crate::fs::Kernel;
 use crate::lock::lock;
 
 /// setuid and setgid.
 const PRIVILEGES: u32 = 0o6000;
-/// How long the attributes and names that came with a directory's opening are an answer: as long as
-/// a program takes from opening to `fstat`, or to opening it again (`rm -r`, `cp -r`, `find`).
+/// How long the attributes that came with a directory's opening are an answer: as long as a program
+/// takes from opening to `fstat`.
 const OPENED: Duration = Duration::from_millis(5);
 
 /// What a change that is under way will do to a file's length.
@@ -60,8 +59,6 @@ struct State {
     names: u64,
     /// What came with the opening of the directory, until anything else is asked or done.
     opened: Option<(Attr, Instant)>,
-    /// The names and attributes that came with it.
-    listed: Option<(Attr, Weak<Page>)>,
     /// The length as last seen.
     size: u64,
     /// Whether a write takes setuid or setgid away, as last seen.
@@ -157,7 +154,7 @@ impl Inode {
     pub(crate) fn submit(&self, effect: Effect, ship: impl FnOnce() -> Submitted) -> Submitted {
         let mut state = lock(&self.state);
         let submitted = ship();
-        (state.opened, state.listed) = (None, None);
+        state.opened = None;
         state.pending.insert(submitted.seq, effect);
         state.last = state.last.max(submitted.seq);
         submitted
@@ -182,7 +179,7 @@ impl Inode {
     pub(crate) fn settle(&self, seq: Seq, result: Result<Option<Attr>, Errno>, tick: u64) {
         let mut state = lock(&self.state);
         state.pending.remove(&seq);
-        (state.opened, state.listed) = (None, None);
+        state.opened = None;
         state.settled = tick;
         match result {
             Ok(Some(attr)) if state.newest.is_none_or(|newest| newest.seq < seq) => {
@@ -339,27 +336,12 @@ impl Inode {
     pub(crate) fn rename_tick(&self, tick: u64) {
         let mut state = lock(&self.state);
         state.names = tick;
-        (state.opened, state.listed) = (None, None);
+        state.opened = None;
     }
 
-    /// Names and attributes that came with the opening of a directory.
-    pub(super) fn note_listed(&self, attr: Attr, page: &Arc<Page>) {
-        let mut state = lock(&self.state);
-        state.opened = Some((attr, Instant::now()));
-        state.listed = Some((attr, Arc::downgrade(page)));
-    }
-
-    /// All its names, for whoever opens the directory again.
-    pub(super) fn listed(&self) -> Option<Arc<Page>> {
-        let mut state = lock(&self.state);
-        let (attr, page) = state.listed.as_ref()?;
-        let (attr, page) = (*attr, page.upgrade()?);
-        if !page.is_whole(OPENED, state.names) {
-            state.listed = None;
-            return None;
-        }
-        state.opened = Some((attr, page.at));
-        Some(page)
+    /// Attributes that came with the opening of a directory.
+    pub(crate) fn note_opened(&self, attr: Attr) {
+        lock(&self.state).opened = Some((attr, Instant::now()));
     }
 
     /// Those, once: whoever walks a tree asks for them right after the opening.
@@ -389,7 +371,6 @@ impl State {
             settled: 0,
             names: 0,
             opened: None,
-            listed: None,
             size: 0,
             privileged: false,
             no_xattrs: None,

@@ -58,16 +58,10 @@ impl Fs {
     pub async fn open_dir(self: &Arc<Self>, ino: u64) -> Result<Opened, Errno> {
         let inode = self.inodes.get(ino)?;
         let handle = self.handles.number()?;
+        let entries_max = DIR_PAGE_ENTRIES_MAX as u32;
+        let call = Asked::OpenDir { node: inode.node, handle, entries_max };
         let told = inode.told();
-        // who may open it is the host's to say where it knows who asks
-        if !self.tells_callers()
-            && let Some(page) = inode.listed()
-        {
-            let open = self.insert_handle(handle, Arc::clone(&inode));
-            open.listing.lock().await.reuse(page);
-            return Ok(self.checked(handle, &inode, false, told));
-        }
-        let call = self.ask_open_dir(&inode, handle);
+        let call = self.remote.call(self.by_caller(call));
         let open = self.insert_handle(handle, Arc::clone(&inode));
         // nobody else has it yet
         let listing = Arc::clone(&open.listing).lock_owned().await;
@@ -84,31 +78,6 @@ impl Fs {
         Ok(self.checked(handle, &inode, false, told))
     }
 
-    fn ask_open_dir(
-        &self,
-        inode: &Inode,
-        handle: HandleId,
-    ) -> BoxFuture<Result<(Reply, Bytes), Errno>> {
-        let entries_max = DIR_PAGE_ENTRIES_MAX as u32;
-        let call = Asked::OpenDir { node: inode.node, handle, entries_max };
-        self.remote.call(self.by_caller(call))
-    }
-
-    /// Makes the host know a directory's handle.
-    pub(super) async fn open_there(
-        &self,
-        open: &Handle,
-        listing: &mut Listing,
-    ) -> Result<(), Errno> {
-        if listing.is_ours_alone {
-            let (Reply::OpenDir(..), _) = self.ask_open_dir(&open.inode, open.id).await? else {
-                return Err(Errno::EPROTO);
-            };
-            listing.is_ours_alone = false;
-        }
-        Ok(())
-    }
-
     /// Takes the first page of a directory that is being opened.
     async fn listed(
         self: Arc<Self>,
@@ -120,10 +89,10 @@ impl Fs {
         match call.await {
             Ok((Reply::OpenDir(attr, page), _)) if dir::check(&page, 0).is_ok() => {
                 let found = self.seen(&open.inode, attr, asked);
-                let page = listing.begin(page, asked);
                 if found.is_settled() {
-                    open.inode.note_listed(found.attr, page);
+                    open.inode.note_opened(found.attr);
                 }
+                listing.begin(page, asked);
                 Ok(())
             }
             Ok(_) => Err(listing.fail(Errno::EPROTO)),
@@ -190,8 +159,8 @@ impl Fs {
 
     async fn tell_release(self: Arc<Self>, open: Arc<Handle>) {
         let (handle, upto) = (open.id, open.inode.last());
-        let is_there = !open.listing.lock().await.is_ours_alone;
-        if is_there && let Err(error) = self.remote.call(Call::Release { handle, upto }).await {
+        open.is_open().await;
+        if let Err(error) = self.remote.call(Call::Release { handle, upto }).await {
             tracing::debug!(%handle, %error, "the host did not take a release");
         }
         self.unreleased.send_modify(|count| *count -= 1);

@@ -197,7 +197,7 @@ impl Fs {
     /// `fsync` and `fdatasync`: waits until the file (or directory) is on the host's disk.
     pub async fn sync(&self, handle: HandleId, data_only: bool) -> Result<(), Errno> {
         let open = self.handles.get(handle)?;
-        self.open_there(&open, &mut *open.listing.lock().await).await?;
+        open.is_open().await;
         let upto = open.inode.last();
         let call = Call::Sync { handle, data_only, upto };
         let synced = self.remote.call(call).await;
