@@ -11,6 +11,7 @@ mod beneath;
 mod change;
 mod data;
 mod dir;
+mod late;
 mod locked;
 mod locks;
 mod meta;
@@ -25,7 +26,7 @@ mod tests;
 mod xattr;
 
 use std::collections::{HashMap, HashSet};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -33,7 +34,7 @@ use bytes::Bytes;
 use p2pfs::id::{Epoch, HandleId, NodeId, Seq, SessionId};
 use p2pfs::limits::{FORGET_NODES_MAX, HANDLES_MAX};
 use p2pfs::net::daemon;
-use p2pfs::net::serve::{Export, Notices};
+use p2pfs::net::serve::{Export, Notices, Rest};
 use p2pfs::proto::PeerMisbehaved;
 use p2pfs::proto::redo::execute::How;
 use p2pfs::proto::redo::record::{Header, Recovered};
@@ -48,8 +49,9 @@ use rustix::process::geteuid;
 use serde::{Deserialize, Serialize};
 
 use acting::Acting;
+use late::Late;
 use locks::LockTable;
-use node::Nodes;
+use node::{Found, Nodes};
 use opens::OpenTable;
 
 use crate::accounts;
@@ -69,6 +71,7 @@ pub struct Share {
     quick: bool,
     opens: OpenTable,
     locks: LockTable,
+    late: Late,
 }
 
 /// How a share knows its disk again.
@@ -148,7 +151,7 @@ impl Share {
         let quick = quick::is_quick(root.as_fd());
         let nodes = Nodes::new(root, handles)?;
         let (opens, locks) = (OpenTable::default(), LockTable::default());
-        Ok(Arc::new(Self { nodes, squash, quick, opens, locks }))
+        Ok(Arc::new(Self { nodes, squash, quick, opens, locks, late: Late::default() }))
     }
 
     /// How the share will know its disk again.
@@ -287,6 +290,11 @@ impl Export for View {
         self.carry_out(seq, change, body, how, poisons)
     }
 
+    fn rest(&self) -> Option<Rest> {
+        let share = Arc::clone(&self.share);
+        share.late.is_due().then(|| -> Rest { Box::new(move || share.late.run()) })
+    }
+
     fn sync_all(&self) -> Result<(), Errno> {
         self.sync_share()
     }
@@ -352,11 +360,25 @@ impl View {
 
     /// As [`Self::enter`], for a node that will hardly be used next: its descriptor is not kept.
     fn tell(&self, fd: &OwnedFd, parent: NodeId, name: &Name) -> Result<Entry, Errno> {
-        let found = self.nodes().look(fd).map_err(errno)?;
+        let mut found = self.nodes().look(fd).map_err(errno)?;
+        found.look_for_xattrs(fd.as_fd());
+        Ok(self.told(&found, parent, name))
+    }
+
+    /// As [`Self::tell`], by the directory that the node is in.
+    fn tell_at(&self, dir: BorrowedFd<'_>, parent: NodeId, name: &Name) -> Result<Entry, Errno> {
+        if let Some(found) = self.nodes().look_at(dir, name) {
+            return Ok(self.told(&found, parent, name));
+        }
+        let fd = beneath::hold(dir, name).map_err(errno)?;
+        self.tell(&fd, parent, name)
+    }
+
+    fn told(&self, found: &Found, parent: NodeId, name: &Name) -> Entry {
         let mut known = lock(&self.known);
         let new = known.insert(found.id);
-        self.nodes().remember(&found, parent, name, new);
-        Ok(Entry { node: found.id, attr: found.attr })
+        self.nodes().remember(found, parent, name, new);
+        Entry { node: found.id, attr: found.attr }
     }
 
     fn forget(&self, nodes: &[NodeId]) -> Result<(), Errno> {

@@ -362,8 +362,9 @@ impl AsyncUdpSocket for PathMux {
             if buffers.is_empty() {
                 return Poll::Ready(Ok(taken));
             }
+            let room = buffers.len();
             let receive = |socket: &UdpSocket| self.state.recv(socket.into(), buffers, metas);
-            let count = match self.socket.poll_receive(cx, receive) {
+            let count = match self.socket.poll_receive(cx, room, receive) {
                 Poll::Ready(Ok(count)) => count,
                 Poll::Pending if taken > 0 => return Poll::Ready(Ok(taken)),
                 Poll::Pending => return Poll::Pending,

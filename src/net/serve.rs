@@ -48,6 +48,9 @@ impl std::fmt::Debug for Authorised {
     }
 }
 
+/// See [`Export::rest`].
+pub type Rest = Box<dyn FnOnce() + Send>;
+
 /// One session's view of a share. All methods may block: they are called on threads for that, or,
 /// where they say that it is brief, where it can be told that they do.
 ///
@@ -87,6 +90,12 @@ pub trait Export: Send + Sync {
         how: &How,
         poisons: bool,
     ) -> Result<Outcome, Refused>;
+
+    /// What [`Self::apply`] left to do that nobody waits for, and that waits for a disk; asked when
+    /// the answer is on its way.
+    fn rest(&self) -> Option<Rest> {
+        None
+    }
 
     /// Makes all that was applied stable (`syncfs` of the share).
     fn sync_all(&self) -> Result<(), Errno>;

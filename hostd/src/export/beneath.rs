@@ -4,7 +4,7 @@
 //! magic links and without crossing into another mount. What is found is held by an `O_PATH`
 //! descriptor, so no race can put something else in its place.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use p2pfs::wire::name::Name;
@@ -71,6 +71,16 @@ pub(super) fn create(
     open()
 }
 
+/// Opens a directory that a descriptor holds once more, to read it.
+pub(super) fn reopen_dir(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    match rustix::fs::openat(fd, c".", flags, Mode::empty()) {
+        // This way is shorter, but takes the right to go through it, too
+        Err(io::Errno::ACCESS) => reopen(fd, OFlags::RDONLY | OFlags::DIRECTORY),
+        opened => opened,
+    }
+}
+
 /// Opens what a descriptor holds once more, with other rights.
 pub(super) fn reopen(fd: BorrowedFd<'_>, flags: OFlags) -> io::Result<OwnedFd> {
     let flags = flags | OFlags::CLOEXEC | OFlags::NOCTTY;
@@ -113,8 +123,13 @@ fn open_beneath(
 
 impl FileHandle {
     /// The handle of what `fd` holds; `None` where the file system has none.
-    #[expect(unsafe_code, reason = "rustix has no name_to_handle_at")]
     pub(super) fn of(fd: BorrowedFd<'_>) -> Option<Self> {
+        Self::at(fd, c"")
+    }
+
+    /// The handle of the entry `name` of `dir`, as [`Self::of`].
+    #[expect(unsafe_code, reason = "rustix has no name_to_handle_at")]
+    pub(super) fn at(dir: BorrowedFd<'_>, name: &CStr) -> Option<Self> {
         let mut raw =
             RawHandle { bytes: MAX_HANDLE_SZ as libc::c_uint, kind: 0, handle: [0; MAX_HANDLE_SZ] };
         let mut mount = 0;
@@ -122,8 +137,8 @@ impl FileHandle {
         // by the `bytes` bytes that it announces.
         let result = unsafe {
             libc::name_to_handle_at(
-                fd.as_raw_fd(),
-                c"".as_ptr(),
+                dir.as_raw_fd(),
+                name.as_ptr(),
                 (&raw mut raw).cast(),
                 &raw mut mount,
                 AtFlags::EMPTY_PATH.bits().cast_signed(),
@@ -168,6 +183,12 @@ impl FileHandle {
         let layout = self.layout()?;
         let bytes = self.bytes[layout.generation..][..4].try_into().ok()?;
         Some(u32::from_ne_bytes(bytes))
+    }
+
+    /// Whether it is the handle of an inode with this number; not if that cannot be told.
+    pub(super) fn is_of(&self, ino: u64) -> bool {
+        let generation = self.generation();
+        generation.and_then(|generation| self.of_other(ino, generation)).as_ref() == Some(self)
     }
 
     /// The handle of another inode of the same file system.

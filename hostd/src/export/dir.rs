@@ -10,7 +10,7 @@ use p2pfs::wire::name::Name;
 use rustix::fs::{RawDir, SeekFrom};
 use rustix::io;
 
-use super::{OURS, View, beneath, errno};
+use super::{OURS, View, errno};
 
 /// What `getdents` gets; some hundred names.
 const BUFFER_BYTES: usize = 32 << 10;
@@ -43,9 +43,7 @@ impl View {
             for (name, cookie) in listed.names {
                 from = cookie;
                 // What fails has gone since, or another file system is mounted on it
-                if let Ok(fd) = beneath::hold(open.path.as_fd(), &name)
-                    && let Ok(entry) = self.tell(&fd, node, &name)
-                {
+                if let Ok(entry) = self.tell_at(open.path.as_fd(), node, &name) {
                     entries.push(DirEntry { name, cookie, entry });
                 }
             }

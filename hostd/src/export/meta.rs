@@ -1,10 +1,11 @@
 //! What the host's file system says of a node, and who the node is.
 
+use std::ffi::CStr;
 use std::os::fd::BorrowedFd;
 
 use p2pfs::id::NodeId;
 use p2pfs::wire::call::{Attr, StatFs, Time};
-use rustix::fs::{AtFlags, Statx, StatxFlags, StatxTimestamp};
+use rustix::fs::{AtFlags, Statx, StatxAttributes, StatxFlags, StatxTimestamp};
 use rustix::io;
 
 use super::beneath::FileHandle;
@@ -21,6 +22,16 @@ pub(super) fn attr(fd: BorrowedFd<'_>) -> io::Result<Attr> {
 pub(super) fn stat(fd: BorrowedFd<'_>) -> io::Result<Statx> {
     let mask = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
     rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, mask)
+}
+
+/// `statx` of the entry `name` of `dir`; `None` if another file system is mounted on it, or if this
+/// kernel cannot tell (before 5.8).
+pub(super) fn stat_at(dir: BorrowedFd<'_>, name: &CStr) -> io::Result<Option<Statx>> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+    let stat = rustix::fs::statx(dir, name, flags, StatxFlags::BASIC_STATS | StatxFlags::BTIME)?;
+    let tells = stat.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT);
+    let is_root = stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT);
+    Ok((tells && !is_root).then_some(stat))
 }
 
 /// The wire's form of `statx`.

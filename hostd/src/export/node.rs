@@ -7,7 +7,7 @@
 //! is also made again from an identity, so that a host that was killed finds what clients know.
 
 use std::num::NonZeroUsize;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use p2pfs::id::NodeId;
 use p2pfs::wire::call::Attr;
 use p2pfs::wire::errno::Errno;
 use p2pfs::wire::name::Name;
+use rustix::fs::Statx;
 use rustix::io;
 use rustix::process::{Resource, getrlimit};
 
@@ -80,6 +81,19 @@ pub(super) struct Found {
     pub(super) id: NodeId,
     pub(super) attr: Attr,
     handle: Option<FileHandle>,
+}
+
+impl Found {
+    /// Tells in the attributes whether the node has extended ones.
+    pub(super) fn look_for_xattrs(&mut self, fd: BorrowedFd<'_>) {
+        self.note_xattrs(xattr::is_without(fd));
+    }
+
+    fn note_xattrs(&mut self, without: bool) {
+        if without {
+            self.attr.mode |= Attr::NO_XATTRS;
+        }
+    }
 }
 
 impl Nodes {
@@ -201,11 +215,28 @@ impl Nodes {
     pub(super) fn look(&self, fd: &OwnedFd) -> io::Result<Found> {
         let stat = meta::stat(fd.as_fd())?;
         let handle = FileHandle::of(fd.as_fd());
-        let mut attr = meta::attr_of(&stat);
-        if xattr::is_without(fd.as_fd()) {
-            attr.mode |= Attr::NO_XATTRS;
+        Ok(self.found(&stat, handle))
+    }
+
+    /// As [`Self::look`] and [`Found::look_for_xattrs`], without holding the entry `name` of `dir`;
+    /// `None` if that cannot be done here.
+    pub(super) fn look_at(&self, dir: BorrowedFd<'_>, name: &Name) -> Option<Found> {
+        let name = beneath::c_name(name).ok()?;
+        let handle = FileHandle::at(dir, &name)?;
+        let without = xattr::is_without_at(dir, &name)?;
+        let stat = meta::stat_at(dir, &name).ok()??;
+        // The name has not passed to another one meanwhile
+        if !handle.is_of(stat.stx_ino) {
+            return None;
         }
-        Ok(Found { id: meta::identity(self.fsid, &stat, handle.as_ref()), attr, handle })
+        let mut found = self.found(&stat, Some(handle));
+        found.note_xattrs(without);
+        Some(found)
+    }
+
+    fn found(&self, stat: &Statx, handle: Option<FileHandle>) -> Found {
+        let id = meta::identity(self.fsid, stat, handle.as_ref());
+        Found { id, attr: meta::attr_of(stat), handle }
     }
 
     /// Remembers where a node is. `new`: the session does not know it yet.

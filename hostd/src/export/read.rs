@@ -10,7 +10,7 @@ use p2pfs::wire::call::{Access, Attr, Entry, ReadVersion, Seek, StatFs};
 use p2pfs::wire::errno::Errno;
 use p2pfs::wire::name::{Name, Target};
 use rustix::buffer::spare_capacity;
-use rustix::fs::{OFlags, SeekFrom};
+use rustix::fs::SeekFrom;
 use rustix::io;
 use rustix::time::{ClockId, clock_gettime};
 
@@ -67,11 +67,11 @@ impl View {
         if matches!(self.handle(handle), Ok(open) if open.node == node) {
             return Ok(attr);
         }
-        let mut flags = access_flags(access);
-        if attr.is_dir() {
-            flags |= OFlags::DIRECTORY;
-        }
-        let file = beneath::reopen(path.as_fd(), flags).map_err(errno)?;
+        let file = match attr.is_dir() && access == Access::Read {
+            true => beneath::reopen_dir(path.as_fd()),
+            false => beneath::reopen(path.as_fd(), access_flags(access)),
+        };
+        let file = file.map_err(errno)?;
         self.admit(handle, OpenFile::new(node, path, file, access))?;
         Ok(attr)
     }

@@ -81,7 +81,17 @@ impl View {
         let resumed = matches!(how, How::Resumed { .. });
         let tree = Carrying { view: self, resumed, found: RefCell::default() };
         let recorder = Recording { record: self.record.as_ref(), makes };
-        execute(&tree, &recorder, seq, change, body, &how, poisons)
+        let result = execute(&tree, &recorder, seq, change, body, &how, poisons);
+        let Found { name, new_name } = tree.found.into_inner();
+        let removed = match &result {
+            Ok(Outcome::Removed { linked: false, .. }) => name,
+            Ok(Outcome::Renamed { replaced: Some(_), .. }) => new_name,
+            _ => None,
+        };
+        if let Some(removed) = removed {
+            self.share.late.close(removed.fd);
+        }
+        result
     }
 
     /// A creation that a killed run had begun: finds out whether it came to the end.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use p2pfs::id::{HandleId, NodeId, Seq};
 use p2pfs::limits::BODY_BYTES_MAX;
 use p2pfs::net::serve::Export;
-use p2pfs::wire::call::{Access, Call, Reply, Time, XattrName};
+use p2pfs::wire::call::{Access, Attr, Call, Reply, Time, XattrName};
 use p2pfs::wire::errno::Errno;
 use p2pfs::wire::log::{
     AttrChange, Mutation, NodeRef, Occupant, Opening, Outcome, RenameMode, SetTime,
@@ -101,6 +101,65 @@ fn what_is_ours_is_hidden_in_the_root_only() {
         let sub = lookup(view, NodeId::ROOT, "sub").unwrap().node;
         lookup(view, sub, ".p2pfs").unwrap();
         assert_eq!(list(view, sub, 10).len(), 1);
+    });
+}
+
+#[test]
+fn a_listing_tells_what_a_lookup_tells() {
+    each_way(|dir, view| {
+        fs::write(dir.join("file"), "hello").unwrap();
+        fs::create_dir(dir.join("dir")).unwrap();
+        symlink("nowhere", dir.join("link")).unwrap();
+        fs::write(dir.join("described"), "").unwrap();
+        let flags = rustix::fs::XattrFlags::CREATE;
+        rustix::fs::setxattr(dir.join("described"), "user.word", b"x", flags).unwrap();
+        let listed = list(view, NodeId::ROOT, 10);
+        assert_eq!(listed.len(), 4);
+        for found in listed {
+            let name = String::from_utf8(found.name.as_bytes().to_vec()).unwrap();
+            assert_eq!(found.entry, lookup(view, NodeId::ROOT, &name).unwrap(), "{name}");
+            let bare = found.entry.attr.mode & Attr::NO_XATTRS != 0;
+            assert_eq!(bare, name != "described", "{name}");
+        }
+    });
+}
+
+#[test]
+fn another_file_system_is_not_shown() {
+    if !rustix::process::geteuid().is_root() {
+        println!("SKIPPED another_file_system_is_not_shown: not root");
+        return;
+    }
+    each_way(|dir, view| {
+        let (on, beside) = (dir.join("mounted"), dir.join("beside"));
+        fs::create_dir(&on).unwrap();
+        fs::create_dir(beside).unwrap();
+        rustix::mount::mount_bind(dir.join("beside"), &on).unwrap();
+        let listed = list(view, NodeId::ROOT, 10);
+        rustix::mount::unmount(&on, rustix::mount::UnmountFlags::DETACH).unwrap();
+        let names: Vec<_> = listed.iter().map(|found| found.name.as_bytes()).collect();
+        assert_eq!(names, [b"beside"]);
+        assert_eq!(list(view, NodeId::ROOT, 10).len(), 2);
+    });
+}
+
+#[test]
+fn the_space_of_what_is_removed_is_free_behind_the_answer() {
+    each_way(|dir, view| {
+        fs::write(dir.join("file"), "hello").unwrap();
+        let file = lookup(view, NodeId::ROOT, "file").unwrap().node;
+        let fd = view.nodes().find(file).unwrap();
+        let gone = std::sync::Arc::downgrade(&fd);
+        drop(fd);
+        let name = name("file");
+        let occupant = Occupant::Node(file.into());
+        apply(view, Mutation::Unlink { parent: ROOT, name, occupant }).unwrap();
+        assert!(gone.upgrade().is_none());
+        let rest = view.rest().expect("the last descriptor is still open");
+        assert!(view.rest().is_none(), "one sees to all");
+        rest();
+        assert!(view.rest().is_none());
+        assert_eq!(attr(view, file).unwrap_err(), Errno::ESTALE);
     });
 }
 

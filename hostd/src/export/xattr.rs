@@ -1,7 +1,8 @@
 //! Extended attributes, POSIX ACLs among them.
 
-use std::ffi::CString;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use p2pfs::id::NodeId;
@@ -17,6 +18,8 @@ use super::{View, acting, beneath, errno};
 const XATTR_NAME_BYTES_MAX: usize = 255;
 /// "Numerical result out of range": what a name that is empty or too long gets.
 const ERANGE: i32 = 34;
+/// `listxattrat`, the same number on every machine.
+const LISTXATTRAT: libc::c_long = 465;
 
 impl View {
     /// A value, or with an empty name the list of names.
@@ -58,6 +61,40 @@ pub(super) fn is_without(fd: BorrowedFd<'_>) -> bool {
     let path = beneath::proc_path(fd);
     let size = acting::as_itself(|| rustix::fs::listxattr_query(path));
     matches!(size, Ok(0) | Err(rustix::io::Errno::OPNOTSUPP))
+}
+
+/// As [`is_without`], for the entry `name` of `dir`; `None` where the kernel has no call for that
+/// (before 6.13).
+#[expect(unsafe_code, reason = "rustix has no listxattrat")]
+pub(super) fn is_without_at(dir: BorrowedFd<'_>, name: &CStr) -> Option<bool> {
+    static MISSING: AtomicBool = AtomicBool::new(false);
+    if MISSING.load(Ordering::Relaxed) {
+        return None;
+    }
+    let list = || {
+        // SAFETY: the name is a C string, and a buffer of no bytes is not written to: the call
+        // tells how many it would take.
+        let size = unsafe {
+            libc::syscall(
+                LISTXATTRAT,
+                dir.as_raw_fd(),
+                name.as_ptr(),
+                libc::AT_SYMLINK_NOFOLLOW,
+                std::ptr::null_mut::<libc::c_char>(),
+                0_usize,
+            )
+        };
+        (size, std::io::Error::last_os_error().raw_os_error())
+    };
+    match acting::as_itself(list) {
+        (-1, Some(libc::EOPNOTSUPP)) => Some(true),
+        // EPERM: a filter of system calls that does not know it
+        (-1, Some(libc::ENOSYS | libc::EPERM)) => {
+            MISSING.store(true, Ordering::Relaxed);
+            None
+        }
+        (size, _) => Some(size == 0),
+    }
 }
 
 fn c_name(name: &XattrName) -> Result<CString, Errno> {

@@ -403,6 +403,9 @@ impl HostSession {
                 })
             };
             directly(|| (session.applied(seq, result), true));
+            if let Some(rest) = session.authorised.export.rest() {
+                tokio::task::spawn_blocking(rest);
+            }
         });
     }
 

@@ -27,15 +27,20 @@ impl Udp {
         self.0.get_ref()
     }
 
-    /// What `receive` gives once something is there. It must not block.
-    pub(super) fn poll_receive<T>(
+    /// How many datagrams `receive` took once something was there. It must not block, and takes
+    /// fewer than `room` only if there are no more: then the socket is not asked once again.
+    pub(super) fn poll_receive(
         &self,
         context: &mut Context<'_>,
-        mut receive: impl FnMut(&UdpSocket) -> io::Result<T>,
-    ) -> Poll<io::Result<T>> {
+        room: usize,
+        mut receive: impl FnMut(&UdpSocket) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
         loop {
             let mut ready = ready!(self.0.poll_read_ready(context))?;
             if let Ok(received) = ready.try_io(|socket| receive(socket.get_ref())) {
+                if received.as_ref().is_ok_and(|count| *count < room) {
+                    ready.clear_ready();
+                }
                 return Poll::Ready(received);
             }
         }
