@@ -69,6 +69,30 @@ fn a_running_session_notices_nothing_of_a_server_that_is_killed() {
 
 /// Records are appended and written while the host is killed again and again: each is there once.
 #[test]
+fn a_host_that_was_killed_is_found_again_at_once() {
+    need_mount!();
+    let mut home = Home::on_loopback();
+    fs::write(home.disk.join("seen"), "before").unwrap();
+    fs::write(home.disk.join("unseen"), "after").unwrap();
+    home.mount("timeout=20");
+    let before = home.world.mount_status()["connection_id"].clone();
+    assert_eq!(fs::read_to_string(home.mountpoint.join("seen")).unwrap(), "before");
+    let used = Instant::now();
+    eventually("the mount to have been idle", Duration::from_secs(10), || {
+        used.elapsed() >= Duration::from_secs(3)
+    });
+    home.restart_host();
+    let start = Instant::now();
+    assert_eq!(fs::read_to_string(home.mountpoint.join("unseen")).unwrap(), "after");
+    let took = start.elapsed();
+    println!("a read that began when the host was back took {took:?}");
+    // all its paths were asked at once; one after the other they took ten seconds
+    assert!(took < Duration::from_secs(6), "{took:?}");
+    assert_ne!(home.world.mount_status()["connection_id"], before);
+    home.unmount();
+}
+
+#[test]
 fn nothing_is_lost_or_done_twice_when_the_host_is_killed_under_writes() {
     need_mount!();
     need_root!();

@@ -218,6 +218,13 @@ impl PathMux {
         self.read().peer(peer).map(|peer| peer.flow.look(self.began)).unwrap_or_default()
     }
 
+    /// What was sent to the peer so far waits for no answer any more.
+    pub(crate) fn settle(&self, peer: Virtual) {
+        if let Some(peer) = self.read().peer(peer) {
+            peer.flow.settle();
+        }
+    }
+
     /// Resolves when data waits for an answer; then the driver is to watch until
     /// [`Self::stop_watching`].
     pub(crate) async fn stirred(&self) {

@@ -348,6 +348,11 @@ impl Ladder {
         self.active.as_ref().map(|active| (active.path, active.rung, active.rtt))
     }
 
+    /// When the path in use has answered a ping last.
+    pub fn answered_at(&self) -> Option<Instant> {
+        self.paths.get(&self.active.as_ref()?.path)?.answered_at
+    }
+
     /// The rungs that were tried, in this order, since the search began.
     pub fn tried(&self) -> &[Tried] {
         &self.tried
@@ -579,6 +584,11 @@ impl Candidate {
     fn fail(&mut self, now: Instant) {
         self.hold = (self.hold * 2).clamp(HOLD.0, HOLD.1);
         self.not_before = Some(now + self.hold);
+        self.forget();
+    }
+
+    /// Nothing is known of it any more.
+    fn forget(&mut self) {
         self.pings.clear();
         self.proved = None;
         self.asked = false;

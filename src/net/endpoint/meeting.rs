@@ -216,9 +216,18 @@ impl Meeting {
 
     /// Looks at what data does; tells whether to look again soon.
     pub(super) fn watch(&mut self, mux: &PathMux, now: Instant) -> bool {
-        let activity = mux.activity(self.peer);
+        let mut activity = mux.activity(self.peer);
+        let answered = self.ladder.answered_at();
+        // the time when it was sent is cut to a millisecond
+        let before = |since| answered > Some(since + Duration::from_millis(1));
+        let is_settled = |since| before(since) || now >= since + WATCH_MAX;
+        if activity.unanswered.is_some_and(is_settled) {
+            // it wanted no answer (an acknowledgement), or pings see to it: what comes next counts
+            mux.settle(self.peer);
+            activity.unanswered = None;
+        }
         self.ladder.handle_activity(activity, now);
-        activity.unanswered.is_some_and(|since| now < since + WATCH_MAX)
+        activity.unanswered.is_some()
     }
 
     /// Does what the machines want; tells what is to be dialled.

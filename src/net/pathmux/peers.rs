@@ -220,11 +220,15 @@ impl Flow {
 
     fn hear(&self) {
         self.heard.store(true, Ordering::Relaxed);
+        self.settle();
+    }
+
+    pub(super) fn settle(&self) {
         self.unanswered.store(0, Ordering::Relaxed);
     }
 
     pub(super) fn reset(&self) {
-        self.unanswered.store(0, Ordering::Relaxed);
+        self.settle();
         self.heard.store(false, Ordering::Relaxed);
         self.elsewhere.store(false, Ordering::Relaxed);
     }

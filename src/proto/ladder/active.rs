@@ -5,14 +5,15 @@
 //!  pings unanswered for T         send on a second path too, and ping that
 //!  the second one answers,        leave the first
 //!  the first one does not for T
+//!  neither answers for T          ping all others, too
 //! ```
 //!
-//! T is 1.5 round trips, at least 100 ms. Without a second path the first is kept for
-//! [`SILENCE_MAX`]: nothing is known then, and it may be the network as a whole.
+//! T is 1.5 round trips, at least 100 ms. While no other path answers the first is kept for
+//! [`SILENCE_MAX`]: nothing is known then, and it may be the network as a whole, or the peer.
 
 use std::time::{Duration, Instant};
 
-use super::{Ladder, Output};
+use super::{Candidate, Ladder, Output};
 use crate::limits::KEEP_ALIVE;
 use crate::proto::path::{Path, RelayUse, Rung};
 
@@ -91,9 +92,13 @@ impl Ladder {
             active.next_ping =
                 now + if quick { quickly.max(DOUBT_INTERVAL.0) } else { DOUBT_INTERVAL.1 };
             let second = active.hedge.map(|hedge| hedge.path);
+            let at_a_loss = active.hedge_tried && now >= asked + 2 * patience;
             self.ping(path, now);
-            if let Some(second) = second {
-                self.ping(second, now);
+            for other in self.others(path) {
+                let alone = second.is_none_or(|second| !self.answered_since(second, asked));
+                if second == Some(other) || (at_a_loss && alone) {
+                    self.ping(other, now);
+                }
             }
         }
         let Some(active) = &self.active else { return };
@@ -147,13 +152,7 @@ impl Ladder {
         let Some(active) = &mut self.active else { return };
         active.hedge_tried = true;
         let first = active.path;
-        let second = self
-            .paths
-            .iter()
-            .filter(|(path, _)| **path != first && self.may_hedge(**path))
-            .map(|(path, candidate)| (candidate.suspect, candidate.rung, *path))
-            .min();
-        let Some((.., second)) = second else { return };
+        let Some(second) = self.others(first).into_iter().next() else { return };
         if let Some(active) = &mut self.active {
             active.hedge = Some(Hedge { path: second, since: now });
         }
@@ -165,6 +164,17 @@ impl Ladder {
         self.outputs.push_back(Output::Kick);
         self.ping(second, now);
         self.search_now(now);
+    }
+
+    /// What could take the place of a path, the best first.
+    fn others(&self, path: Path) -> Vec<Path> {
+        let others = self.paths.iter().filter(|(other, _)| **other != path);
+        let mut others: Vec<_> = others
+            .filter(|(other, _)| self.may_hedge(**other))
+            .map(|(other, candidate)| (candidate.suspect, candidate.rung, *other))
+            .collect();
+        others.sort_unstable();
+        others.into_iter().map(|(.., other)| other).collect()
     }
 
     fn may_hedge(&self, path: Path) -> bool {
@@ -203,8 +213,16 @@ impl Ladder {
             return;
         };
         tracing::debug!(path = %active.path, "path lost");
-        if let Some(candidate) = self.paths.get_mut(&active.path) {
+        let silent = active.asked.filter(|asked| now >= *asked + SILENCE_MAX);
+        let answers = |since| self.paths.keys().any(|path| self.answered_since(*path, since));
+        let all_silent = silent.is_some_and(|since| !answers(since));
+        if let Some(candidate) = self.paths.get_mut(&active.path).filter(|_| !all_silent) {
             candidate.fail(now);
+        }
+        // no other that was silent, too, is known to work
+        if let Some(since) = silent {
+            let others = self.paths.values_mut();
+            others.filter(|other| other.answered_at < Some(since)).for_each(Candidate::forget);
         }
         if active.hedge.is_some() {
             self.outputs.push_back(Output::Hedge(None));

@@ -338,6 +338,34 @@ fn an_idle_path_that_dies_is_noticed_and_comes_back() {
 }
 
 #[test]
+fn a_peer_that_is_gone_is_noticed_at_once_whatever_paths_there_are() {
+    for seed in 0..50 {
+        let mut world = World::new(seed, ALL, wanted(Order::Auto));
+        world.run(Duration::from_secs(5));
+        let stream = StreamId(9);
+        for peer in &mut world.peers {
+            peer.stream = Some(stream);
+            peer.ladder.handle_stream(stream, Rung::TcpPublic, world.now);
+        }
+        world.run(Duration::from_secs(1));
+        let net =
+            std::mem::replace(&mut world.net, Net { udp: false, tcp: false, relay: false, ..ALL });
+        let unanswered = Some(world.now);
+        for peer in &mut world.peers {
+            let activity = Activity { unanswered, ..Activity::default() };
+            peer.ladder.handle_activity(activity, world.now);
+        }
+        world.run(Duration::from_millis(1500));
+        assert_eq!(world.rungs()[0], Some(Rung::UdpPublic), "seed {seed}: too early");
+        world.run(Duration::from_millis(1000));
+        assert!(world.peers.iter().all(|peer| peer.path.is_none()), "seed {seed}");
+        world.net = net;
+        world.run(Duration::from_secs(3));
+        assert_eq!(world.rungs()[0], Some(Rung::UdpPublic), "seed {seed}: held back");
+    }
+}
+
+#[test]
 fn a_nat_that_maps_anew_moves_the_path() {
     let net = Net { relay: false, tcp: false, restricts: [true, false], ..ALL };
     let mut world = World::new(1, net, wanted(Order::Auto));
