@@ -292,7 +292,7 @@ impl Export for View {
 
     fn rest(&self) -> Option<Rest> {
         let share = Arc::clone(&self.share);
-        share.late.is_due().then(|| -> Rest { Box::new(move || share.late.run()) })
+        share.late.is_due().then(|| Rest::new(move || share.late.run()))
     }
 
     fn sync_all(&self) -> Result<(), Errno> {

@@ -49,7 +49,25 @@ impl std::fmt::Debug for Authorised {
 }
 
 /// See [`Export::rest`].
-pub type Rest = Box<dyn FnOnce() + Send>;
+pub struct Rest(Box<dyn FnOnce() + Send>);
+
+impl Rest {
+    /// Work that waits for a disk.
+    pub fn new(work: impl FnOnce() + Send + 'static) -> Self {
+        Self(Box::new(work))
+    }
+
+    /// Does it.
+    pub fn run(self) {
+        (self.0)();
+    }
+}
+
+impl std::fmt::Debug for Rest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Rest").finish_non_exhaustive()
+    }
+}
 
 /// One session's view of a share. All methods may block: they are called on threads for that, or,
 /// where they say that it is brief, where it can be told that they do.

@@ -157,7 +157,7 @@ fn the_space_of_what_is_removed_is_free_behind_the_answer() {
         assert!(gone.upgrade().is_none());
         let rest = view.rest().expect("the last descriptor is still open");
         assert!(view.rest().is_none(), "one sees to all");
-        rest();
+        rest.run();
         assert!(view.rest().is_none());
         assert_eq!(attr(view, file).unwrap_err(), Errno::ESTALE);
     });

@@ -404,7 +404,7 @@ impl HostSession {
             };
             directly(|| (session.applied(seq, result), true));
             if let Some(rest) = session.authorised.export.rest() {
-                tokio::task::spawn_blocking(rest);
+                tokio::task::spawn_blocking(|| rest.run());
             }
         });
     }

@@ -5,7 +5,7 @@
 //!  pings unanswered for T         send on a second path too, and ping that
 //!  the second one answers,        leave the first
 //!  the first one does not for T
-//!  neither answers for T          ping all others, too
+//!  neither answers for T          ping all others, too, and take one that answers
 //! ```
 //!
 //! T is 1.5 round trips, at least 100 ms. While no other path answers the first is kept for
@@ -111,6 +111,7 @@ impl Ladder {
             {
                 self.fail_over(now);
             }
+            _ if now >= asked + 2 * patience => self.try_third(path, asked, now),
             _ => {}
         }
         let silent = |active: &Active| active.asked.is_some_and(|at| now >= at + SILENCE_MAX);
@@ -189,6 +190,24 @@ impl Ladder {
         self.stage.is_none() && self.works(path)
     }
 
+    /// Neither the path nor the second one answers: another may.
+    fn try_third(&mut self, path: Path, asked: Instant, now: Instant) {
+        let mut others = self.others(path).into_iter();
+        let Some(third) = others.find(|other| self.answered_since(*other, asked)) else { return };
+        self.forget_silent(asked);
+        if let Some(active) = &mut self.active {
+            active.hedge = Some(Hedge { path: third, since: now });
+            self.fail_over(now);
+            self.outputs.push_back(Output::Kick);
+        }
+    }
+
+    /// No path that was silent is known to work.
+    fn forget_silent(&mut self, since: Instant) {
+        let paths = self.paths.values_mut();
+        paths.filter(|path| path.answered_at < Some(since)).for_each(Candidate::forget);
+    }
+
     fn answered_since(&self, path: Path, since: Instant) -> bool {
         let answered = self.paths.get(&path).and_then(|candidate| candidate.answered_at);
         answered.is_some_and(|at| at >= since)
@@ -219,10 +238,8 @@ impl Ladder {
         if let Some(candidate) = self.paths.get_mut(&active.path).filter(|_| !all_silent) {
             candidate.fail(now);
         }
-        // no other that was silent, too, is known to work
         if let Some(since) = silent {
-            let others = self.paths.values_mut();
-            others.filter(|other| other.answered_at < Some(since)).for_each(Candidate::forget);
+            self.forget_silent(since);
         }
         if active.hedge.is_some() {
             self.outputs.push_back(Output::Hedge(None));

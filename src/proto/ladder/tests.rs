@@ -366,6 +366,27 @@ fn a_peer_that_is_gone_is_noticed_at_once_whatever_paths_there_are() {
 }
 
 #[test]
+fn a_third_path_is_found_as_soon_as_two_are_silent() {
+    for seed in 0..50 {
+        let mut world = World::new(seed, ALL, wanted(Order::Auto));
+        world.run(Duration::from_secs(5));
+        for peer in &mut world.peers {
+            peer.stream = Some(StreamId(9));
+            peer.ladder.handle_stream(StreamId(9), Rung::TcpPublic, world.now);
+        }
+        world.run(Duration::from_secs(1));
+        (world.net.udp, world.net.tcp) = (false, false);
+        let unanswered = Some(world.now);
+        for peer in &mut world.peers {
+            let activity = Activity { unanswered, ..Activity::default() };
+            peer.ladder.handle_activity(activity, world.now);
+        }
+        world.run(Duration::from_millis(1000));
+        assert_eq!(world.rungs()[0], Some(Rung::Relay), "seed {seed}");
+    }
+}
+
+#[test]
 fn a_nat_that_maps_anew_moves_the_path() {
     let net = Net { relay: false, tcp: false, restricts: [true, false], ..ALL };
     let mut world = World::new(1, net, wanted(Order::Auto));
