@@ -244,7 +244,10 @@ impl Export for View {
             Call::Read { handle, offset, len } => {
                 return Ok((Reply::Data, self.read(handle, offset, len)?));
             }
-            Call::StatFs => Reply::StatFs(self.space()?),
+            Call::StatFs => {
+                self.share.late.finish();
+                Reply::StatFs(self.space()?)
+            }
             Call::Sync { handle, data_only, .. } => {
                 self.sync(handle, data_only).map(|()| Reply::Done)?
             }

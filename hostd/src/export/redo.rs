@@ -19,7 +19,7 @@ use rustix::io;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::change::{node_id, stamp};
-use super::{OpenFile, View, access_flags, beneath, errno, meta};
+use super::{OpenFile, View, access_flags, beneath, errno, late, meta};
 use crate::record::Record;
 
 /// Collapse and insert: what is behind moves.
@@ -88,7 +88,9 @@ impl View {
             Ok(Outcome::Renamed { replaced: Some(_), .. }) => new_name,
             _ => None,
         };
-        if let Some(removed) = removed {
+        if let Some(removed) = removed
+            && self.space().is_ok_and(|space| late::may_wait(&removed.attr, &space))
+        {
             self.share.late.close(removed.fd);
         }
         result
@@ -170,7 +172,17 @@ impl Tree<Bytes> for Carrying<'_> {
 
     fn perform(&self, _: Seq, change: &Change, body: &Bytes, _: &Seen) -> Result<Outcome, Errno> {
         let _acts = self.view.acting.begin(change.caller.as_ref())?;
-        let outcome = self.view.change(change, body, &self.found.borrow())?;
+        let found = self.found.borrow();
+        let outcome = match self.view.change(change, body, &found) {
+            // What was removed a moment ago may count against somebody's quota still
+            Err(Errno::EDQUOT | Errno::ENOSPC)
+                if is_repeatable(&change.mutation) && self.view.share.late.finish() =>
+            {
+                self.view.change(change, body, &found)
+            }
+            outcome => outcome,
+        };
+        let outcome = outcome?;
         Ok(self.view.shown_in(&change.mutation, outcome))
     }
 
@@ -271,6 +283,12 @@ impl Recorder for Recording<'_> {
             record.done(seq, result, poisons);
         }
     }
+}
+
+/// Whether a change that failed for want of space can be made once more.
+fn is_repeatable(mutation: &Mutation) -> bool {
+    // A part of it may be there
+    !matches!(mutation, Mutation::Append { .. })
 }
 
 /// An entry's names: the one that it gives or takes, and a rename's new one.
