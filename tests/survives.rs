@@ -67,7 +67,6 @@ fn a_running_session_notices_nothing_of_a_server_that_is_killed() {
     home.unmount();
 }
 
-/// Records are appended and written while the host is killed again and again: each is there once.
 #[test]
 fn a_host_that_was_killed_is_found_again_at_once() {
     need_mount!();
@@ -92,6 +91,7 @@ fn a_host_that_was_killed_is_found_again_at_once() {
     home.unmount();
 }
 
+/// Records are appended and written while the host is killed again and again: each is there once.
 #[test]
 fn nothing_is_lost_or_done_twice_when_the_host_is_killed_under_writes() {
     need_mount!();

@@ -2,7 +2,8 @@
 //!
 //! A name is resolved by `openat2` beneath an open directory, without following symlinks, without
 //! magic links and without crossing into another mount. What is found is held by an `O_PATH`
-//! descriptor, so no race can put something else in its place.
+//! descriptor, so no race can put something else in its place. Only listings look at entries
+//! without holding them: they tell what is there, and nothing is done to it.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};

@@ -94,11 +94,13 @@ impl Ladder {
             let second = active.hedge.map(|hedge| hedge.path);
             let at_a_loss = active.hedge_tried && now >= asked + 2 * patience;
             self.ping(path, now);
-            for other in self.others(path) {
-                let alone = second.is_none_or(|second| !self.answered_since(second, asked));
-                if second == Some(other) || (at_a_loss && alone) {
-                    self.ping(other, now);
-                }
+            let answers = second.is_some_and(|second| self.answered_since(second, asked));
+            let others = match at_a_loss && !answers {
+                true => self.others(path),
+                false => second.into_iter().collect(),
+            };
+            for other in others {
+                self.ping(other, now);
             }
         }
         let Some(active) = &self.active else { return };

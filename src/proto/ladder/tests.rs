@@ -158,13 +158,25 @@ impl World {
             return;
         }
         if self.peers.iter().all(|peer| peer.dials) {
-            self.streams += 1;
-            let stream = StreamId(self.streams);
-            for peer in &mut self.peers {
-                peer.stream = Some(stream);
-                peer.dials = false;
-                peer.ladder.handle_stream(stream, Rung::TcpPublic, self.now);
-            }
+            self.add_stream();
+        }
+    }
+
+    fn add_stream(&mut self) {
+        self.streams += 1;
+        let stream = StreamId(self.streams);
+        for peer in &mut self.peers {
+            peer.stream = Some(stream);
+            peer.dials = false;
+            peer.ladder.handle_stream(stream, Rung::TcpPublic, self.now);
+        }
+    }
+
+    /// Both send something on the path in use, and wait for an answer.
+    fn send_data(&mut self) {
+        let activity = Activity { unanswered: Some(self.now), ..Activity::default() };
+        for peer in &mut self.peers {
+            peer.ladder.handle_activity(activity, self.now);
         }
     }
 
@@ -307,11 +319,7 @@ fn a_path_that_dies_under_data_is_left_for_the_relay_and_not_taken_again_at_once
         let mut world = World::new(seed, Net { tcp: false, ..ALL }, wanted(Order::Auto));
         world.run(Duration::from_secs(5));
         world.net.udp = false;
-        let unanswered = Some(world.now);
-        for peer in &mut world.peers {
-            let activity = Activity { unanswered, ..Activity::default() };
-            peer.ladder.handle_activity(activity, world.now);
-        }
+        world.send_data();
         world.run(Duration::from_millis(500));
         assert_eq!(world.rungs(), [Some(Rung::Relay); 2], "seed {seed}");
         world.net.udp = true;
@@ -342,19 +350,11 @@ fn a_peer_that_is_gone_is_noticed_at_once_whatever_paths_there_are() {
     for seed in 0..50 {
         let mut world = World::new(seed, ALL, wanted(Order::Auto));
         world.run(Duration::from_secs(5));
-        let stream = StreamId(9);
-        for peer in &mut world.peers {
-            peer.stream = Some(stream);
-            peer.ladder.handle_stream(stream, Rung::TcpPublic, world.now);
-        }
+        world.add_stream();
         world.run(Duration::from_secs(1));
         let net =
             std::mem::replace(&mut world.net, Net { udp: false, tcp: false, relay: false, ..ALL });
-        let unanswered = Some(world.now);
-        for peer in &mut world.peers {
-            let activity = Activity { unanswered, ..Activity::default() };
-            peer.ladder.handle_activity(activity, world.now);
-        }
+        world.send_data();
         world.run(Duration::from_millis(1500));
         assert_eq!(world.rungs()[0], Some(Rung::UdpPublic), "seed {seed}: too early");
         world.run(Duration::from_millis(1000));
@@ -370,17 +370,10 @@ fn a_third_path_is_found_as_soon_as_two_are_silent() {
     for seed in 0..50 {
         let mut world = World::new(seed, ALL, wanted(Order::Auto));
         world.run(Duration::from_secs(5));
-        for peer in &mut world.peers {
-            peer.stream = Some(StreamId(9));
-            peer.ladder.handle_stream(StreamId(9), Rung::TcpPublic, world.now);
-        }
+        world.add_stream();
         world.run(Duration::from_secs(1));
         (world.net.udp, world.net.tcp) = (false, false);
-        let unanswered = Some(world.now);
-        for peer in &mut world.peers {
-            let activity = Activity { unanswered, ..Activity::default() };
-            peer.ladder.handle_activity(activity, world.now);
-        }
+        world.send_data();
         world.run(Duration::from_millis(1000));
         assert_eq!(world.rungs()[0], Some(Rung::Relay), "seed {seed}");
     }
