@@ -62,6 +62,8 @@ pub const KNOCKS_MAX: usize = 4;
 pub const KNOCK_BYTES_MAX: u32 = 64 << 10;
 /// Sessions of one host.
 pub const SESSIONS_MAX: usize = 256;
+/// Sessions of one key with one host: its mounts, and what killed ones left for a while.
+pub const SESSIONS_PER_KEY_MAX: usize = 64;
 /// A passphrase or password, bytes.
 pub const PASSPHRASE_BYTES_MAX: usize = 1024;
 /// Argon2id's memory that a key's file or a ticket may ask for, KiB: four times what is written.

@@ -11,6 +11,7 @@ use p2pfs::address::ServerAddress;
 use p2pfs::failure::Code;
 use p2pfs::id::{Epoch, HandleId, NodeId, Seq};
 use p2pfs::identity::{MacAddress, PairKey, PeerId, SecretKey};
+use p2pfs::limits::SESSIONS_PER_KEY_MAX;
 use p2pfs::net::host::{Host, HostConfig};
 use p2pfs::net::remote::Remote;
 use p2pfs::net::rendezvous::RecordedKey;
@@ -321,6 +322,21 @@ async fn a_host_that_stays_away_fails_what_waits_after_the_grace() {
     let _host = home.config.start(&home.owner);
     kept.wait().await.unwrap();
     assert_eq!(read_all(&session).await, b"kept");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_gets_so_many_sessions_and_one_more_when_one_is_over() {
+    let state = tempfile::tempdir().unwrap();
+    let home = home(state.path()).await;
+    let mut sessions = Vec::new();
+    for _ in 0..SESSIONS_PER_KEY_MAX {
+        sessions.push(ClientSession::establish(home.client.clone()).await.unwrap());
+    }
+    let refused = ClientSession::establish(home.client.clone()).await.unwrap_err();
+    assert_eq!(refused.code, Code::HostOffline);
+    assert!(refused.to_string().contains("as many sessions as it can hold"), "{refused}");
+    sessions.pop().unwrap().close().await;
+    ClientSession::establish(home.client.clone()).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,7 +8,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::id::HostRun;
 use crate::identity::PeerId;
-use crate::limits::{CALLS_IN_FLIGHT_MAX, HANDSHAKE, SESSIONS_MAX};
+use crate::limits::{CALLS_IN_FLIGHT_MAX, HANDSHAKE, SESSIONS_MAX, SESSIONS_PER_KEY_MAX};
 use crate::net::endpoint::Auth;
 use crate::net::host::lane;
 use crate::net::host::session::HostSession;
@@ -161,7 +161,9 @@ fn decide(
         let cursor = known.resume(connection.clone(), auth, request.unanswered);
         return Ok((Arc::clone(known), cursor));
     }
-    if state.sessions.len() >= SESSIONS_MAX || state.sessions.contains_key(&request.session) {
+    let of_key = state.sessions.values().filter(|session| session.peer == peer).count();
+    let is_full = state.sessions.len() >= SESSIONS_MAX || of_key >= SESSIONS_PER_KEY_MAX;
+    if is_full || state.sessions.contains_key(&request.session) {
         return Err(Denial::Busy);
     }
     tracing::info!(?peer, share = authorised.share, "session approved");
