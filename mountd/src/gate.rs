@@ -111,7 +111,7 @@ pub(crate) async fn pulled(watch: &KeyWatch, id: &KeyId, device: &DeviceId, valv
         let look = watch.has(id, device).await;
         match gate.handle_look(look, Instant::now()) {
             Some(Step::Freeze) => {
-                tracing::info!("the key is gone: requests wait");
+                tracing::info!(?look, "the key cannot be seen: requests wait");
                 valve.freeze();
             }
             Some(Step::Thaw) => {

@@ -38,13 +38,15 @@ pub fn client_config(secret: &SecretKey, host: PeerId) -> Result<quinn::ClientCo
     Ok(quinn::ClientConfig::new(Arc::new(quic)))
 }
 
-/// The same, for connections whose congestion state follows the peer's paths.
+/// The same, for connections whose congestion state follows the peer's paths. A host that has
+/// nothing else to say acknowledges a packet that is sent every `keep_alive`.
 pub(crate) fn client_on(
     config: &quinn::ClientConfig,
     epoch: Arc<PathEpoch>,
+    keep_alive: Duration,
 ) -> quinn::ClientConfig {
     let mut config = config.clone();
-    config.transport_config(transport(epoch, CONNECTION_WINDOW));
+    config.transport_config(transport(epoch, CONNECTION_WINDOW, keep_alive));
     config
 }
 
@@ -69,7 +71,7 @@ pub(crate) fn server_on(
     epoch: Arc<PathEpoch>,
 ) -> Arc<quinn::ServerConfig> {
     let mut config = config.clone();
-    config.transport_config(transport(epoch, KNOCK_BYTES_MAX));
+    config.transport_config(transport(epoch, KNOCK_BYTES_MAX, KEEP_ALIVE));
     Arc::new(config)
 }
 
@@ -85,7 +87,7 @@ pub(crate) fn endpoint_config() -> quinn::EndpointConfig {
     config
 }
 
-fn transport(epoch: Arc<PathEpoch>, window: u32) -> Arc<TransportConfig> {
+fn transport(epoch: Arc<PathEpoch>, window: u32, keep_alive: Duration) -> Arc<TransportConfig> {
     let streams = u32::try_from(CALLS_IN_FLIGHT_MAX).unwrap_or(u32::MAX) + OTHER_STREAMS;
     let mut discovery = MtuDiscoveryConfig::default();
     discovery.upper_bound(MTU_MAX);
@@ -99,7 +101,7 @@ fn transport(epoch: Arc<PathEpoch>, window: u32) -> Arc<TransportConfig> {
         .receive_window(VarInt::from_u32(window))
         .send_window(u64::from(CONNECTION_WINDOW))
         .initial_rtt(Duration::from_millis(100))
-        .keep_alive_interval(Some(KEEP_ALIVE))
+        .keep_alive_interval(Some(keep_alive))
         .max_idle_timeout(IdleTimeout::try_from(CONNECTION_IDLE).ok())
         .mtu_discovery_config(Some(discovery))
         .congestion_controller_factory(Arc::new(PerPathConfig::new(epoch)))

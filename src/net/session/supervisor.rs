@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::failure::{Code, Failure};
 use crate::id::{ConnectionId, SessionId};
-use crate::limits::{HANDSHAKE, KEEP_ALIVE};
+use crate::limits::HANDSHAKE;
 use crate::net::daemon;
 use crate::net::endpoint::{Auth, Endpoint, Meet, PathEvent, PathInfo};
 use crate::net::pathmux::Virtual;
@@ -34,8 +34,8 @@ use self::first::First;
 
 /// How often `status` is brought up to date where nothing else happens.
 const TICK: Duration = Duration::from_secs(1);
-/// A host that has something to answer says so at least with every keep-alive: silence is longer.
-const SILENCE_MIN: Duration = Duration::from_secs(KEEP_ALIVE.as_secs() + 2);
+/// A network may be silent for so long without anybody calling that a failure.
+const SILENCE_MIN: Duration = Duration::from_secs(1);
 /// How long a host may be silent while a change may be on its way to it for which nobody waits any
 /// more; at least so many round trips.
 const STRUCK_SILENCE: Duration = Duration::from_millis(500);

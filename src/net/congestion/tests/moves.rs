@@ -11,6 +11,7 @@ use quinn_proto::{
 
 use super::*;
 use crate::identity::SecretKey;
+use crate::limits::KEEP_ALIVE;
 use crate::net::quic;
 
 const GIGABIT: u64 = 1_000_000_000;
@@ -86,7 +87,7 @@ impl World {
         let server = quic::server_config(&host).unwrap();
         let server = quic::server_on(&server, Arc::clone(&epochs[1]));
         let dial = quic::client_config(&client, host.peer_id()).unwrap();
-        let dial = quic::client_on(&dial, Arc::clone(&epochs[0]));
+        let dial = quic::client_on(&dial, Arc::clone(&epochs[0]), KEEP_ALIVE);
         let mut seed = 0;
         let mut ends = epochs.map(|epoch| {
             seed += 1;

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use quinn::{ConnectError, Connecting};
 use tokio::sync::oneshot;
 
-use super::Supervisor;
+use super::{SILENCE_MIN, Supervisor};
+use crate::limits::KEEP_ALIVE;
 use crate::net::pathmux::Virtual;
 use crate::net::quic;
 use crate::net::rendezvous::{FirstFlight, Introduction};
@@ -65,7 +66,10 @@ impl Supervisor {
 
     /// Begins a handshake.
     pub(super) fn dial(&self, peer: Virtual) -> Result<Connecting, ConnectError> {
-        let config = quic::client_on(&self.quic, self.endpoint.epoch(peer));
+        // a host that is silent for the grace has missed two
+        let keep_alive = self.config.grace.map_or(KEEP_ALIVE, |grace| grace.max(SILENCE_MIN) / 3);
+        let epoch = self.endpoint.epoch(peer);
+        let config = quic::client_on(&self.quic, epoch, keep_alive.min(KEEP_ALIVE));
         self.endpoint.quic.connect_with(config, peer.address(), "host.p2pfs")
     }
 }
