@@ -87,6 +87,12 @@ pub fn read_public(key_dir: &Path) -> Result<PublicPart, Failure> {
     sealed::read_public(&bytes).map_err(|error| unopened(&path, error))
 }
 
+/// Whether something is where the key of `key_dir` belongs, be it readable or not.
+pub fn is_taken(key_dir: &Path) -> bool {
+    let found = key_file(key_dir).symlink_metadata();
+    !found.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+}
+
 /// Writes the key, sealed to `device` and to its passphrase, if it is to have one; on the disk when
 /// this returns.
 ///

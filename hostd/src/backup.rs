@@ -130,6 +130,7 @@ pub fn restore(
     put(dir, &contents)?;
     println!("restored {}", file.display());
     eprintln!("hint: p2pfs-hostd serve goes on with the same shares, servers and keys");
+    eprintln!("hint: keys that were revoked since are as they were: p2pfs-hostd keys list");
     Ok(())
 }
 
@@ -158,7 +159,15 @@ fn put(dir: &Path, contents: &Contents) -> Result<(), Failure> {
         let mut config = Config::load(&aside)?;
         config.shares.values_mut().for_each(|share| share.root = None);
         config.save(&aside)?;
-        // The secret comes last: a restore that was cut short is none
+        // Nothing of another host stays. The secret goes first and comes last: a restore that was
+        // cut short is none
+        for path in FILES.map(|name| dir.join(name)) {
+            if let Err(error) = fs::remove_file(&path)
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                return Err(unusable("write", &path, &error));
+            }
+        }
         let mut names = FILES;
         names.reverse();
         for name in names.iter().filter(|name| aside.join(name).exists()) {
@@ -251,8 +260,10 @@ mod tests {
         // It loses nothing without being told to
         let refused = restore(&new, &file, Some(&secret), false).unwrap_err();
         assert_eq!(refused.code, Code::Usage);
+        fs::write(new.join("keys.toml"), "# somebody else's keys\n").unwrap();
         restore(&new, &file, Some(&secret), true).unwrap();
         assert!(!new.join("restored.new").exists());
+        assert!(!new.join("keys.toml").exists(), "a host that never paired knows no keys");
     }
 
     #[test]

@@ -106,7 +106,8 @@ pub struct PairArgs {
     pub code: bool,
     /// How long the code is good
     #[arg(long = "for", value_name = "SECONDS", default_value_t = 300, requires = "code")]
-    pub seconds: u64,
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    pub seconds: u32,
     /// What the key may do
     #[command(flatten)]
     pub rights: Rights,
@@ -131,7 +132,7 @@ pub struct Rights {
     #[arg(long, value_name = "ro|rw", default_value = "rw")]
     pub access: Access,
     /// The shares it may use [default: all]
-    #[arg(long, value_name = "A,B", value_delimiter = ',')]
+    #[arg(long, value_name = "A,B", value_delimiter = ',', value_parser = share_name)]
     pub shares: Vec<String>,
     /// Allow clients to keep the identity without the stick
     #[arg(long)]
@@ -270,6 +271,12 @@ fn share(text: &str) -> Result<(String, PathBuf), String> {
     }
     crate::config::check_share_name(name)?;
     Ok((name.to_owned(), dir.into()))
+}
+
+fn share_name(text: &str) -> Result<String, String> {
+    let name = text.trim();
+    crate::config::check_share_name(name)?;
+    Ok(name.to_owned())
 }
 
 #[cfg(test)]

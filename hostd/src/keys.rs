@@ -307,13 +307,15 @@ impl Keys {
     }
 
     fn find(&self, id: &str) -> Result<usize, Failure> {
+        let id = &id.to_ascii_lowercase();
         let missing = |what: String| {
             let hint = "p2pfs-hostd keys list shows the keys and their ids";
             Failure::new(Code::KeyMissing, what, hint)
         };
         let ids = self.records.iter().map(Record::id).enumerate();
         let mut matching = ids.filter(|(_, known)| {
-            known.as_str() == id || (id.len() >= ID_PREFIX_MIN && known.as_str().starts_with(id))
+            known.as_str() == *id
+                || (id.len() >= ID_PREFIX_MIN && known.as_str().starts_with(id.as_str()))
         });
         match (matching.next(), matching.next()) {
             (Some((at, _)), None) => Ok(at),

@@ -1,7 +1,7 @@
 //! This machine: its name, its MAC address, its limits.
 
-use std::fs;
 use std::path::Path;
+use std::{fs, io};
 
 use p2pfs::failure::{Code, Failure};
 use p2pfs::identity::MacAddress;
@@ -22,11 +22,12 @@ const ETHERNET: &str = "1";
 /// The state directory cannot be read or written.
 pub fn mac(state: &Path) -> Result<MacAddress, Failure> {
     let path = state.join(MAC_FILE);
-    if let Ok(text) = fs::read_to_string(&path) {
-        return MacAddress::from_text(&text).ok_or_else(|| {
+    let known = fs::read_to_string(&path);
+    if !known.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+        return known.ok().and_then(|text| MacAddress::from_text(&text)).ok_or_else(|| {
             Failure::new(
                 Code::Internal,
-                format!("{} holds no MAC address", path.display()),
+                format!("{} holds no MAC address, or cannot be read", path.display()),
                 "write the address that the keys were made with into it: p2pfs-mountd key show K",
             )
         });

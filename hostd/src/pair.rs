@@ -20,6 +20,7 @@ use p2pfs::wire::session::DeviceId;
 use serde_json::Value;
 
 use crate::cli::{PairArgs, Rights};
+use crate::config::Config;
 use crate::export::acting;
 use crate::keys::Map;
 use crate::owner::{self, HostFacts, NewKey, Request};
@@ -32,7 +33,7 @@ use crate::{expires, machine};
 /// The key cannot be read or written, belongs to another host or was copied, or the host's files
 /// cannot be written; over the network, nobody came with the right code.
 pub fn run(dir: &Path, args: PairArgs) -> Result<(), Failure> {
-    check(args.map, &args.rights)?;
+    check(dir, args.map, &args.rights)?;
     match &args.key {
         Some(key) => stick(dir, &folder(key)?, &args),
         None => lan::run(dir, &args),
@@ -103,7 +104,7 @@ fn print_paired(contents: &KeyContents, recorded: &Value) {
 }
 
 /// What the key cannot be made with.
-fn check(map: Map, rights: &Rights) -> Result<(), Failure> {
+fn check(dir: &Path, map: Map, rights: &Rights) -> Result<(), Failure> {
     if map == Map::Identity && !acting::possible() {
         return Err(Failure::new(
             Code::Usage,
@@ -116,6 +117,11 @@ fn check(map: Map, rights: &Rights) -> Result<(), Failure> {
     {
         eprintln!("warning: that time is over already: {}", expires::to_text(until));
         eprintln!("hint: keys authorise ID --expires DATE gives it more");
+    }
+    let served = Config::load(dir)?.shares;
+    for share in rights.shares.iter().filter(|name| !served.contains_key(*name)) {
+        eprintln!("warning: this host has no share {share}");
+        eprintln!("hint: p2pfs-hostd status shows its shares; --shares names those to use");
     }
     Ok(())
 }
@@ -232,7 +238,9 @@ fn known_key(
 ) -> Result<Option<(SecretKey, PairKey)>, Failure> {
     let contents = match usb::open_key(folder, passphrase) {
         Ok(opened) => opened.contents,
-        Err(failure) if failure.code == Code::KeyMissing => return Ok(None),
+        Err(failure) if failure.code == Code::KeyMissing && !usb::is_taken(folder) => {
+            return Ok(None);
+        }
         Err(failure) => return Err(failure),
     };
     if contents.host != host.peer {
@@ -309,6 +317,16 @@ mod tests {
         assert_eq!(run(&state, without).unwrap_err().code, Code::Usage);
         let nowhere = args(&dir.path().join("no/where"), false);
         assert_eq!(run(&state, nowhere).unwrap_err().code, Code::KeyMissing);
+    }
+
+    #[test]
+    fn a_key_that_cannot_be_read_is_not_lost_to_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let (state, key) = (state(dir.path(), "state"), dir.path().join("K"));
+        // a dying stick answers like that
+        fs::create_dir_all(key.join("p2pfs/key")).unwrap();
+        run(&state, args(&key, false)).unwrap_err();
+        assert_eq!(owner::ask(&state, &Request::List).unwrap(), Value::Array(Vec::new()));
     }
 
     fn state(dir: &Path, name: &str) -> PathBuf {

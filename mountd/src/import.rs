@@ -146,7 +146,7 @@ fn put(
 fn check_free(dir: &Path, id: &KeyId) -> Result<(), Failure> {
     let is_free = match usb::read_public(dir) {
         Ok(public) => public.id == *id,
-        Err(failure) => failure.code == ErrorCode::KeyMissing,
+        Err(failure) => failure.code == ErrorCode::KeyMissing && !usb::is_taken(dir),
     };
     if is_free {
         return Ok(());

@@ -30,7 +30,8 @@ pub(crate) fn locate(state: &Path, spec: &Spec) -> PathBuf {
     if spec.key.join("p2pfs/key").exists() {
         return spec.key.clone();
     }
-    let by_id = spec.name().filter(|name| is_id(name)).map(|id| folder(state).join(id));
+    let id = spec.name().filter(|name| is_id(name)).map(str::to_ascii_lowercase);
+    let by_id = id.map(|id| folder(state).join(id));
     let kept = by_id.filter(|dir| dir.is_dir()).or_else(|| {
         let mut copies = kept(state);
         copies.find(|dir| fs::read(dir.join(FROM)).is_ok_and(|from| from == bytes(&spec.key)))
@@ -71,15 +72,16 @@ pub(crate) fn follow(
             false => Ok(()),
         };
     }
-    let is_same = fs::read(dir.join(FROM)).is_ok_and(|from| from == bytes(stick))
-        && read_public(&dir).ok()
-            == read_public(stick).ok().map(|mut public| {
-                // the salt of a passphrase is each file's own
-                public.passphrase = read_public(&dir).ok().and_then(|copy| copy.passphrase);
-                public
-            })
-        && open_key(&dir, passphrase).is_ok();
-    if is_same {
+    let is_same = || {
+        let (copy, mut public) = (read_public(&dir).ok()?, read_public(stick).ok()?);
+        // the salt of a passphrase is each file's own
+        if public.passphrase.is_some() && copy.passphrase.is_some() {
+            public.passphrase.clone_from(&copy.passphrase);
+        }
+        let is_from = fs::read(dir.join(FROM)).ok()? == bytes(stick);
+        Some(is_from && public == copy && open_key(&dir, passphrase).is_ok())
+    };
+    if is_same() == Some(true) {
         return Ok(());
     }
     let mut copy = contents.clone();
@@ -92,7 +94,7 @@ pub(crate) fn follow(
 
 /// `forget ID`.
 pub(crate) fn forget(state: &Path, id: &str) -> Result<(), Failure> {
-    let dir = folder(state).join(id);
+    let dir = folder(state).join(id.to_ascii_lowercase());
     if !is_id(id) || !dir.is_dir() {
         return Err(Failure::new(
             Code::KeyMissing,

@@ -191,6 +191,11 @@ pub fn load_or_create_secret(dir: &Path) -> Result<SecretKey, Failure> {
     }
 }
 
+/// Whether there is something where [`load_or_create_secret`] looks.
+pub fn has_secret(dir: &Path) -> bool {
+    dir.join(SECRET_FILE).symlink_metadata().is_ok()
+}
+
 fn parse_seed(text: &str) -> Option<[u8; 32]> {
     let bytes = Zeroizing::new(STANDARD_NO_PAD.decode(text.trim()).ok()?);
     bytes.as_slice().try_into().ok()

@@ -50,7 +50,7 @@ async fn offer(
         "hint: on the client, on the same network: p2pfs-mountd import CODE; good once, for {} s",
         args.seconds
     );
-    let until = Instant::now() + Duration::from_secs(args.seconds);
+    let until = Instant::now() + Duration::from_secs(args.seconds.into());
     let mut recorded = Value::Null;
     let record = async |request: &Request| {
         if request.device.product == "directory" || request.kind.as_str() == "stick" {
@@ -105,7 +105,7 @@ fn new_key(request: &Request, pair_key: PairKey, facts: &HostFacts, args: &PairA
     }
 }
 
-fn refused(refusal: Refusal, seconds: u64) -> Failure {
+fn refused(refusal: Refusal, seconds: u32) -> Failure {
     match refusal {
         Refusal::Failed(failure) => failure,
         Refusal::WrongCode => Failure::new(

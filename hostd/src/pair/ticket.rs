@@ -26,7 +26,7 @@ const CODE_DIGITS_MIN: usize = 8;
 ///
 /// The identifier is none of its kind, or the host's files cannot be written.
 pub(crate) fn run(dir: &Path, args: AddArgs) -> Result<(), Failure> {
-    check(args.map, &args.rights)?;
+    check(dir, args.map, &args.rights)?;
     let host = host(dir, &args.rights)?;
     let (device, stretch) = identifier(&args)?;
     let origin = Origin::from_bytes(daemon::random());
@@ -57,7 +57,7 @@ fn identifier(args: &AddArgs) -> Result<(DeviceId, Option<Stretch>), Failure> {
         return Err(usage("only a login has a password", "leave --password-file away"));
     }
     let device = kind.identifier(value, "");
-    let is_text = !value.is_empty()
+    let is_text = !device.serial.is_empty()
         && value.len() <= DEVICE_TEXT_BYTES_MAX
         && !value.contains(|c: char| c.is_control());
     // An option on the client names the user, between commas
