@@ -82,6 +82,9 @@ pub const PAIRING_BYTES_MAX: usize = 8 << 10;
 pub const KEYS_MAX: usize = 1024;
 /// Addresses that a peer may name as candidates.
 pub const CANDIDATES_MAX: usize = 16;
+/// What a client shows of its device, and the names that it says with it, bytes each: all
+/// identifiers of a machine, and the longest name of a host (RFC 1035).
+pub const SHOWN_BYTES_MAX: usize = 512;
 /// Sealed routing information, bytes, and with it [`FIRST_FLIGHT_BYTES_MAX`].
 pub const SEALED_BYTES_MAX: usize = 4096;
 /// QUIC's first datagram, bytes: RFC 9000 wants 1200 at least, and Ethernet takes 1472.

@@ -15,7 +15,7 @@ use p2pfs::limits::SESSIONS_PER_KEY_MAX;
 use p2pfs::net::host::{Host, HostConfig};
 use p2pfs::net::remote::Remote;
 use p2pfs::net::rendezvous::RecordedKey;
-use p2pfs::net::serve::{Authorised, Export, Notices, Policy};
+use p2pfs::net::serve::{Authorised, Export, Notices, Policy, Review, Rights};
 use p2pfs::net::session::{ClientConfig, ClientSession};
 use p2pfs::proto::PeerMisbehaved;
 use p2pfs::proto::path::{Side, Wanted};
@@ -148,7 +148,17 @@ impl Policy for Owner {
         }
         assert_eq!(request.device.serial, "KEY-0001");
         let export = Arc::clone(&self.memory) as Arc<dyn Export>;
-        Ok(Authorised { share: "files".to_owned(), read_only: false, identity: false, export })
+        let known_by = request.device.clone();
+        let rights =
+            Rights { share: "files".to_owned(), read_only: false, identity: false, known_by };
+        Ok(Authorised { rights, export })
+    }
+
+    fn review(&self, _: PeerId, _: &Rights) -> Review {
+        match *self.decision.lock().unwrap() {
+            Some(_) => Review::Over(CloseReason::Revoked),
+            None => Review::Stands,
+        }
     }
 }
 
@@ -345,7 +355,7 @@ async fn revoking_ends_a_running_session_within_a_second() {
     let home = home(state.path()).await;
     let session = ClientSession::establish(home.client.clone()).await.unwrap();
     *home.owner.decision.lock().unwrap() = Some(Denial::Revoked);
-    home.host.end_sessions(home.client.secret.peer_id(), CloseReason::Revoked);
+    home.host.review();
     let ended = tokio::time::timeout(Duration::from_secs(1), session.ended()).await.unwrap();
     assert_eq!(ended.code, Code::KeyRevoked);
 }

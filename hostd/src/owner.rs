@@ -124,15 +124,6 @@ pub struct Owner {
     _lock: Lock,
 }
 
-/// What is to be answered, and what has to follow.
-#[derive(Debug)]
-pub struct Answer {
-    /// For who asked.
-    pub value: Value,
-    /// A key whose sessions end now.
-    pub ends: Option<PeerId>,
-}
-
 /// The files of a state directory are ours while this lives.
 #[derive(Debug)]
 pub struct Lock {
@@ -152,7 +143,7 @@ pub fn ask(dir: &Path, request: &Request) -> Result<Value, Failure> {
             return Ok(answer);
         }
         if let Some(lock) = Lock::try_take(dir)? {
-            return Ok(Owner::open(dir, lock)?.answer(request)?.value);
+            return Owner::open(dir, lock)?.answer(request);
         }
         // A daemon that starts or ends, or another command
         if Instant::now() > end {
@@ -232,6 +223,15 @@ impl Owner {
     /// They cannot be read or written, or are damaged.
     pub fn open(dir: &Path, lock: Lock) -> Result<Self, Failure> {
         let keys = Keys::load(dir)?;
+        if !keys.records().is_empty() && !daemon::has_secret(dir) {
+            // a restore that was cut short, or a disk that has lost it
+            return Err(Failure::new(
+                Code::KeyCorrupt,
+                format!("{} knows keys, but not which host it is", dir.display()),
+                "p2pfs-hostd restore FILE --replace brings the host back; to begin as another one \
+                 remove keys.toml",
+            ));
+        }
         Ok(Self {
             dir: dir.to_owned(),
             secret: daemon::load_or_create_secret(dir)?,
@@ -269,42 +269,26 @@ impl Owner {
         self.keys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The keys whose time is over, though nobody has taken them back.
-    pub fn expired(&self, now: u64) -> Vec<PeerId> {
-        let keys = self.keys();
-        let over = keys.records().iter().filter(|key| key.is_expired(now));
-        over.map(|key| key.peer).collect()
-    }
-
     /// Does what the owner asks.
     ///
     /// # Errors
     ///
     /// There is no such key, or the files cannot be written.
-    pub fn answer(&self, request: &Request) -> Result<Answer, Failure> {
-        let stays = |value| Answer { value, ends: None };
+    pub fn answer(&self, request: &Request) -> Result<Value, Failure> {
         let answer = match request {
-            Request::Host => stays(self.facts()?),
-            Request::Record(key) => stays(self.record(key)?),
-            Request::List => {
-                let keys = self.keys();
-                stays(keys.records().iter().map(Record::to_json).collect())
-            }
+            Request::Host => self.facts()?,
+            Request::Record(key) => self.record(key)?,
+            Request::List => self.keys().records().iter().map(Record::to_json).collect(),
             Request::Authorise { id, lifetime } => {
-                let mut keys = self.keys();
-                stays(keys.authorise(id, *lifetime, expires::now())?.to_json())
+                self.keys().authorise(id, *lifetime, expires::now())?.to_json()
             }
-            Request::Revoke { id } => {
-                let mut keys = self.keys();
-                let record = keys.set_state(id, State::Revoked)?;
-                Answer { value: record.to_json(), ends: Some(record.peer) }
-            }
+            Request::Revoke { id } => self.keys().set_state(id, State::Revoked)?.to_json(),
             Request::Remove { id } => {
                 let record = self.keys().remove(id)?;
                 self.publish();
-                Answer { value: record.to_json(), ends: Some(record.peer) }
+                record.to_json()
             }
-            Request::Status => stays(self.status()?),
+            Request::Status => self.status()?,
         };
         Ok(answer)
     }
@@ -402,23 +386,31 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let owner = open(dir.path());
         let recorded = owner.recorded();
-        let shown = owner.answer(&Request::Record(Box::new(new_key()))).unwrap().value;
+        let shown = owner.answer(&Request::Record(Box::new(new_key()))).unwrap();
         assert_eq!(shown["state"], "unauthorised");
         assert_eq!(recorded.borrow().len(), 1);
         let id = shown["id"].as_str().unwrap().to_owned();
         let authorise = Request::Authorise { id: id.clone(), lifetime: None };
         let answer = owner.answer(&authorise).unwrap();
-        assert_eq!((&answer.value["state"], answer.ends), (&json!("authorised"), None));
+        assert_eq!(answer["state"], "authorised");
         // Paired again it keeps its state
-        let again = owner.answer(&Request::Record(Box::new(new_key()))).unwrap().value;
+        let again = owner.answer(&Request::Record(Box::new(new_key()))).unwrap();
         assert_eq!(again["state"], "authorised");
-        let answer = owner.answer(&Request::Revoke { id: id.clone() }).unwrap();
-        assert_eq!(answer.ends, Some(record(1).peer));
-        let again = owner.answer(&Request::Record(Box::new(new_key()))).unwrap().value;
+        owner.answer(&Request::Revoke { id: id.clone() }).unwrap();
+        let again = owner.answer(&Request::Record(Box::new(new_key()))).unwrap();
         assert_eq!(again["state"], "revoked");
         owner.answer(&Request::Remove { id }).unwrap();
         assert_eq!(recorded.borrow().len(), 0);
-        assert_eq!(owner.answer(&Request::List).unwrap().value, json!([]));
+        assert_eq!(owner.answer(&Request::List).unwrap(), json!([]));
+    }
+
+    #[test]
+    fn a_host_that_has_lost_its_secret_does_not_become_another() {
+        let dir = tempfile::tempdir().unwrap();
+        ask(dir.path(), &Request::Record(Box::new(new_key()))).unwrap();
+        std::fs::remove_file(dir.path().join("secret.key")).unwrap();
+        let refused = ask(dir.path(), &Request::Host).unwrap_err();
+        assert!(refused.hint.contains("restore"), "{refused}");
     }
 
     #[test]

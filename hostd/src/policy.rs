@@ -10,9 +10,9 @@ use std::time::Instant;
 
 use p2pfs::failure::{Code, Failure};
 use p2pfs::identity::PeerId;
-use p2pfs::identity::kind::Kind;
-use p2pfs::net::serve::{Authorised, Policy};
-use p2pfs::wire::session::{Denial, Identify};
+use p2pfs::identity::kind::{self, Kind};
+use p2pfs::net::serve::{Authorised, Policy, Review, Rights};
+use p2pfs::wire::session::{CloseReason, Denial, DeviceId, Identify};
 use serde_json::{Value, json};
 
 use crate::config::{Config, ShareConfig};
@@ -137,18 +137,19 @@ impl House {
         Self { owner, shares, records, tries: Tries::default() }
     }
 
-    /// Compares what the client says of its device with what was recorded (R9).
-    fn identify(&self, key: &Record, request: &Identify) -> Result<(), Denial> {
+    /// Compares what the client says of its device with what was recorded (R9); what it was found
+    /// to be the same as.
+    fn identify(&self, key: &Record, request: &Identify) -> Result<DeviceId, Denial> {
         let now = Instant::now();
         if !self.tries.may_try(key.peer, now) {
             return Err(Denial::TooManyTries);
         }
         let compared = identifier::compare(key, &request.device);
-        if key.kind == Kind::Login {
+        if key.kind != Kind::Stick {
             self.tries.tried(key.peer, compared.is_ok(), now);
         }
         match compared {
-            Ok(Same::Recorded) => Ok(()),
+            Ok(Same::Recorded) => Ok(key.device.clone()),
             Ok(Same::Recovered) => {
                 if !key.recovered {
                     tracing::warn!(key = %key.id(), "a key was recovered from paper");
@@ -157,7 +158,7 @@ impl House {
                         Denial::Busy
                     })?;
                 }
-                Ok(())
+                Ok(of_paper(key))
             }
             Err(denial) => {
                 tracing::warn!(key = %key.id(), ?denial, "a key came with another identifier");
@@ -197,7 +198,7 @@ impl Policy for House {
             State::Authorised if key.is_expired(expires::now()) => return Err(Denial::Expired),
             State::Authorised => {}
         }
-        self.identify(&key, request)?;
+        let known_by = self.identify(&key, request)?;
         if key.map == Map::Identity && !acting::possible() {
             eprintln!(
                 "warning: key {} has map=identity, for which p2pfs-hostd must run as root",
@@ -215,13 +216,43 @@ impl Policy for House {
                 others.retain(|name| *name != share);
                 Denial::ShareUnknown(others)
             })?;
-        Ok(Authorised {
+        let rights = Rights {
             share,
             read_only: read_only || key.access == Access::ReadOnly,
             identity: key.map == Map::Identity,
-            export: opened.view_for(request.session, &self.records, key.map),
-        })
+            known_by,
+        };
+        let export = opened.view_for(request.session, &self.records, key.map);
+        Ok(Authorised { rights, export })
     }
+
+    fn review(&self, peer: PeerId, rights: &Rights) -> Review {
+        let Some(key) = self.owner.keys().of(peer).cloned() else {
+            return Review::Over(CloseReason::Revoked);
+        };
+        let now_known_by = if key.recovered { of_paper(&key) } else { key.device.clone() };
+        match key.state {
+            State::Unauthorised | State::Revoked => Review::Over(CloseReason::Revoked),
+            _ if key.is_expired(expires::now()) => Review::Over(CloseReason::Expired),
+            // by the lost stick
+            _ if key.recovered && rights.known_by != now_known_by => {
+                Review::Over(CloseReason::Revoked)
+            }
+            _ if rights.known_by != now_known_by
+                || !key.may_use(&rights.share)
+                || rights.identity != (key.map == Map::Identity) =>
+            {
+                Review::Over(CloseReason::Denied)
+            }
+            _ if key.access == Access::ReadOnly && !rights.read_only => Review::ReadOnly,
+            State::Authorised => Review::Stands,
+        }
+    }
+}
+
+/// What a key is known by that was recovered from paper.
+fn of_paper(key: &Record) -> DeviceId {
+    kind::recovered(key.recovery.as_deref().unwrap_or_default())
 }
 
 /// Opens a share's directory, if it is the one that it was.
@@ -253,6 +284,7 @@ mod tests {
     use std::fs;
 
     use p2pfs::id::SessionId;
+    use p2pfs::identity::recovery;
     use tempfile::TempDir;
 
     use super::*;
@@ -268,7 +300,7 @@ mod tests {
         house.owner.keys().put(key.clone()).unwrap();
         assert_eq!(ask().unwrap_err(), Denial::Unauthorised);
         set(&house, &key, State::Authorised);
-        assert_eq!(ask().unwrap().share, "disk");
+        assert_eq!(ask().unwrap().rights.share, "disk");
         let mut other = identify(&key, None);
         other.device.serial.push('0');
         let refused = house.authorise(key.peer, from(), &other).unwrap_err();
@@ -293,11 +325,53 @@ mod tests {
         key.shares = vec!["music".into(), "photos".into()];
         house.owner.keys().put(key.clone()).unwrap();
         let ask = |share| house.authorise(key.peer, from(), &identify(&key, share));
-        assert!(ask(Some("music")).unwrap().read_only);
+        assert!(ask(Some("music")).unwrap().rights.read_only);
         assert_eq!(ask(Some("private")).unwrap_err(), Denial::ShareDenied);
         let list = Denial::ShareUnknown(vec!["music".into(), "photos".into()]);
         assert_eq!(ask(Some("films")).unwrap_err(), list);
         assert_eq!(ask(None).unwrap_err(), list);
+    }
+
+    #[test]
+    fn what_was_approved_is_looked_at_again() {
+        let (_dir, house) = house(&["music", "photos"]);
+        let mut key = record(1);
+        key.state = State::Authorised;
+        key.recovery = Some(recovery::verifier("PROOF"));
+        house.owner.keys().put(key.clone()).unwrap();
+        let request = identify(&key, Some("music"));
+        let rights = house.authorise(key.peer, from(), &request).unwrap().rights;
+        let review = |changed: &Record| {
+            house.owner.keys().put(changed.clone()).unwrap();
+            house.review(key.peer, &rights)
+        };
+        assert_eq!(review(&key), Review::Stands);
+        let changed = |change: &dyn Fn(&mut Record)| {
+            let mut changed = key.clone();
+            change(&mut changed);
+            changed
+        };
+        let over = Review::Over;
+        for (change, expected) in [
+            (changed(&|key| key.access = Access::ReadOnly), Review::ReadOnly),
+            (changed(&|key| key.shares = vec!["photos".into()]), over(CloseReason::Denied)),
+            (changed(&|key| key.map = Map::Identity), over(CloseReason::Denied)),
+            (changed(&|key| key.device.serial.push('0')), over(CloseReason::Denied)),
+            (changed(&|key| key.expires = Some(expires::now())), over(CloseReason::Expired)),
+            (changed(&|key| key.state = State::Unauthorised), over(CloseReason::Revoked)),
+            (changed(&|key| key.state = State::Revoked), over(CloseReason::Revoked)),
+        ] {
+            assert_eq!(review(&change), expected, "{change:?}");
+        }
+        // the stick was lost, and its paper is used
+        house.owner.keys().put(key.clone()).unwrap();
+        let mut paper = request;
+        paper.device = kind::recovered("PROOF");
+        let recovered = house.authorise(key.peer, from(), &paper).unwrap().rights;
+        assert_eq!(house.review(key.peer, &rights), over(CloseReason::Revoked));
+        assert_eq!(house.review(key.peer, &recovered), Review::Stands);
+        house.owner.keys().remove(key.id().as_str()).unwrap();
+        assert_eq!(house.review(key.peer, &recovered), over(CloseReason::Revoked));
     }
 
     #[test]
@@ -319,7 +393,7 @@ mod tests {
         assert_eq!(ask().unwrap_err(), Denial::ShareUnknown(Vec::new()));
         fs::remove_dir(&disk).unwrap();
         fs::rename(&away, &disk).unwrap();
-        assert_eq!(ask().unwrap().share, "disk");
+        assert_eq!(ask().unwrap().rights.share, "disk");
         assert_eq!(house.shares.status()[0]["online"], true);
     }
 

@@ -12,14 +12,12 @@ use p2pfs::net::admin::Control;
 use p2pfs::net::daemon;
 use p2pfs::net::host::{Host, HostConfig};
 use p2pfs::net::remote::BoxFuture;
-use p2pfs::wire::session::CloseReason;
 use rustix::fs::Mode;
 use rustix::process::umask;
 use serde_json::Value;
 
 use crate::cli::ServeArgs;
 use crate::config::Config;
-use crate::expires;
 use crate::machine;
 use crate::owner::{self, Lock, Owner, Request};
 use crate::policy::{House, Shares};
@@ -29,8 +27,8 @@ use crate::record::Records;
 const RESERVE: usize = 1;
 /// How long it may take until the disk knows when a key was last seen.
 const FLUSH: Duration = Duration::from_secs(5);
-/// How late a session may end whose key's time is over.
-const EXPIRY: Duration = Duration::from_secs(1);
+/// How late a session may end whose key's time is over, or that was approved while its key changed.
+const REVIEW: Duration = Duration::from_secs(1);
 /// How long calls that are under way may take at the end.
 const END: Duration = Duration::from_secs(2);
 
@@ -114,16 +112,12 @@ async fn serve(
     let host = daemon.host.get_or_init(|| host);
     daemon::ready(&format!("ready hostd {}", daemon.owner.secret().peer_id()));
     let mut flush = tokio::time::interval(FLUSH);
-    let mut expiry = tokio::time::interval(EXPIRY);
+    let mut review = tokio::time::interval(REVIEW);
     loop {
         tokio::select! {
             () = &mut terminated => break,
             _ = flush.tick() => flush_keys(&daemon).await,
-            _ = expiry.tick() => {
-                for peer in daemon.owner.expired(expires::now()) {
-                    host.end_sessions(peer, CloseReason::Expired);
-                }
-            }
+            _ = review.tick() => self::review(&daemon).await?,
         }
     }
     tracing::info!("ending");
@@ -142,20 +136,31 @@ fn network_threads() -> usize {
 async fn answer(daemon: Arc<Daemon>, request: Value) -> Result<Value, Failure> {
     let request = owner::parse(request)?;
     let is_status = matches!(request, Request::Status);
+    let changes = !is_status && !matches!(request, Request::Host | Request::List);
     let owner = Arc::clone(&daemon.owner);
     let mut answer = blocking(move || owner.answer(&request)).await?;
-    if let (Some(peer), Some(host)) = (answer.ends, daemon.host.get()) {
-        host.end_sessions(peer, CloseReason::Revoked);
+    if changes {
+        review(&daemon).await?;
     }
     if is_status {
-        answer.value["running"] = true.into();
-        answer.value["shares"] = daemon.shares.status();
+        answer["running"] = true.into();
+        answer["shares"] = daemon.shares.status();
         let network = daemon.host.get().map(|host| with_key_ids(host.status()));
-        if let (Some(Value::Object(network)), Some(all)) = (network, answer.value.as_object_mut()) {
+        if let (Some(Value::Object(network)), Some(all)) = (network, answer.as_object_mut()) {
             all.extend(network);
         }
     }
-    Ok(answer.value)
+    Ok(answer)
+}
+
+/// Sessions follow the owner's list of keys.
+async fn review(daemon: &Arc<Daemon>) -> Result<(), Failure> {
+    let daemon = Arc::clone(daemon);
+    blocking(move || {
+        daemon.host.get().inspect(|host| host.review());
+        Ok(())
+    })
+    .await
 }
 
 /// Sessions name their keys as `keys list` does.

@@ -28,7 +28,7 @@ use crate::net::quic;
 use crate::net::rendezvous::{
     Introduction, RecordedKey, Registration, RegistrationConfig, RendezvousEvent, ServerLink, Side,
 };
-use crate::net::serve::Policy;
+use crate::net::serve::{Policy, Review};
 use crate::proto::ladder::Tried;
 use crate::proto::path::{self, Wanted};
 use crate::wire::probe::Role;
@@ -152,17 +152,10 @@ impl Host {
         self.shared.status()
     }
 
-    /// Ends the sessions of a key now: it was revoked or removed, or its time is over.
-    pub fn end_sessions(&self, peer: PeerId, why: CloseReason) {
-        let mut state = self.shared.lock();
-        state.sessions.retain(|_, session| {
-            let ends = session.peer == peer;
-            if ends {
-                session.close(why);
-                session.end();
-            }
-            !ends
-        });
+    /// Has the owner's rules look at all sessions: those that they would not approve now are over.
+    /// May wait for a disk.
+    pub fn review(&self) {
+        self.shared.review();
     }
 
     /// Says goodbye to all clients.
@@ -254,6 +247,24 @@ impl Shared {
             let handle = oldest.handle;
             state.peers.remove(&handle.address());
             self.endpoint.remove(handle);
+        }
+    }
+
+    /// See [`Host::review`].
+    fn review(&self) {
+        let sessions: Vec<_> = self.lock().sessions.values().cloned().collect();
+        for session in sessions {
+            match self.policy.review(session.peer, session.rights()) {
+                Review::Stands => {}
+                Review::ReadOnly => session.restrict(),
+                Review::Over(why) => {
+                    tracing::info!(peer = ?session.peer, ?why, "the rules end a session");
+                    let mut state = self.lock();
+                    state.sessions.retain(|_, one| !Arc::ptr_eq(one, &session));
+                    drop(state);
+                    session.end_for(why);
+                }
+            }
         }
     }
 

@@ -15,7 +15,7 @@ use crate::wire::call::{Call, Reply};
 use crate::wire::errno::Errno;
 use crate::wire::lease::{LeaseRequest, Notice};
 use crate::wire::log::{Change, Mutation, Outcome, Refused};
-use crate::wire::session::{Denial, Identify};
+use crate::wire::session::{CloseReason, Denial, DeviceId, Identify};
 
 /// The owner's rules: who may use what.
 pub trait Policy: Send + Sync {
@@ -27,24 +27,48 @@ pub trait Policy: Send + Sync {
         from: SocketAddr,
         request: &Identify,
     ) -> Result<Authorised, Denial>;
+
+    /// What the rules say now of a session that they approved before: asked again and again, and
+    /// after each change of the rules.
+    fn review(&self, peer: PeerId, rights: &Rights) -> Review;
+}
+
+/// What an approved session may do.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Rights {
+    /// The share's name.
+    pub share: String,
+    /// Whether changes are refused (the session refuses them with EROFS).
+    pub read_only: bool,
+    /// Whether the host acts as whoever asks, and so must be told.
+    pub identity: bool,
+    /// What the client's identifier was found to be the same as.
+    pub known_by: DeviceId,
+}
+
+/// What [`Policy::review`] finds.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Review {
+    /// It would be approved as it is.
+    Stands,
+    /// It may only read now.
+    ReadOnly,
+    /// It is over; [`CloseReason::Denied`]: the client may ask whether there is another one for it.
+    Over(CloseReason),
 }
 
 /// What an approved session gets.
 #[derive(Clone)]
 pub struct Authorised {
-    /// The share's name.
-    pub share: String,
-    /// Whether changes are refused (the session refuses them with EROFS).
-    pub read_only: bool,
-    /// Whether `export` acts as whoever asks, and so must be told.
-    pub identity: bool,
+    /// What it may do.
+    pub rights: Rights,
     /// The session's own view of the share: its open files, its nodes.
     pub export: Arc<dyn Export>,
 }
 
 impl std::fmt::Debug for Authorised {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Authorised").field("share", &self.share).finish_non_exhaustive()
+        f.debug_struct("Authorised").field("rights", &self.rights).finish_non_exhaustive()
     }
 }
 

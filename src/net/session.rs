@@ -302,6 +302,13 @@ impl Phase {
         if self.end == Some(End::Revoked) {
             return revoked();
         }
+        if self.end == Some(End::Remapped) {
+            return Failure::new(
+                Code::KeyUnauthorised,
+                "the host's owner has changed as whom this key acts (map)",
+                "mount it again",
+            );
+        }
         if self.wrong_host {
             return Failure::new(
                 Code::HostMismatch,
@@ -379,7 +386,7 @@ fn denied(denial: &Denial) -> Failure {
         ),
         Denial::TooManyTries => Failure::new(
             Code::KeyUnauthorised,
-            "too many wrong passwords were tried with this key",
+            "too many wrong passwords or identifiers were tried with this key",
             "try again in a minute",
         ),
     }

@@ -27,6 +27,8 @@ pub struct Session {
     state: State,
     path: bool,
     wait: bool,
+    /// Whether the host acts as whoever asks: what it said first.
+    identity: Option<bool>,
     next: ConnectionId,
     retry_at: Option<Instant>,
     outputs: VecDeque<Output>,
@@ -56,6 +58,8 @@ pub enum End {
     Denied(Denial),
     /// The host's owner revoked the key while the session ran.
     Revoked,
+    /// The host's owner changed as whom the session acts, which it was built on.
+    Remapped,
 }
 
 /// What the driver is to do.
@@ -80,6 +84,7 @@ impl Session {
             state: State::Searching,
             path: false,
             wait,
+            identity: None,
             next: ConnectionId(1),
             retry_at: None,
             outputs: VecDeque::new(),
@@ -112,7 +117,13 @@ impl Session {
         if self.state != State::Identifying(connection) {
             return;
         }
+        let identity = matches!(verdict, Verdict::ApprovedIdentity(_));
         match verdict {
+            Verdict::Approved(_) | Verdict::ApprovedIdentity(_)
+                if *self.identity.get_or_insert(identity) != identity =>
+            {
+                self.finish(End::Remapped);
+            }
             Verdict::Approved(grant) | Verdict::ApprovedIdentity(grant) => {
                 self.transition(State::Up(connection), "approved");
                 self.outputs.push_back(Output::Up(connection, grant));
@@ -302,5 +313,17 @@ mod tests {
             session.handle_path_up();
             assert_eq!(outputs(&mut session), []);
         }
+    }
+
+    #[test]
+    fn who_acts_as_somebody_else_now_begins_anew() {
+        let now = Instant::now();
+        let mut session = up(now);
+        session.handle_lost(ConnectionId(1), CloseReason::Denied, now);
+        session.handle_timeout(now + RETRY);
+        session.handle_connected(ConnectionId(2));
+        outputs(&mut session);
+        session.handle_verdict(ConnectionId(2), Verdict::ApprovedIdentity(grant()), now);
+        assert_eq!(outputs(&mut session), [Output::Ended(End::Remapped)]);
     }
 }

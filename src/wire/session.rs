@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{HostRun, Seq, SessionId};
+use crate::limits::SHOWN_BYTES_MAX;
 use crate::wire::log::Cursor;
 
 /// Request 21: the client says who it is. The connection has proved its key already. The message's
@@ -26,6 +27,18 @@ pub struct Identify {
     /// The first entry without an answer: a host that knows the session says again what came of
     /// this one and of later ones.
     pub unanswered: Seq,
+}
+
+impl Identify {
+    /// Whether every text keeps its bound.
+    pub fn is_bounded(&self) -> bool {
+        let DeviceId { serial, vendor, product } = &self.device;
+        let shown = [serial, vendor, product].into_iter();
+        shown
+            .chain(&self.share)
+            .chain([&self.client_name])
+            .all(|text| text.len() <= SHOWN_BYTES_MAX)
+    }
 }
 
 /// The device's own identifiers (claims 9 and 18), compared with what the host recorded at pairing.
@@ -95,7 +108,7 @@ pub enum Denial {
     /// Authorised, but the client's identifier (code, serial number, MAC address, user name and
     /// password) is not the one that the owner typed in.
     OtherIdentifier,
-    /// Too many wrong passwords: it may try again after a while.
+    /// Too many wrong passwords or identifiers: it may try again after a while.
     TooManyTries,
 }
 

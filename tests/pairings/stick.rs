@@ -129,6 +129,33 @@ fn rights_end_where_and_when_the_owner_says() {
     client.mounts(source);
 }
 
+/// R12: the owner's list counts at once, also for who is there already.
+#[test]
+fn what_the_owner_takes_back_a_running_mount_has_no_more() {
+    need_mount!();
+    let home = Home::on_loopback();
+    let client = Client::new(&home, "client");
+    let guest = home.world.pair("guest", &["--authorise"]);
+    let dir = guest.dir.to_str().unwrap();
+    client.mount(dir, "").ok();
+    fs::write(home.mountpoint.join("new"), "x").unwrap();
+
+    home.world.hostd(&["pair", "--key", dir, "--access", "ro"]).ok();
+    let refused = fs::write(home.mountpoint.join("more"), "x").unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+    assert_eq!(fs::read(home.mountpoint.join("new")).unwrap(), b"x");
+    // what is given again counts for the next mount
+    home.world.hostd(&["pair", "--key", dir]).ok();
+    assert_eq!(fs::read(home.mountpoint.join("new")).unwrap(), b"x");
+    client.unmount();
+    client.mount(dir, "").ok();
+    fs::write(home.mountpoint.join("more"), "x").unwrap();
+
+    home.world.hostd(&["pair", "--key", dir, "--shares", "another"]).ok();
+    eventually("the mount to go", Duration::from_secs(3), || !is_mounted(&home.mountpoint));
+    client.mount(&guest.source("disk"), "").refused(1, "share-denied");
+}
+
 #[test]
 fn who_waits_is_let_in_within_five_seconds() {
     need_mount!();
@@ -155,7 +182,9 @@ fn a_lost_stick_is_replaced_from_paper_and_locked_out() {
         home.world.pair("lost", &["--authorise", "--recovery-file", paper.to_str().unwrap()]);
     let paper = fs::read_to_string(paper).unwrap();
     let source = lost.dir.to_str().unwrap();
-    client.mounts(source);
+    let found = home.world.directory("found");
+    home.world.mount(source, &found, "timeout=20").ok();
+    assert!(found.join("hello").exists());
 
     // R15: this key may not be kept without a stick
     client.run(&["import", &paper]).refused(2, "usage");
@@ -171,6 +200,7 @@ fn a_lost_stick_is_replaced_from_paper_and_locked_out() {
     client.mounts(new.to_str().unwrap());
     // the same key for the host; whoever finds the stick stays out
     assert_eq!(recorded(&home, &lost.id)["recovered"], true);
+    eventually("the finder's mount to go", Duration::from_secs(3), || !is_mounted(&found));
     client.mount(source, "").refused(1, "key-revoked");
     client.mounts(new.to_str().unwrap());
     // the code is nowhere on the host

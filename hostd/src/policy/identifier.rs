@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use p2pfs::identity::PeerId;
-use p2pfs::identity::kind::{self, Kind};
+use p2pfs::identity::kind::{self, Kind, MAC_ADDRESSES_MAX};
 use p2pfs::identity::recovery;
 use p2pfs::identity::sealed::same_device;
 use p2pfs::wire::session::{Denial, DeviceId};
@@ -14,9 +14,9 @@ use subtle::ConstantTimeEq;
 
 use crate::keys::{Record, login};
 
-/// Wrong passwords that cost nothing.
+/// Wrong passwords or identifiers that cost nothing.
 const FREE_TRIES: u32 = 3;
-/// The longest pause after wrong passwords.
+/// The longest pause after wrong ones.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// How a client is the one that was recorded.
@@ -28,7 +28,7 @@ pub(super) enum Same {
     Recovered,
 }
 
-/// Wrong passwords in a row, by key. In memory: there are as many as there are recorded keys.
+/// Wrong passwords and identifiers in a row, by key. In memory: there are as many as there are recorded keys.
 #[derive(Debug, Default)]
 pub(super) struct Tries(Mutex<BTreeMap<PeerId, (u32, Instant)>>);
 
@@ -46,7 +46,9 @@ pub(super) fn compare(key: &Record, shown: &DeviceId) -> Result<Same, Denial> {
     }
     let kind = key.kind;
     let known = &key.device.serial;
-    let named = |shown: &str| shown.split(',').any(|one| equal(&kind.normal(one), known));
+    let named = |shown: &str| {
+        shown.split(',').take(MAC_ADDRESSES_MAX).any(|one| equal(&kind.normal(one), known))
+    };
     let same = match kind {
         Kind::Stick => match same_device(&key.device, shown) {
             true => return Ok(Same::Recorded),
@@ -65,13 +67,13 @@ pub(super) fn compare(key: &Record, shown: &DeviceId) -> Result<Same, Denial> {
 }
 
 impl Tries {
-    /// Whether a password may be tried now.
+    /// Whether one may be tried now.
     pub(super) fn may_try(&self, peer: PeerId, now: Instant) -> bool {
         let tries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         tries.get(&peer).is_none_or(|(_, until)| *until <= now)
     }
 
-    /// A password was tried: each wrong one doubles the pause.
+    /// One was tried: each wrong one doubles the pause.
     pub(super) fn tried(&self, peer: PeerId, was_right: bool, now: Instant) {
         let mut tries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if was_right {

@@ -14,6 +14,7 @@ use crate::net::host::lane;
 use crate::net::host::session::HostSession;
 use crate::net::host::{Introduced, Shared};
 use crate::net::quic;
+use crate::net::serve::Rights;
 use crate::net::stream::{self, ReceiveError};
 use crate::net::tls;
 use crate::proto::path::Rung;
@@ -106,11 +107,15 @@ async fn admit(
     let (request, over) = stream::receive::<Identify>(&mut receive).await.ok()?;
     let told = over.first().and_then(|byte| Rung::from_byte(*byte));
     let entries = 1..=ENTRY_MAX;
-    if !entries.contains(&request.held.0) || !entries.contains(&request.unanswered.0) {
+    let in_order = entries.contains(&request.held.0) && entries.contains(&request.unanswered.0);
+    if !in_order || !request.is_bounded() {
         return None;
     }
     shared.endpoint.authenticated(introduced.handle);
-    let decided = decide(shared, connection, introduced, &request, (told, asked));
+    let Some(decided) = decide(shared, connection, introduced, &request, (told, asked)) else {
+        close(connection, CloseReason::Done);
+        return None;
+    };
     let verdict = match &decided {
         Ok((session, cursor)) => {
             let grant = Grant {
@@ -136,13 +141,14 @@ async fn admit(
     decided.ok().map(|(session, _)| session)
 }
 
+/// `None`: the session is just being ended, and the client is to come again.
 fn decide(
     shared: &Arc<Shared>,
     connection: &Connection,
     introduced: &Introduced,
     request: &Identify,
     (told, asked): (Option<Rung>, bool),
-) -> Result<(Arc<HostSession>, Cursor), Denial> {
+) -> Option<Result<(Arc<HostSession>, Cursor), Denial>> {
     let peer = introduced.peer;
     let path = shared.path_of(introduced);
     let from = path.as_ref().filter(|path| path.rung != Rung::Relay).and_then(|path| path.address);
@@ -150,23 +156,31 @@ fn decide(
     let over = told.or_else(|| path.as_ref().map(|path| path.rung));
     let auth = over.map(|rung| Auth::over(rung, asked));
     let from = from.unwrap_or_else(|| connection.remote_address());
-    let authorised = shared.policy.authorise(peer, from, request)?;
+    let authorised = match shared.policy.authorise(peer, from, request) {
+        Ok(authorised) => authorised,
+        Err(denial) => return Some(Err(denial)),
+    };
     let mut state = shared.lock();
-    if let Some(known) = state.sessions.get(&request.session)
-        && known.peer == peer
-        && known.share() == authorised.share
-        && known.is_read_only() == authorised.read_only
-        && known.is_identity() == authorised.identity
-    {
+    let known = state.sessions.get(&request.session).filter(|known| known.peer == peer).cloned();
+    if let Some(known) = known {
+        let rights = Rights { read_only: known.rights().read_only, ..authorised.rights.clone() };
+        if rights != *known.rights() {
+            drop(state);
+            shared.review();
+            return None;
+        }
+        if authorised.rights.read_only {
+            known.restrict();
+        }
         let cursor = known.resume(connection.clone(), auth, request.unanswered);
-        return Ok((Arc::clone(known), cursor));
+        return Some(Ok((known, cursor)));
     }
     let of_key = state.sessions.values().filter(|session| session.peer == peer).count();
     let is_full = state.sessions.len() >= SESSIONS_MAX || of_key >= SESSIONS_PER_KEY_MAX;
     if is_full || state.sessions.contains_key(&request.session) {
-        return Err(Denial::Busy);
+        return Some(Err(Denial::Busy));
     }
-    tracing::info!(?peer, share = authorised.share, "session approved");
+    tracing::info!(?peer, share = authorised.rights.share, "session approved");
     let (session, cursor) = HostSession::new(
         peer,
         request,
@@ -175,7 +189,7 @@ fn decide(
         shared.work.clone(),
     );
     state.sessions.insert(request.session, Arc::clone(&session));
-    Ok((session, cursor))
+    Some(Ok((session, cursor)))
 }
 
 async fn serve_stream(

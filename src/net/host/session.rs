@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -20,7 +22,7 @@ use crate::net::host::connection::close;
 use crate::net::host::work::Work;
 use crate::net::nat::routing_json;
 use crate::net::outbox::Outbox;
-use crate::net::serve::{Authorised, Notices};
+use crate::net::serve::{Authorised, Notices, Rights};
 use crate::net::stream::{self, ReceiveError};
 use crate::proto::redo::applier::{Applier, Output};
 use crate::proto::redo::execute::How;
@@ -41,6 +43,8 @@ pub(super) struct HostSession {
     pub(super) peer: PeerId,
     client_name: String,
     authorised: Authorised,
+    /// Changes are refused; once that is so it stays so.
+    read_only: AtomicBool,
     began: Instant,
     work: Work,
     state: Mutex<State>,
@@ -83,6 +87,7 @@ impl HostSession {
             id: request.session,
             peer,
             client_name: request.client_name.chars().filter(|c| !c.is_control()).take(64).collect(),
+            read_only: authorised.rights.read_only.into(),
             authorised,
             began: Instant::now(),
             work,
@@ -123,16 +128,29 @@ impl HostSession {
         }
     }
 
+    /// As they were approved.
+    pub(super) fn rights(&self) -> &Rights {
+        &self.authorised.rights
+    }
+
     pub(super) fn share(&self) -> &str {
-        &self.authorised.share
+        &self.rights().share
     }
 
     pub(super) fn is_read_only(&self) -> bool {
-        self.authorised.read_only
+        self.read_only.load(Relaxed)
+    }
+
+    /// From now on it may only read. What it may do is never more than when it began: the client
+    /// was told then.
+    pub(super) fn restrict(&self) {
+        if !self.read_only.swap(true, Relaxed) {
+            tracing::info!(peer = ?self.peer, "a session may only read from now on");
+        }
     }
 
     pub(super) fn is_identity(&self) -> bool {
-        self.authorised.identity
+        self.rights().identity
     }
 
     pub(super) fn is_connected(&self) -> bool {
@@ -319,6 +337,20 @@ impl HostSession {
         tokio::task::spawn_blocking(move || export.end());
     }
 
+    /// The rules say that it is over. Who may ask for another session finds nothing left of this
+    /// one.
+    pub(super) fn end_for(self: &Arc<Self>, why: CloseReason) {
+        if why != CloseReason::Denied {
+            self.close(why);
+            return self.end();
+        }
+        let session = Arc::clone(self);
+        tokio::task::spawn_blocking(move || {
+            session.authorised.export.end();
+            session.close(why);
+        });
+    }
+
     /// The client has stayed away for long.
     pub(super) fn leave(&self) {
         let export = Arc::clone(&self.authorised.export);
@@ -459,7 +491,7 @@ impl HostSession {
 fn applier(request: &Identify, authorised: &Authorised) -> Applier<Bytes, oneshot::Sender<()>> {
     let export = &authorised.export;
     // Nothing is ever carried out for a session that only reads
-    if !authorised.read_only {
+    if !authorised.rights.read_only {
         if let Some(recovered) = export.recover() {
             return Applier::recover(recovered);
         }
