@@ -108,6 +108,50 @@ fn without_a_direct_path_the_relay_carries_by_udp_and_without_udp_over_tls() {
     }
 }
 
+/// R10: where no path was to be found for minutes, one is found when there is one again.
+#[test]
+#[ignore = "takes three minutes"]
+fn who_reaches_only_the_server_for_minutes_finds_the_host_afterwards() {
+    need_mount!();
+    need_lab!();
+    let (home, content) = home(Kind::Port, Kind::Port, 1);
+    home.mount("timeout=10,grace=inf,relay=never");
+    wait_for(&home, "udp-public");
+    let (start, length) = (Instant::now(), Duration::from_secs(150));
+    cut(&home, DIRECT_UDP);
+    cut(&home, DIRECT_TCP);
+    eventually("minutes to be over", length + SOON, || start.elapsed() > length);
+    heal(&home);
+    let healed = Instant::now();
+    assert!(fs::read(home.mountpoint.join("film")).unwrap() == content);
+    println!("read again after {} ms", healed.elapsed().as_millis());
+    home.unmount();
+}
+
+/// N4: a NAT that maps anew is noticed also where only the relay carries.
+#[test]
+fn a_relayed_session_stands_when_a_nat_maps_anew() {
+    need_mount!();
+    need_lab!();
+    let (home, content) = home(Kind::Port, Kind::Port, 3);
+    cut(&home, DIRECT_UDP);
+    cut(&home, DIRECT_TCP);
+    home.mount("timeout=10,cache=1M");
+    wait_for(&home, "relay");
+    let connection = home.world.mount_status()["connection_id"].clone();
+    let mut film = File::open(home.mountpoint.join("film")).unwrap();
+    for side in [Side::Client, Side::Host] {
+        home.world.lab().rebind(side);
+        let start = Instant::now();
+        let mut read = vec![0; 1_000_000];
+        film.read_exact(&mut read).unwrap();
+        println!("{side:?}: read again after {} ms", start.elapsed().as_millis());
+    }
+    assert_eq!(home.world.mount_status()["connection_id"], connection);
+    assert!(fs::read(home.mountpoint.join("film")).unwrap() == content);
+    home.unmount();
+}
+
 #[test]
 fn where_udp_is_blocked_a_tcp_path_is_opened_from_both_sides() {
     need_mount!();

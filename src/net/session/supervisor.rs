@@ -36,6 +36,8 @@ use self::first::First;
 const TICK: Duration = Duration::from_secs(1);
 /// A network may be silent for so long without anybody calling that a failure.
 const SILENCE_MIN: Duration = Duration::from_secs(1);
+/// A loop that turns at every [`TICK`] and has not for so long was not let run.
+const STOPPED: Duration = Duration::from_secs(3);
 /// How long a host may be silent while a change may be on its way to it for which nobody waits any
 /// more; at least so many round trips.
 const STRUCK_SILENCE: Duration = Duration::from_millis(500);
@@ -167,6 +169,7 @@ impl Supervisor {
         let core = Arc::clone(&self.core);
         let mut tick = tokio::time::interval(TICK);
         let mut routing = self.endpoint.routing();
+        let mut turned = Instant::now();
         while !matches!(self.machine.state(), State::Ended(_)) {
             let recall = self.recall_at();
             let timers = [self.machine.poll_timeout(), core.poll_timeout(), recall];
@@ -185,6 +188,11 @@ impl Supervisor {
                 self.machine.close();
             }
             let now = Instant::now();
+            if now > turned + STOPPED {
+                tracing::info!("this process was stopped for a while: the grace begins anew");
+                self.heard.1 = now;
+            }
+            turned = now;
             self.end_silence(now);
             self.machine.handle_timeout(now);
             core.handle_timeout(now);
@@ -247,6 +255,8 @@ impl Supervisor {
                     return;
                 }
             }
+            // it is over: without a path for long, or given up here
+            let _ = path_events.send((peer, PathEvent::Down));
         });
     }
 
@@ -268,6 +278,12 @@ impl Supervisor {
             }
             PathEvent::Up(path) if self.peer == Some(peer) => self.set_path(Some(path)),
             PathEvent::Down if self.peer == Some(peer) => self.set_path(None),
+            PathEvent::Down if self.trying == Some(peer) => {
+                self.trying = None;
+                if !self.core.has_path() {
+                    self.seek_again();
+                }
+            }
             PathEvent::Asked if !self.asked.contains(&peer) => self.asked.push(peer),
             PathEvent::Tried(tried) if [self.peer, self.trying].contains(&Some(peer)) => {
                 self.core.update(|view| {

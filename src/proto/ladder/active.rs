@@ -155,6 +155,10 @@ impl Ladder {
         let Some(active) = &mut self.active else { return };
         active.hedge_tried = true;
         let first = active.path;
+        if first == Path::Relay {
+            // the server takes nothing from an address that a NAT has just given us
+            self.outputs.push_back(Output::CheckRelay);
+        }
         let Some(second) = self.others(first).into_iter().next() else { return };
         if let Some(active) = &mut self.active {
             active.hedge = Some(Hedge { path: second, since: now });

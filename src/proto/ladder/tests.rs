@@ -28,6 +28,8 @@ struct Peer {
     stream: Option<StreamId>,
     path: Option<Path>,
     asked: bool,
+    /// How often its way to the relay was looked after.
+    checked: u32,
 }
 
 struct World {
@@ -81,6 +83,7 @@ impl World {
                 stream: None,
                 path: None,
                 asked: false,
+                checked: 0,
             }
         };
         let peers = [peer(0, Role::Client), peer(1, Role::Host)];
@@ -122,6 +125,7 @@ impl World {
                     Output::Down => self.peers[own].path = None,
                     Output::Asked => self.peers[own].asked = true,
                     Output::Dial { to, .. } => self.dial(own, to),
+                    Output::CheckRelay => self.peers[own].checked += 1,
                     _ => {}
                 }
             }
@@ -388,6 +392,20 @@ fn a_nat_that_maps_anew_moves_the_path() {
     world.peers[0].opened.clear();
     world.run(Duration::from_secs(20));
     assert_eq!(world.peers[1].path, Some(Path::Udp(world.peers[0].public)));
+}
+
+#[test]
+fn a_silent_relay_that_is_all_there_is_is_bound_anew_before_it_is_given_up() {
+    let net = Net { udp: false, tcp: false, ..ALL };
+    let mut world = World::new(1, net, wanted(Order::Auto));
+    world.run(Duration::from_secs(30));
+    assert_eq!(world.peers[0].path, Some(Path::Relay));
+    assert_eq!(world.peers[0].checked, 0);
+    world.net.relay = false;
+    world.send_data();
+    world.run(Duration::from_millis(500));
+    assert!(world.peers[0].checked > 0);
+    assert_eq!(world.peers[0].path, Some(Path::Relay));
 }
 
 #[test]
