@@ -37,11 +37,20 @@ fn a_key_only_stick_leaves_no_copy_and_a_portable_one_works_without_it() {
     }
     fs::rename(&portable.dir, &away).unwrap();
     client.mounts(source);
-    client.mounts(&portable.id);
-    // paired again as read-only, the copy goes with the next mount
+    client.mounts(&portable.id.to_uppercase());
+    // paired again with a passphrase, the copy wants it too from the next mount beside the stick on
     fs::rename(&away, &portable.dir).unwrap();
-    home.world.pair("portable", &["--authorise"]);
-    client.mounts(source);
+    let words = secret_file(&home, "words", "correct horse");
+    let with = ["--authorise", "--portable", "--passphrase-file", &words];
+    home.world.pair("portable", &with);
+    client.mounts_with(source, &format!("passphrase-file={words}"));
+    fs::rename(&portable.dir, &away).unwrap();
+    client.mount(source, "").refused(1, "passphrase");
+    client.mounts_with(source, &format!("passphrase-file={words}"));
+    // as key-only, it goes with the next mount
+    fs::rename(&away, &portable.dir).unwrap();
+    home.world.pair("portable", &["--authorise", "--passphrase-file", &words]);
+    client.mounts_with(source, &format!("passphrase-file={words}"));
     fs::rename(&portable.dir, &away).unwrap();
     client.mount(source, "").refused(1, "key-missing");
 }
