@@ -128,7 +128,13 @@ impl Session {
                 self.transition(State::Up(connection), "approved");
                 self.outputs.push_back(Output::Up(connection, grant));
             }
-            Verdict::Denied(Denial::Unauthorised | Denial::Busy | Denial::Expired) if self.wait => {
+            Verdict::Denied(
+                Denial::Unauthorised
+                | Denial::Revoked
+                | Denial::Expired
+                | Denial::TooManyTries
+                | Denial::Busy,
+            ) if self.wait => {
                 self.transition(State::Searching, "denied; asking again");
                 self.retry_at = Some(now + ASK_AGAIN);
             }

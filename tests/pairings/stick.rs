@@ -162,7 +162,7 @@ fn what_the_owner_takes_back_a_running_mount_has_no_more() {
 
     home.world.hostd(&["pair", "--key", dir, "--shares", "another"]).ok();
     eventually("the mount to go", Duration::from_secs(3), || !is_mounted(&home.mountpoint));
-    client.mount(&guest.source("disk"), "").refused(1, "share-denied");
+    client.mount(dir, "").refused(1, "share-denied");
 }
 
 #[test]
