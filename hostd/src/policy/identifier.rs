@@ -28,7 +28,8 @@ pub(super) enum Same {
     Recovered,
 }
 
-/// Wrong passwords and identifiers in a row, by key. In memory: there are as many as there are recorded keys.
+/// Wrong passwords and identifiers in a row, by key. In memory: there are as many as there are
+/// recorded keys.
 #[derive(Debug, Default)]
 pub(super) struct Tries(Mutex<BTreeMap<PeerId, (u32, Instant)>>);
 
