@@ -20,7 +20,7 @@ pub struct Kept {
     pub last: Seq,
     /// All up to here are on the host's disk.
     pub stable: Seq,
-    /// The first that no host has seen.
+    /// The first that no host had seen when the log was put away.
     pub unseen: Seq,
 }
 
@@ -93,7 +93,8 @@ impl<B: Clone + Default> Log<B> {
     }
 
     /// Goes on with a log that was put away; `bytes` tells how much data a body is. What comes
-    /// twice, out of order or from nowhere is left out.
+    /// twice, out of order or from nowhere is left out. A run that went on with it before, and was
+    /// killed, may have shipped all of it.
     pub fn restore(
         kept: &Kept,
         entries: impl IntoIterator<Item = (KeptEntry, B)>,
@@ -101,7 +102,7 @@ impl<B: Clone + Default> Log<B> {
     ) -> Self {
         let mut log = Self::new();
         (log.epoch, log.last, log.stable) = (kept.epoch, kept.last, kept.stable.min(kept.last));
-        log.unseen = kept.unseen.min(log.last.next());
+        log.unseen = log.last.next();
         log.order.handle_stable(log.stable);
         for (entry, body) in entries {
             if entry.seq == Seq::ZERO || entry.seq > log.last || log.knows(entry.seq) {

@@ -539,6 +539,28 @@ fn what_a_host_cannot_know_is_refused_and_changes_nothing() {
     assert_eq!(format!("{:?}", client.log), before);
 }
 
+/// The run that went on with it was killed before it could put it away again.
+#[test]
+fn a_log_that_was_put_away_goes_on_from_where_a_killed_run_has_brought_it() {
+    let mut client = Client::up();
+    client.lose();
+    for _ in 0..4 {
+        client.accept(write(node(5)));
+    }
+    let (kept, entries) = client.log.keep();
+    assert_eq!(kept.unseen, Seq(1), "nothing was shipped");
+    client.log = Log::restore(&kept, entries, |_| 10);
+    client.drain();
+    let ahead = vec![Seq(3)];
+    let cursor = Cursor { epoch: EPOCH, known: true, applied: Seq(1), ahead, stable: Seq(1) };
+    client.connect_at(&cursor).unwrap();
+    let shipped: Vec<u64> = client.takes().into_iter().map(|entry| entry.seq.0).collect();
+    assert_eq!(shipped, [2, 4]);
+    client.done(1..=4);
+    client.stable(4);
+    assert!(client.log.is_delivered());
+}
+
 #[test]
 fn a_report_about_an_older_connection_changes_nothing() {
     let mut client = Client::up();
