@@ -4,9 +4,12 @@
 //! `STATE/sealed/KEY-SESSION`: a magic line, a salt, and chunks that only the key's own secret
 //! opens ([`Sealing`]): first what the session was, then each entry of its log with its data.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::time::Duration;
 
 use bytes::Bytes;
 use p2pfs::failure::{Code, Failure};
@@ -20,6 +23,7 @@ use p2pfs::net::session::{ClientConfig, ClientSession, PutAway};
 use p2pfs::proto::redo::log::{Kept, KeptEntry};
 use p2pfs::wire::codec;
 use p2pfs::wire::errno::Errno;
+use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -79,57 +83,113 @@ pub(crate) fn seal(
 ///
 /// # Errors
 ///
-/// The host is not reachable, or does not take all of it in time: the rest stays sealed. What is
-/// damaged or refused is told in the log, and left where it is.
+/// The host is not reachable, or takes nothing of it for as long as mounting may take: the rest
+/// stays sealed. What is damaged or refused is told in the log, and left where it is.
 pub(crate) async fn deliver(
     state: &Path,
     key: &KeyContents,
     config: &ClientConfig,
 ) -> Result<(), Failure> {
     for path in of_key(state, &key.id) {
-        let (head, away) = match open(&path, &key.secret) {
-            Ok(opened) if opened.0.host == key.host => opened,
-            Ok(_) => continue,
-            Err(error) => {
-                let path = path.display();
-                tracing::error!(%path, %error, "what is sealed here cannot be read");
-                continue;
-            }
-        };
-        let resume = Some(Box::new(away));
-        let share = Some(head.share.clone());
-        let session = ClientSession::establish(ClientConfig { share, resume, ..config.clone() });
-        let session = match session.await {
-            Ok(session) => session,
-            Err(failure) if failure.code == Code::ShareUnknown => {
-                tracing::error!(path = %path.display(), "{failure}");
-                continue;
-            }
-            Err(failure) => return Err(failure),
-        };
-        let delivered = tokio::time::timeout(config.timeout, session.delivered()).await;
-        if delivered == Ok(Ok(())) && session.refused() == 0 {
-            session.close().await;
-            fs::remove_file(&path).map_err(|error| undelivered(&path, &error.to_string()))?;
-            tracing::info!(share = head.share, "what was sealed is delivered");
-            continue;
-        }
-        let away = session.put_away();
-        let sealed = seal(state, &key.id, &key.secret, key.host, &head.share, &away);
-        sealed.map_err(|error| undelivered(&path, &error.to_string()))?;
-        match delivered {
-            Ok(Ok(())) => {
-                let refused = path.with_extension("refused");
-                let shown = refused.display();
-                tracing::error!(path = %shown, "the host refused some of what was sealed");
-                fs::rename(&path, &refused)
-                    .map_err(|error| undelivered(&path, &error.to_string()))?;
-            }
-            Ok(Err(errno)) => return Err(undelivered(&path, &errno.to_string())),
-            Err(_) => return Err(undelivered(&path, &Errno::ETIMEDOUT.to_string())),
+        // none: another mount of the key has delivered it
+        if let Some(file) = take(&path, config.timeout).await? {
+            deliver_one(state, &path, &file, key, config).await?;
         }
     }
     Ok(())
+}
+
+/// Another mount of the key may be delivering this file: waits until it has. The file is ours as
+/// long as it is open.
+async fn take(path: &Path, limit: Duration) -> Result<Option<File>, Failure> {
+    let wanted = path.to_owned();
+    let taken = tokio::task::spawn_blocking(move || {
+        loop {
+            let file = match File::open(&wanted) {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+                Err(error) => return Err(error),
+            };
+            flock(&file, FlockOperation::LockExclusive)?;
+            // what could not be delivered is sealed anew
+            let inode = |found: io::Result<fs::Metadata>| found.ok().map(|found| found.ino());
+            if inode(fs::metadata(&wanted)) == inode(file.metadata()) {
+                return Ok(Some(file));
+            }
+        }
+    });
+    let taken = tokio::time::timeout(limit, taken).await;
+    let taken = taken.map_err(|_| undelivered(path, "another mount of this key is at it"))?;
+    taken.map_err(io::Error::other).flatten().map_err(|error| undelivered(path, &error.to_string()))
+}
+
+async fn deliver_one(
+    state: &Path,
+    path: &Path,
+    file: &File,
+    key: &KeyContents,
+    config: &ClientConfig,
+) -> Result<(), Failure> {
+    let (head, away) = match open(file, &key.secret) {
+        Ok(opened) if opened.0.host == key.host => opened,
+        Ok(_) => return Ok(()),
+        Err(error) => {
+            let path = path.display();
+            tracing::error!(%path, %error, "what is sealed here cannot be read");
+            return Ok(());
+        }
+    };
+    let resume = Some(Box::new(away));
+    let share = Some(head.share.clone());
+    let session = ClientSession::establish(ClientConfig { share, resume, ..config.clone() });
+    let session = match session.await {
+        Ok(session) => session,
+        Err(failure) if matches!(failure.code, Code::ShareUnknown | Code::ShareDenied) => {
+            tracing::error!(path = %path.display(), "{failure}");
+            return Ok(());
+        }
+        Err(failure) => return Err(failure),
+    };
+    let arrived = arrive(&session, config.timeout).await;
+    if arrived.is_err() || session.refused() > 0 {
+        let away = session.put_away();
+        if let Err(error) = seal(state, &key.id, &key.secret, key.host, &head.share, &away) {
+            tracing::warn!(%error, "what has arrived stays sealed with what has not");
+        }
+    }
+    if let Err(errno) = arrived {
+        return Err(undelivered(path, &errno.to_string()));
+    }
+    let settled = if session.refused() == 0 {
+        tracing::info!(share = head.share, "what was sealed is delivered");
+        fs::remove_file(path)
+    } else {
+        let refused = path.with_extension("refused");
+        tracing::error!(path = %refused.display(), "the host refused some of what was sealed");
+        fs::rename(path, refused)
+    };
+    // what comes again once the host has forgotten the session is written over what is newer
+    let settled = settled.and_then(|()| File::open(folder(state))?.sync_all());
+    settled.map_err(|error| undelivered(path, &error.to_string()))?;
+    session.close().await;
+    Ok(())
+}
+
+/// Waits until all of it is on the host's disk; `limit` begins anew whenever some of it is.
+async fn arrive(session: &ClientSession, limit: Duration) -> Result<(), Errno> {
+    let pending = || session.status()["pending"].clone();
+    let mut before = pending();
+    let mut delivered = pin!(session.delivered());
+    loop {
+        if let Ok(delivered) = tokio::time::timeout(limit, &mut delivered).await {
+            return delivered;
+        }
+        let now = pending();
+        if now == before {
+            return Err(Errno::ETIMEDOUT);
+        }
+        before = now;
+    }
 }
 
 fn undelivered(path: &Path, why: &str) -> Failure {
@@ -158,11 +218,13 @@ fn of_key(state: &Path, key: &KeyId) -> Vec<PathBuf> {
     found
 }
 
-fn open(path: &Path, secret: &SecretKey) -> io::Result<(Head, PutAway)> {
-    if fs::metadata(path)?.len() > FILE_BYTES_MAX {
+fn open(mut file: &File, secret: &SecretKey) -> io::Result<(Head, PutAway)> {
+    if file.metadata()?.len() > FILE_BYTES_MAX {
         return Err(io::Error::other("too long"));
     }
-    parse(&fs::read(path)?, secret)
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    parse(&bytes, secret)
 }
 
 /// Reads a file that was sealed for `secret`.

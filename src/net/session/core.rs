@@ -53,8 +53,11 @@ struct Inner {
     session: SessionId,
     caller: Caller<Call, (Reply, Bytes)>,
     log: Log<Bytes>,
+    /// The log was another run's, whose callers are gone.
+    resumed: bool,
     answers: HashMap<RequestId, (oneshot::Sender<Answer>, Option<AbortHandle>)>,
-    applied: HashMap<Seq, Waiter>,
+    /// Who is told of an entry.
+    applied: HashMap<Seq, oneshot::Sender<Applied>>,
     rooms: VecDeque<(usize, oneshot::Sender<Result<(), Errno>>)>,
     link: Option<Link>,
     /// A connection whose lanes are open, and that the host has not approved yet.
@@ -70,13 +73,6 @@ struct Inner {
     /// What was left when the session ended.
     left: Option<PutAway>,
     view: View,
-}
-
-/// Who is told of an entry.
-#[derive(Debug)]
-struct Waiter {
-    done: oneshot::Sender<Applied>,
-    promise: Promise,
 }
 
 /// What `status` shows beside the machines.
@@ -128,11 +124,13 @@ impl Core {
             peer: Routing::default(),
             rendezvous_age: None,
             borrowed: false,
-            refused_writes: 0,
+            // by earlier runs that could not bring all of it
+            refused_writes: log.aside().count() as u64,
         };
         let inner = Inner {
             session,
             caller: Caller::new(grace, Instant::now()),
+            resumed: log.last() != Seq::ZERO,
             log,
             answers: HashMap::new(),
             applied: HashMap::new(),
@@ -192,7 +190,7 @@ impl Core {
             let mut inner = self.lock();
             let is_alone = inner.is_quiet() && bytes <= DIRECT_BYTES;
             let seq = inner.log.append(change, body, bytes, promise);
-            inner.applied.insert(seq, Waiter { done, promise });
+            inner.applied.insert(seq, done);
             inner.pump(self);
             (Submitted { seq, applied }, is_alone)
         })
@@ -565,16 +563,17 @@ impl Inner {
                     }
                 }
                 log::Output::Applied { seq, result } => {
-                    if let Some(waiter) = self.applied.remove(&seq) {
-                        let lost = waiter.promise == Promise::Accepted && result.is_err();
-                        self.view.refused_writes += u64::from(lost);
-                        let _ = waiter.done.send(result);
+                    if let Some(done) = self.applied.remove(&seq) {
+                        let _ = done.send(result);
                     }
                 }
                 log::Output::Aside { seq, refused } => {
                     tracing::warn!(%seq, ?refused, "the host refused a change that was accepted");
-                    // Whoever made it is told: it is not kept for later
-                    self.log.settle_aside(seq);
+                    self.view.refused_writes += 1;
+                    // Whoever made it is told, and it is not kept for later; if he is still there
+                    if !self.resumed {
+                        self.log.settle_aside(seq);
+                    }
                 }
                 log::Output::StruckApplied { seq, .. } => {
                     tracing::info!(%seq, "a change that was given up had been carried out");
