@@ -22,6 +22,8 @@ mod closed;
 mod cuts;
 /// `doctor`, behind NATs and on a bare machine.
 mod doctor;
+/// How a mount ends: by hand, by signals, with the key away.
+mod ending;
 /// fsx on the mount.
 mod fsx;
 /// The key gates the mount: pulled, nothing can be read; back, it is mounted again.
@@ -62,6 +64,8 @@ mod posix_model;
 mod refused;
 /// The rendezvous goes on for ever.
 mod rendezvous;
+/// What could not be delivered when the key was pulled.
+mod sealed;
 /// Client and host in this process: sessions over real sockets.
 mod session;
 /// A file that the host cannot answer for.

@@ -25,7 +25,7 @@ use crate::mounted::{MountRequest, Words, meet};
 use crate::options::MountOptions;
 use crate::secrets::Secrets;
 use crate::spec::Spec;
-use crate::{control, locked};
+use crate::{control, daemonise, locked};
 
 use self::places::Places;
 
@@ -202,7 +202,7 @@ impl Watcher {
         let spec = Spec::parse(&source)?;
         let mut options = MountOptions::parse(&self.request.options, false)?;
         options.state = Some(self.request.state.clone());
-        let words = Words { options: self.request.options.clone(), sloppy: false };
+        let words = Words { options: self.request.options.clone(), ..Words::default() };
         let mut request = MountRequest::new(spec, mountpoint, options, words)?;
         // nobody is there to type it
         request.secrets = Secrets::default();
@@ -229,7 +229,7 @@ impl Running {
             let what = format!("cannot start the daemon of a mount: {error}");
             Failure::new(Code::Internal, what, "see that this program's file is still there")
         };
-        let program = std::env::current_exe().map_err(cannot)?;
+        let program = daemonise::program().map_err(cannot)?;
         let child = Command::new(program)
             .arg0(locked::PROGRAM)
             .args(request.again())

@@ -194,6 +194,9 @@ struct MountArguments {
     /// Let unknown options pass.
     #[arg(long, hide = true)]
     sloppy: bool,
+    /// Where relative paths of files in the options begin.
+    #[arg(long, hide = true, value_name = "DIR")]
+    from: Option<PathBuf>,
     #[command(flatten)]
     state: State,
 }
@@ -288,7 +291,7 @@ fn mount(arguments: MountArguments) -> Result<(), Failure> {
     if let Some(state) = arguments.state.state {
         options.state = Some(state);
     }
-    let words = Words { options: words, sloppy: arguments.sloppy };
+    let words = Words { options: words, sloppy: arguments.sloppy, from: arguments.from };
     let mut request = MountRequest::new(spec, arguments.mountpoint, options, words)?;
     request.after_crash = arguments.after_crash;
     if arguments.locked {

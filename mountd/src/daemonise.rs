@@ -8,7 +8,7 @@ use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use p2pfs::failure::{Code, Failure};
@@ -25,18 +25,21 @@ const PROGRAM: &str = "p2pfs-mountd";
 /// A report of a child, bytes.
 const REPORT_BYTES_MAX: u64 = 64 << 10;
 
+/// This program's file. It may have been replaced or removed since: then the kernel still has it.
+pub(crate) fn program() -> io::Result<PathBuf> {
+    let program = std::env::current_exe()?;
+    Ok(if program.exists() { program } else { "/proc/self/exe".into() })
+}
+
 /// Starts a process that mounts, waits until it has, and prints the ready line.
 pub(crate) fn mount_in_background(request: &MountRequest) -> Result<(), Failure> {
     let log = request.log_file();
     let mut arguments: Vec<OsString> = vec!["mount".into()];
     arguments.push(request.spec.given.clone());
     arguments.push(request.mountpoint.clone().into());
-    let options = request.words.options.clone().into();
-    arguments.extend(["-o".into(), options, "--notify-parent".into(), "--state".into()]);
+    arguments.extend(request.words.arguments());
+    arguments.extend(["--notify-parent".into(), "--state".into()]);
     arguments.push(request.state.clone().into());
-    if request.words.sloppy {
-        arguments.push("--sloppy".into());
-    }
     if !request.secrets.is_empty() {
         arguments.push("--secrets".into());
     }
@@ -63,7 +66,7 @@ pub(crate) fn mount_in_background(request: &MountRequest) -> Result<(), Failure>
 
 /// Gives back the child's first line, or nothing if it ended before.
 fn run_child(arguments: &[OsString], log: &Path, secrets: &Secrets) -> io::Result<String> {
-    let mut child = Command::new(std::env::current_exe()?)
+    let mut child = Command::new(program()?)
         .arg0(PROGRAM)
         .args(arguments)
         .stdin(if secrets.is_empty() { Stdio::null() } else { Stdio::piped() })

@@ -8,7 +8,8 @@
 //! taken away.
 //!
 //! ```text
-//!  mountd --standard input--> guard    the post, then a goodbye; its end without one: mountd died
+//!  mountd --standard input--> guard    the post, then perhaps that its end is wanted, then a
+//!                                      goodbye; the input's end without one: mountd died
 //!         --standard output->          the kernel's connection
 //!         --memory----------->         `NodeBook`, the nodes that the kernel knows
 //! ```
@@ -27,6 +28,7 @@ use rustix::io::FdFlags;
 use serde::{Deserialize, Serialize};
 
 use self::book::NodeBook;
+use crate::daemonise;
 use crate::fuse::mount::{MountId, Mounted};
 use crate::mounted::MountRequest;
 
@@ -34,8 +36,10 @@ use crate::mounted::MountRequest;
 pub(crate) const NAME: &str = "p2pfs-guard";
 /// Tells what begins anew why, and which mount is dead.
 const AFTER_CRASH: &str = "--after-crash";
+/// What mountd says when its end is wanted: if it is killed now, nothing is mounted again.
+const END_IS_WANTED: u8 = b'-';
 /// What mountd says when it ends in order.
-const GOODBYE: &[u8] = b".";
+const GOODBYE: u8 = b'.';
 /// How long the guard may take to end when it is dismissed, milliseconds.
 const END_MS: u64 = 50;
 
@@ -73,7 +77,7 @@ impl Guard {
         };
         // inherited by this child only
         rustix::io::fcntl_setfd(book, FdFlags::empty())?;
-        let child = Command::new(std::env::current_exe()?)
+        let child = Command::new(daemonise::program()?)
             .arg0(NAME)
             // for people who look at processes
             .arg(mounted.mountpoint())
@@ -96,12 +100,24 @@ impl Guard {
     }
 }
 
+impl Guard {
+    /// What it is to do if mountd is killed from now on: nothing is mounted again.
+    pub(crate) fn end_is_wanted(&mut self) {
+        self.say(END_IS_WANTED);
+    }
+
+    fn say(&mut self, what: u8) {
+        if let Some(pipe) = &mut self.pipe {
+            // it may have been killed
+            let _ = pipe.write_all(&[what]);
+        }
+    }
+}
+
 impl Drop for Guard {
     fn drop(&mut self) {
-        if let Some(mut pipe) = self.pipe.take() {
-            // it may have been killed
-            let _ = pipe.write_all(GOODBYE);
-        }
+        self.say(GOODBYE);
+        self.pipe = None;
         for _ in 0..END_MS {
             // this process may go on as another program, which does not expect a child
             if !matches!(self.child.try_wait(), Ok(None)) {

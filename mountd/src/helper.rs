@@ -53,7 +53,7 @@ fn run(arguments: impl Iterator<Item = OsString>) -> Result<(), Failure> {
     if arguments.fake {
         return check_mountpoint(mountpoint.as_ref()).map(drop);
     }
-    let words = Words { options: arguments.options, sloppy: arguments.sloppy };
+    let words = Words { options: arguments.options, sloppy: arguments.sloppy, from: None };
     let mut request = MountRequest::new(spec, PathBuf::from(mountpoint), options, words)?;
     request = request.check()?;
     request.secrets = Secrets::gather(&request)?;

@@ -21,11 +21,10 @@ use p2pfs::net::remote::BoxFuture;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use crate::control;
 use crate::fuse::mount::Mounted;
 use crate::gate::watch::KeyWatch;
 use crate::mounted::{Before, End, Mount, MountRequest, run_with};
-use crate::store;
+use crate::{control, daemonise, store};
 
 /// How long a process that was killed may take to let go of its control socket.
 const DYING: Duration = Duration::from_secs(2);
@@ -41,7 +40,7 @@ pub(crate) fn follow(end: End, request: &MountRequest) -> Result<(), Failure> {
         let hint = "mount it again when the key is back";
         Failure::new(Code::Internal, format!("cannot wait for the key: {error}"), hint)
     };
-    let program = std::env::current_exe().map_err(cannot)?;
+    let program = daemonise::program().map_err(cannot)?;
     // returns only if it fails
     Err(cannot(Command::new(program).arg0(PROGRAM).args(request.again()).exec()))
 }

@@ -1,7 +1,7 @@
 //! The life of one mount: meet the host, mount, serve, deliver, unmount.
 
+mod ending;
 pub(crate) mod meet;
-mod pulled;
 
 use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::{mpsc, oneshot};
 
-use self::pulled::Key;
+use self::ending::{Asked, Key};
 
 use crate::daemonise::Parent;
 use crate::fs::Fs;
@@ -37,8 +37,6 @@ use crate::{control, key, store};
 
 /// How long one answer to `sync` may take; who asks goes on asking.
 const SYNC_ANSWER: Duration = Duration::from_secs(20);
-/// How long a session may take to say goodbye.
-const GOODBYE: Duration = Duration::from_secs(2);
 
 /// What is to be mounted where.
 #[derive(Clone, Debug)]
@@ -64,6 +62,22 @@ pub(crate) struct Words {
     pub(crate) options: String,
     /// Unknown ones pass.
     pub(crate) sloppy: bool,
+    /// Where relative paths in them begin, if not in the working directory.
+    pub(crate) from: Option<PathBuf>,
+}
+
+impl Words {
+    /// The arguments with which this program gets them again, in another working directory.
+    pub(crate) fn arguments(&self) -> Vec<OsString> {
+        let mut arguments = vec!["-o".into(), self.options.clone().into()];
+        if self.sloppy {
+            arguments.push("--sloppy".into());
+        }
+        if let Some(from) = &self.from {
+            arguments.extend(["--from".into(), from.clone().into()]);
+        }
+        arguments
+    }
 }
 
 impl MountRequest {
@@ -71,9 +85,18 @@ impl MountRequest {
     pub(crate) fn new(
         spec: Spec,
         mountpoint: PathBuf,
-        options: MountOptions,
-        words: Words,
+        mut options: MountOptions,
+        mut words: Words,
     ) -> Result<Self, Failure> {
+        if options.has_relative_files() {
+            let from = words.from.take().map_or_else(std::env::current_dir, Ok);
+            let from = from.map_err(|error| {
+                let hint = "name the file by its whole path";
+                Failure::new(Code::Usage, format!("no working directory: {error}"), hint)
+            })?;
+            options.find_files_in(&from);
+            words.from = Some(from);
+        }
         let state = daemon::state_dir(options.state.clone(), "mountd")?;
         let state = std::path::absolute(&state).map_err(|error| {
             let hint = "choose another one with --state DIR";
@@ -94,11 +117,8 @@ impl MountRequest {
         let mut arguments: Vec<OsString> = vec!["mount".into(), "--locked".into()];
         arguments.push(self.spec.absolute());
         arguments.push(self.mountpoint.clone().into());
-        arguments.extend(["-o".into(), self.words.options.clone().into(), "--state".into()]);
-        arguments.push(self.state.clone().into());
-        if self.words.sloppy {
-            arguments.push("--sloppy".into());
-        }
+        arguments.extend(self.words.arguments());
+        arguments.extend(["--state".into(), self.state.clone().into()]);
         arguments
     }
 
@@ -218,11 +238,13 @@ pub(crate) struct Mount {
     drain: Duration,
     /// Resolves when somebody unmounted.
     end: oneshot::Receiver<std::io::Result<()>>,
-    unmounts: mpsc::Receiver<oneshot::Sender<Result<(), Failure>>>,
+    unmounts: mpsc::Receiver<Asked>,
     _control: Control,
     _dir: MountDir,
+    /// The kernel is dropping its pages.
+    wiping: Option<oneshot::Receiver<()>>,
     /// Dismissed last.
-    _guard: Option<Guard>,
+    guard: Option<Guard>,
 }
 
 /// What commands look at.
@@ -254,7 +276,7 @@ impl Mount {
         let options = &request.options;
         // before the key is opened: a removal in between is noticed
         let dir = store::locate(&request.state, &request.spec);
-        let watch = KeyWatch::new(&dir);
+        let watch = Arc::new(KeyWatch::new(&dir));
         let opened = key::open(request, &dir)?;
         let session = meet::seek(request, &opened.shown, &opened.contents).await?;
         let link = KernelLink::new().map_err(no_threads)?;
@@ -319,12 +341,15 @@ impl Mount {
             unmounts,
             _control: control,
             _dir: dir,
-            _guard: guard,
+            wiping: None,
+            guard,
         })
     }
 
     /// Serves until the mount is gone.
     pub(crate) async fn serve(&mut self) -> Result<End, Failure> {
+        let pulled = self.key.pulled();
+        tokio::pin!(pulled);
         let asked = tokio::select! {
             ended = &mut self.end => {
                 tracing::info!(?ended, "unmounted");
@@ -335,41 +360,10 @@ impl Mount {
                 None
             }
             Some(asked) = self.unmounts.recv() => Some(asked),
-            () = self.key.pulled() => return self.shut().await,
-            failure = self.shared.session.ended() => {
-                // nothing can be delivered, and nothing may be read any more
-                self.mounted.detach().map_err(|error| stuck(&self.mounted, &error))?;
-                let failure = self.keep_for_later(failure);
-                tracing::error!("{}", failure.report());
-                return Err(failure);
-            }
+            () = &mut pulled => return self.shut().await.map(|(end, _)| end),
+            failure = self.shared.session.ended() => return Err(self.cut_off(failure).await),
         };
-        self.shared.draining.store(true, Ordering::Relaxed);
-        let delivered = self.deliver().await;
-        let detached = self.mounted.detach().map_err(|error| stuck(&self.mounted, &error));
-        // what was accepted while the mount was still there
-        let result = match delivered.and(self.deliver().await) {
-            Ok(()) => detached,
-            Err(failure) => Err(self.keep_for_later(failure)),
-        };
-        if let Some(asked) = asked {
-            // whoever asked may have left
-            let _ = asked.send(result.clone());
-        }
-        // best effort: a host that hears nothing forgets the session by itself
-        let _ = tokio::time::timeout(GOODBYE, self.shared.session.close()).await;
-        result.map(|()| End::Unmounted)
-    }
-
-    /// Waits until everything is on the host's disk, or the session is over.
-    async fn deliver(&self) -> Result<(), Failure> {
-        if self.shared.session.is_delivered() {
-            return Ok(());
-        }
-        tokio::select! {
-            synced = self.shared.fs.sync_all() => synced.map_err(undelivered),
-            failure = self.shared.session.ended() => Err(failure),
-        }
+        self.finish(pulled, asked).await
     }
 }
 
@@ -377,7 +371,7 @@ impl Shared {
     async fn command(
         self: Arc<Self>,
         command: Value,
-        unmount: mpsc::Sender<oneshot::Sender<Result<(), Failure>>>,
+        unmount: mpsc::Sender<Asked>,
     ) -> Result<Value, Failure> {
         match command["command"].as_str() {
             Some("status") => Ok(self.status()),

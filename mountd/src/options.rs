@@ -1,6 +1,6 @@
 //! Mount options: the words behind `-o`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -102,6 +102,19 @@ impl MountOptions {
             }
         }
         Ok(options)
+    }
+
+    /// Whether a file is named by a relative path.
+    pub(crate) fn has_relative_files(&self) -> bool {
+        let files = [&self.password_file, &self.passphrase_file];
+        files.into_iter().flatten().any(|file| file.is_relative())
+    }
+
+    /// Relative paths of files begin at `dir`.
+    pub(crate) fn find_files_in(&mut self, dir: &Path) {
+        for file in [&mut self.password_file, &mut self.passphrase_file].into_iter().flatten() {
+            *file = dir.join(&*file);
+        }
     }
 
     fn set_flag(&mut self, name: &str) -> bool {
