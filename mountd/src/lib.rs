@@ -37,8 +37,11 @@ use std::ffi::OsStr;
 use std::path::Path;
 use std::process::ExitCode;
 
+use p2pfs::net::daemon;
+
 /// The program: its name decides whether it is `mount.p2pfs`, or the guard of a mount.
 pub fn main() -> ExitCode {
+    daemon::leave_no_core();
     let name = std::env::args_os().next().unwrap_or_default();
     let name = Path::new(&name).file_name();
     if name == Some(OsStr::new(helper::NAME)) {
@@ -46,6 +49,9 @@ pub fn main() -> ExitCode {
     } else if name == Some(OsStr::new(guard::NAME)) {
         guard::process::main()
     } else {
+        // the name of a thread is the process's in the tables of all; when this program's file is
+        // gone, it is started by another
+        let _ = rustix::thread::set_name(c"p2pfs-mountd");
         cli::main()
     }
 }

@@ -12,7 +12,9 @@ use std::process::ExitCode;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
-use rustix::process::{Resource, getrlimit, setrlimit};
+use rustix::process::{
+    DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
+};
 use tokio::signal::unix::{SignalKind, signal};
 use zeroize::Zeroizing;
 
@@ -112,6 +114,15 @@ pub fn raise_file_limit() {
     limit.current = limit.maximum;
     if let Err(error) = setrlimit(Resource::Nofile, limit) {
         tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+}
+
+/// If this process crashes, what is in its memory is not written to a disk: keys, and what was read.
+/// Other processes of the same user cannot look at it either; root can.
+pub fn leave_no_core() {
+    let no_core = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
+    if let Err(error) = no_core.and(set_dumpable_behavior(DumpableBehavior::NotDumpable)) {
+        tracing::warn!(%error, "a crash may leave a core dump");
     }
 }
 

@@ -86,8 +86,17 @@ fn a_passphrase_is_asked_for_and_told_from_everything_else() {
     client.mount(source, "").refused(1, "passphrase");
     assert_eq!(client.run(&["key", "show", source, "--json"]).ok().json()["passphrase"], true);
     assert!(files_with(&home.world.path("state"), b"correct horse").is_empty());
+    // named from where the user is, which is not where the daemon is
+    let mountpoint = home.mountpoint.to_str().unwrap();
+    let (dir, name) = (Path::new(&right).parent().unwrap(), Path::new(&right).file_name().unwrap());
+    let option = format!("passphrase-file={}", name.to_str().unwrap());
+    let args = ["mount", &key.source("disk"), mountpoint, "-o", &option];
+    let mut mount = home.world.program_in(Side::Client, &client.state, &args);
+    mount.current_dir(dir);
+    Outcome::of(mount, Duration::from_secs(20)).ok();
+    client.run(&["unmount", mountpoint]).ok();
     // typed, where standard input is no terminal: its first line
-    let args = ["mount", &key.source("disk"), home.mountpoint.to_str().unwrap()];
+    let args = ["mount", &key.source("disk"), mountpoint];
     let mut mount = home.world.program_in(Side::Client, &client.state, &args);
     mount.stdin(fs::File::open(&right).unwrap());
     assert_eq!(wait(&mut mount.spawn().unwrap(), Duration::from_secs(20)), Some(0));
