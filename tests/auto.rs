@@ -1,8 +1,11 @@
 //! `auto`: keys that appear are mounted, pulled ones gated (D3, D7), with key directories.
 
 use std::fs;
+use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
+
+use rustix::process::{Signal, kill_process};
 
 use crate::world::looker::Looker;
 use crate::world::{Daemon, Paired, Side, World, eventually, is_mounted, need_mount, programs};
@@ -14,7 +17,7 @@ struct Homes {
     places: PathBuf,
     under: PathBuf,
     _server: Daemon,
-    _host: Daemon,
+    host: Daemon,
 }
 
 /// A host with the shares `docs` and `pictures`, and a place where keys appear.
@@ -28,7 +31,7 @@ fn homes() -> Homes {
     });
     let host = world.host(&server.ready, &shares);
     let (places, under) = (world.directory("places"), world.path("under"));
-    Homes { world, places, under, _server: server, _host: host }
+    Homes { world, places, under, _server: server, host }
 }
 
 impl Homes {
@@ -100,6 +103,31 @@ fn a_key_that_appears_is_mounted_and_a_pulled_one_is_not() {
         homes.world.assert_nothing_left(&folder);
         assert!(!folder.exists(), "what it made is gone");
     }
+}
+
+/// N1: who asks twice does not want to wait for the host; nothing is mounted any more, and nothing
+/// lost.
+#[test]
+fn what_is_pending_when_it_ends_is_sealed() {
+    need_mount!();
+    let mut homes = homes();
+    let key = homes.world.pair("K", &["--authorise", "--shares", "docs"]);
+    homes.plug_in(&key);
+    let watcher = homes.watch();
+    let folder = homes.folder("docs");
+    let mut late = fs::File::create(folder.join("late")).unwrap();
+    late.sync_all().unwrap();
+    homes.host.kill_now();
+    late.write_all(b"late").unwrap();
+    kill_process(watcher.pid(), Signal::TERM).unwrap();
+    eventually("the mount to deliver", Duration::from_secs(5), || {
+        homes.world.status(Side::Client)["mounts"][0]["state"] == "draining"
+    });
+    kill_process(watcher.pid(), Signal::TERM).unwrap();
+    homes.world.assert_nothing_left(&folder);
+    drop(late);
+    let sealed = fs::read_dir(homes.world.state(Side::Client).join("sealed")).unwrap();
+    assert_eq!(sealed.count(), 1);
 }
 
 #[test]

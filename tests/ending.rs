@@ -1,6 +1,6 @@
 //! How a mount ends: the key gates it to the last, and nothing of it is left to read (D3, D4).
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::Command;
@@ -21,14 +21,14 @@ fn home(options: &str) -> Home {
     home
 }
 
-/// The host is killed before it gets `late`.
-fn home_with_something_pending(options: &str) -> Home {
+/// The host is killed before it gets `late`; closing that would wait for it.
+fn home_with_something_pending(options: &str) -> (Home, File) {
     let mut home = home(options);
-    let mut late = fs::File::create(home.mountpoint.join("late")).unwrap();
+    let mut late = File::create(home.mountpoint.join("late")).unwrap();
     late.sync_all().unwrap();
     home.host.kill_now();
     late.write_all(b"late").unwrap();
-    home
+    (home, late)
 }
 
 impl Home {
@@ -91,7 +91,7 @@ fn a_key_that_is_pulled_while_the_mount_ends_leaves_nothing_to_read() {
     let mut home = home("grace=8,drain=0");
     let mut holder = Looker::holder(&home.mountpoint.join("file"), MARKER);
     assert_eq!(holder.look(), Looker::EVERY_WAY);
-    let mut late = fs::File::create(home.mountpoint.join("late")).unwrap();
+    let mut late = File::create(home.mountpoint.join("late")).unwrap();
     late.sync_all().unwrap();
     home.host.kill_now();
     late.write_all(b"late").unwrap();
@@ -110,7 +110,7 @@ fn a_key_that_is_pulled_while_the_mount_ends_leaves_nothing_to_read() {
 #[test]
 fn a_second_signal_ends_at_once_and_loses_nothing() {
     need_mount!();
-    let mut home = home_with_something_pending("grace=inf");
+    let (mut home, _late) = home_with_something_pending("grace=inf");
     home.signal(Signal::TERM);
     home.is_draining();
     home.signal(Signal::TERM);
@@ -126,7 +126,7 @@ fn a_second_signal_ends_at_once_and_loses_nothing() {
 #[test]
 fn a_mount_that_is_killed_while_it_ends_is_not_mounted_again() {
     need_mount!();
-    let home = home_with_something_pending("grace=inf");
+    let (home, _late) = home_with_something_pending("grace=inf");
     home.signal(Signal::TERM);
     home.is_draining();
     home.signal(Signal::KILL);
@@ -137,7 +137,7 @@ fn a_mount_that_is_killed_while_it_ends_is_not_mounted_again() {
 #[test]
 fn a_mount_that_is_killed_after_the_key_was_pulled_waits_for_the_key() {
     need_mount!();
-    let mut home = home_with_something_pending("grace=60,drain=60");
+    let (mut home, _late) = home_with_something_pending("grace=60,drain=60");
     home.pull_key();
     eventually("the mount to be gone", Duration::from_secs(5), || !is_mounted(&home.mountpoint));
     home.signal(Signal::KILL);

@@ -8,7 +8,7 @@ mod places;
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -17,8 +17,9 @@ use std::time::{Duration, Instant};
 use p2pfs::failure::{Code, Failure};
 use p2pfs::identity::sealed::KeyId;
 use p2pfs::net::daemon;
-use p2pfs::usb::read_public;
-use tokio::runtime::Builder;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use tokio::runtime::{Builder, Handle};
+use tokio::task::{JoinError, JoinHandle, JoinSet};
 
 use crate::fuse::mount::resolve;
 use crate::mounted::{MountRequest, Words, meet};
@@ -27,7 +28,7 @@ use crate::secrets::Secrets;
 use crate::spec::Spec;
 use crate::{control, daemonise, locked};
 
-use self::places::Places;
+use self::places::{Found, Identity, Places};
 
 /// How often to look for keys.
 const LOOK: Duration = Duration::from_millis(500);
@@ -73,9 +74,10 @@ impl Request {
 /// A key that was seen.
 struct Seen {
     id: KeyId,
-    /// Its directory: another one, or one that was moved, is a key that was plugged in again.
-    place: Option<(u64, u64, i64, i64)>,
+    place: Option<Identity>,
     mounts: Vec<Running>,
+    /// Its host is asked for the shares, which may take as long as mounting may.
+    shares: Option<JoinHandle<Result<Vec<String>, Failure>>>,
     /// When to try again, if it opened nothing.
     retry: Option<Instant>,
     /// What was wrong with it last, so that it is said once.
@@ -97,15 +99,16 @@ pub(crate) fn run(request: Request) -> Result<(), Failure> {
         Failure::new(Code::Internal, format!("cannot start: {error}"), hint)
     })?;
     let mut watcher = Watcher { request, seen: HashMap::new() };
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         tokio::select! {
             () = watcher.watch() => {}
             () = daemon::terminated() => {}
         }
+        watcher.end().await
     });
     // what still looks at a key that does not answer must not keep the process
     runtime.shutdown_background();
-    watcher.end()
+    ended
 }
 
 struct Watcher {
@@ -117,81 +120,98 @@ impl Watcher {
     async fn watch(&mut self) {
         tracing::info!(under = %self.request.under.display(), "waiting for keys");
         loop {
-            let places = self.request.places.clone();
-            // one that is dying may take for ever
-            let keys = tokio::task::spawn_blocking(move || places.keys()).await;
-            let keys = keys.unwrap_or_default();
+            let keys = self.request.places.keys().await;
             self.forget(&keys);
-            for dir in keys {
-                self.look(dir).await;
+            for key in keys {
+                self.look(key).await;
             }
             tokio::time::sleep(LOOK).await;
         }
     }
 
     /// A key that went away and whose mounts were ended by hand is new when it comes back.
-    fn forget(&mut self, keys: &[PathBuf]) {
+    fn forget(&mut self, keys: &[Found]) {
         for seen in self.seen.values_mut() {
             // a process that was killed is followed by another, which answers
             let state = &self.request.state;
             seen.mounts.retain_mut(|running| running.is_there(state));
         }
-        self.seen.retain(|dir, seen| keys.contains(dir) || !seen.mounts.is_empty());
+        let is_there = |dir: &PathBuf| keys.iter().any(|key| key.dir == *dir);
+        self.seen.retain(|dir, seen| is_there(dir) || !seen.mounts.is_empty());
     }
 
-    async fn look(&mut self, dir: PathBuf) {
-        let Ok(public) = read_public(&dir) else { return };
-        let place = identity(&dir);
+    async fn look(&mut self, key: Found) {
+        let Found { dir, public: Some((id, host)), place } = key else { return };
         let earlier = self.seen.remove(&dir);
         let is_same =
-            |seen: &Seen| seen.id == public.id && (seen.place == place || !seen.mounts.is_empty());
+            |seen: &Seen| seen.id == id && (seen.place == place || !seen.mounts.is_empty());
         let mut seen = match earlier {
             Some(seen) if is_same(&seen) => Seen { place, ..seen },
             other => {
                 // another key in the same place
-                for running in other.into_iter().flat_map(|seen| seen.mounts) {
-                    if let Err(failure) = running.end(&self.request.state) {
-                        tracing::error!("{}", failure.report());
-                    }
+                let state = self.request.state.clone();
+                let others = other.map(|seen| seen.mounts).unwrap_or_default();
+                if let Err(failure) = end_all(others, state).await {
+                    tracing::error!("{}", failure.report());
                 }
-                tracing::info!(key = %dir.display(), host = public.host_name, "a key");
+                tracing::info!(key = %dir.display(), host, "a key");
                 let retry = Some(Instant::now());
-                Seen { id: public.id, place, mounts: Vec::new(), retry, said: None }
+                Seen { id, place, mounts: Vec::new(), shares: None, retry, said: None }
             }
         };
-        if seen.retry.is_some_and(|at| at <= Instant::now()) {
-            match self.mount_all(&dir, &public.host_name).await {
-                Ok(mounts) => (seen.mounts, seen.retry, seen.said) = (mounts, None, None),
-                Err(failure) => {
-                    seen.retry = Some(Instant::now() + RETRY);
-                    if seen.said.as_ref() != Some(&failure) {
-                        tracing::error!(key = %dir.display(), "{}", failure.report());
-                        seen.said = Some(failure);
-                    }
-                }
+        if let Err(failure) = self.mount_all(&dir, &host, &mut seen).await {
+            seen.retry = Some(Instant::now() + RETRY);
+            if seen.said.as_ref() != Some(&failure) {
+                tracing::error!(key = %dir.display(), "{}", failure.report());
+                seen.said = Some(failure);
             }
         }
         self.seen.insert(dir, seen);
     }
 
-    async fn mount_all(&self, dir: &Path, host: &str) -> Result<Vec<Running>, Failure> {
-        let request = self.mount_request(dir.into(), self.request.under.clone())?;
-        let shares = meet::shares(&request).await?;
-        let mut mounts = Vec::new();
+    /// Asks the host of a key that has not opened anything, and mounts what it has answered.
+    async fn mount_all(&self, dir: &Path, host: &str, seen: &mut Seen) -> Result<(), Failure> {
+        if let Some(shares) = seen.shares.take_if(|asked| asked.is_finished()) {
+            seen.retry = None;
+            let crashed = |error: JoinError| {
+                Failure::new(Code::Internal, error.to_string(), "it is tried again")
+            };
+            self.start_all(dir, host, &shares.await.map_err(crashed).flatten()?, &mut seen.mounts)?;
+            seen.said = None;
+        } else if seen.shares.is_none() && seen.retry.is_some_and(|at| at <= Instant::now()) {
+            let request = self.mount_request(dir.into(), self.request.under.clone())?;
+            let runtime = Handle::current();
+            // a key that does not answer blocks
+            seen.shares =
+                Some(tokio::task::spawn_blocking(move || runtime.block_on(meet::shares(&request))));
+        }
+        Ok(())
+    }
+
+    fn start_all(
+        &self,
+        dir: &Path,
+        host: &str,
+        shares: &[String],
+        mounts: &mut Vec<Running>,
+    ) -> Result<(), Failure> {
         for share in shares {
             let mut source = dir.as_os_str().to_owned();
             source.push(":");
-            source.push(&share);
+            source.push(share);
             let under = self.request.under.join(folder_name(host));
-            let mountpoint = under.join(folder_name(&share));
+            let mountpoint = under.join(folder_name(share));
             fs::create_dir_all(&mountpoint).map_err(|error| cannot_make(&mountpoint, &error))?;
             let mountpoint = resolve(&mountpoint).map_err(|error| cannot_make(&under, &error))?;
+            if mounts.iter().any(|running| running.mountpoint == mountpoint) {
+                continue;
+            }
             mounts.push(match control::is_there(&self.request.state, &mountpoint) {
                 true => Running { mountpoint, child: None },
                 false => Running::start(&self.mount_request(source, mountpoint)?.check()?)?,
             });
         }
-        Ok(mounts)
+        Ok(())
     }
 
     fn mount_request(
@@ -210,17 +230,45 @@ impl Watcher {
     }
 
     /// Takes all mounts away, and the directories that are empty then.
-    fn end(self) -> Result<(), Failure> {
-        let state = self.request.state;
-        let mut result = Ok(());
-        // one that cannot be ended does not keep the others
-        for running in self.seen.into_values().flat_map(|seen| seen.mounts) {
-            if let Err(failure) = running.end(&state) {
-                result = Err(failure);
-            }
-        }
-        result
+    async fn end(self) -> Result<(), Failure> {
+        let mounts = self.seen.into_values().flat_map(|seen| seen.mounts).collect();
+        end_all(mounts, self.request.state).await
     }
+}
+
+/// Ends mounts, which deliver what was written first. A signal ends the waiting for that: what is
+/// left is sealed then.
+async fn end_all(mounts: Vec<Running>, state: PathBuf) -> Result<(), Failure> {
+    let children: Vec<OwnedFd> = mounts.iter().filter_map(Running::descriptor).collect();
+    let terminate = || {
+        for child in &children {
+            // it may have ended
+            let _ = pidfd_send_signal(child, Signal::TERM);
+        }
+    };
+    terminate();
+    let (mut ours, mut others) = (JoinSet::new(), JoinSet::new());
+    for running in mounts {
+        let set = if running.child.is_some() { &mut ours } else { &mut others };
+        let state = state.clone();
+        set.spawn_blocking(move || running.end(&state));
+    }
+    let mut result = Ok(());
+    while !ours.is_empty() || !others.is_empty() {
+        let ended = tokio::select! {
+            Some(ended) = ours.join_next() => ended,
+            Some(ended) = others.join_next() => ended,
+            () = daemon::terminated() => {
+                terminate();
+                // whoever started them sees to them
+                others = JoinSet::new();
+                continue;
+            }
+        };
+        // one that cannot be ended does not keep the others
+        result = result.and(ended.unwrap_or(Ok(())));
+    }
+    result
 }
 
 impl Running {
@@ -247,25 +295,33 @@ impl Running {
         self.child.as_mut().is_some_and(runs) || control::is_there(state, &self.mountpoint)
     }
 
+    /// Its process, if it is ours.
+    fn descriptor(&self) -> Option<OwnedFd> {
+        let child = self.child.as_ref()?;
+        pidfd_open(Pid::from_child(child), PidfdFlags::empty()).ok()
+    }
+
+    /// Waits until a process of ours, which was asked to end, has; asks another one, and waits.
     fn end(mut self, state: &Path) -> Result<(), Failure> {
-        let ended = match self.is_there(state) {
+        let ended = match self.child.as_mut().map(Child::wait) {
+            Some(Ok(status)) if status.code().is_some_and(|code| code != 0) => {
+                let what = format!("{} did not end well: {status}", self.mountpoint.display());
+                Err(Failure::new(Code::HostOffline, what, "what it said above tells why"))
+            }
+            _ => Ok(()),
+        };
+        // it may have been killed before, and followed by another
+        let ended = ended.and_then(|()| match control::is_there(state, &self.mountpoint) {
             true => control::unmount(state, &self.mountpoint),
             false => Ok(()),
-        };
+        });
         if ended.is_ok() {
-            let _ = self.child.as_mut().map(Child::wait);
             // somebody else's files may be in them
             let _ = fs::remove_dir(&self.mountpoint);
             let _ = self.mountpoint.parent().map(fs::remove_dir);
         }
         ended
     }
-}
-
-/// Device, number and change of a directory.
-fn identity(dir: &Path) -> Option<(u64, u64, i64, i64)> {
-    let found = fs::metadata(dir).ok()?;
-    Some((found.dev(), found.ino(), found.ctime(), found.ctime_nsec()))
 }
 
 /// As the name of a directory: nothing leads elsewhere, whatever the host calls itself.
