@@ -1,7 +1,6 @@
 //! How a mount ends: the key gates it to the last, and nothing of it is left to read (D3, D4).
 
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -21,14 +20,21 @@ fn home(options: &str) -> Home {
     home
 }
 
-/// The host is killed before it gets `late`; closing that would wait for it.
-fn home_with_something_pending(options: &str) -> (Home, File) {
+/// The host is killed before it gets `late`, which somebody has open.
+fn home_with_something_pending(options: &str) -> (Home, Looker) {
     let mut home = home(options);
-    let mut late = File::create(home.mountpoint.join("late")).unwrap();
-    late.sync_all().unwrap();
+    let mut writer = Looker::writer(&home.mountpoint.join("late"), "late");
     home.host.kill_now();
-    late.write_all(b"late").unwrap();
-    (home, late)
+    assert_eq!(writer.look(), "accepted");
+    (home, writer)
+}
+
+macro_rules! need_python {
+    () => {
+        if let Some(missing) = programs::missing(&["python3"]) {
+            return crate::world::skip(&missing);
+        }
+    };
 }
 
 impl Home {
@@ -69,9 +75,7 @@ impl Home {
 #[test]
 fn an_unmount_leaves_nothing_to_read() {
     need_mount!();
-    if let Some(missing) = programs::missing(&["python3"]) {
-        return crate::world::skip(&missing);
-    }
+    need_python!();
     let home = home("rw");
     let mut holder = Looker::holder(&home.mountpoint.join("file"), MARKER);
     assert_eq!(holder.look(), Looker::EVERY_WAY);
@@ -85,16 +89,13 @@ fn an_unmount_leaves_nothing_to_read() {
 #[test]
 fn a_key_that_is_pulled_while_the_mount_ends_leaves_nothing_to_read() {
     need_mount!();
-    if let Some(missing) = programs::missing(&["python3"]) {
-        return crate::world::skip(&missing);
-    }
+    need_python!();
     let mut home = home("grace=8,drain=0");
     let mut holder = Looker::holder(&home.mountpoint.join("file"), MARKER);
     assert_eq!(holder.look(), Looker::EVERY_WAY);
-    let mut late = File::create(home.mountpoint.join("late")).unwrap();
-    late.sync_all().unwrap();
+    let mut writer = Looker::writer(&home.mountpoint.join("late"), "late");
     home.host.kill_now();
-    late.write_all(b"late").unwrap();
+    assert_eq!(writer.look(), "accepted");
     home.signal(Signal::TERM);
     home.is_draining();
     let pulled = home.pull_key();
@@ -110,6 +111,7 @@ fn a_key_that_is_pulled_while_the_mount_ends_leaves_nothing_to_read() {
 #[test]
 fn a_second_signal_ends_at_once_and_loses_nothing() {
     need_mount!();
+    need_python!();
     let (mut home, _late) = home_with_something_pending("grace=inf");
     home.signal(Signal::TERM);
     home.is_draining();
@@ -126,6 +128,7 @@ fn a_second_signal_ends_at_once_and_loses_nothing() {
 #[test]
 fn a_mount_that_is_killed_while_it_ends_is_not_mounted_again() {
     need_mount!();
+    need_python!();
     let (home, _late) = home_with_something_pending("grace=inf");
     home.signal(Signal::TERM);
     home.is_draining();
@@ -137,6 +140,7 @@ fn a_mount_that_is_killed_while_it_ends_is_not_mounted_again() {
 #[test]
 fn a_mount_that_is_killed_after_the_key_was_pulled_waits_for_the_key() {
     need_mount!();
+    need_python!();
     let (mut home, _late) = home_with_something_pending("grace=60,drain=60");
     home.pull_key();
     eventually("the mount to be gone", Duration::from_secs(5), || !is_mounted(&home.mountpoint));

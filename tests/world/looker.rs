@@ -39,6 +39,17 @@ for _ in sys.stdin:
     print(",".join(name for name, way in ways.items() if way()), flush=True)
 "#;
 
+/// A program that makes a file, and writes to it when it is told to.
+const WRITER: &str = r#"
+import os, sys
+file = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY)
+os.fsync(file)
+print("made", flush=True)
+for _ in sys.stdin:
+    os.write(file, sys.argv[2].encode())
+    print("accepted", flush=True)
+"#;
+
 /// A process that looks, again and again, when it is told to.
 pub(crate) struct Looker {
     child: Child,
@@ -55,6 +66,16 @@ impl Looker {
         let mut command = Command::new("python3");
         command.args(["-c", HOLDER]).arg(file).arg(marker);
         Self::start(command)
+    }
+
+    /// One that has made `file`, and writes `text` to it whenever it is told to look. The test had
+    /// better not hold the file: what it starts closes its copies, and waits for the host.
+    pub(crate) fn writer(file: &Path, text: &str) -> Self {
+        let mut command = Command::new("python3");
+        command.args(["-c", WRITER]).arg(file).arg(text);
+        let mut writer = Self::start(command);
+        assert_eq!(writer.answer(), "made");
+        writer
     }
 
     /// One in another mount namespace, which says what it reads in `file`.
