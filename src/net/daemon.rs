@@ -117,7 +117,7 @@ pub fn raise_file_limit() {
     }
 }
 
-/// If this process crashes, what is in its memory is not written to a disk: keys, and what was read.
+/// When this process crashes, what is in its memory (keys, what was read) is not written to a disk.
 /// Other processes of the same user cannot look at it either; root can.
 pub fn leave_no_core() {
     let no_core = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
