@@ -15,7 +15,7 @@ use p2pfs::wire::relay::{RELAY_HEADER_BYTES, RelayId, data_header, data_id};
 use p2pfs::wire::rendezvous::{MatchId, Relayed};
 use tokio::sync::mpsc;
 
-/// The largest datagram that is put on the network, bytes: Ethernet's.
+/// The largest datagram that is forwarded, with its header, bytes: Ethernet's.
 const DATAGRAM_MAX: usize = 1472;
 
 /// The relay.
@@ -117,8 +117,12 @@ impl Relay {
         }
     }
 
-    /// Datagrams of one side, each behind its header.
+    /// Datagrams of one side, each behind its header. What is longer than any of ours is dropped:
+    /// it would fit neither into a message nor onto the network.
     fn forward(&self, id: RelayId, from: Route, run: &mut [u8], stride: usize) {
+        if stride.min(run.len()) > DATAGRAM_MAX {
+            return;
+        }
         let count = run.chunks(stride).count();
         let bytes = run.len().saturating_sub(count * RELAY_HEADER_BYTES);
         let Some((to, id)) = lock(&self.table).route(id, from, bytes, Instant::now()) else {
@@ -178,6 +182,10 @@ impl Relay {
     }
 
     fn hand_over(&self, link: Link, relayed: Relayed) {
+        // what is no message would end the connection of who is to get it
+        if relayed.bytes.len() > RELAYED_BYTES_MAX {
+            return;
+        }
         if let Some(known) = lock(&self.links).get(&link) {
             // a full queue drops, as a network would
             let _ = known.outbox.try_send(relayed);
@@ -192,4 +200,66 @@ impl Relay {
 /// Maps are changed in whole steps, so a panic elsewhere does not spoil them.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use p2pfs::identity::SecretKey;
+    use p2pfs::limits::MTU_MAX;
+    use p2pfs::wire::relay::{Bind, BindKind, RelayGrant, RelayToken};
+
+    const HERE: Place = Place(0);
+
+    fn grant(name: u8) -> RelayGrant {
+        RelayGrant { id: RelayId([name; 8]), token: RelayToken([name; 32]), udp: None }
+    }
+
+    /// A client, 1, and a host, 2, that are introduced; what comes for the host, whose connection
+    /// it is reached over, and where the client is bound.
+    fn introduced() -> (Arc<Relay>, mpsc::Receiver<Relayed>, SocketAddr) {
+        let relay = Relay::new();
+        let at = |name: u8| SocketAddr::from(([203, 0, 113, name], 4000));
+        let [_, host] = [1, 2].map(|name: u8| relay.join(Link(name.into()), at(name).ip()));
+        let side = |name: u8| RelaySide {
+            link: Link(name.into()),
+            key: SecretKey::from_seed([name; 32]).peer_id(),
+            grant: grant(name),
+        };
+        relay.open(MatchId([7; 16]), [side(1), side(2)]);
+        let mut cookie = [0; 16];
+        for expected in [BindKind::Challenge, BindKind::Bound] {
+            let bind = Bind { kind: BindKind::Bind, id: grant(1).id, cookie }.seal(&[1; 32]);
+            let answer =
+                lock(&relay.table).handle_bind(&bind, HERE, at(1), Instant::now()).unwrap();
+            let answer = Bind::open(&answer, &[1; 32]).unwrap();
+            assert_eq!(answer.kind, expected);
+            cookie = answer.cookie;
+        }
+        (relay, host, at(1))
+    }
+
+    #[test]
+    fn a_datagram_that_is_no_message_ends_nobodys_connection() {
+        let (relay, mut host, from) = introduced();
+        let datagram = |length: usize| {
+            let mut datagram = data_header(grant(1).id).to_vec();
+            datagram.resize(length, 0x5a);
+            datagram
+        };
+        for length in [DATAGRAM_MAX + 1, 20_000, 60_000] {
+            relay.handle_batch(HERE, from, &mut datagram(length), length);
+            assert!(host.try_recv().is_err(), "{length} bytes");
+        }
+        let longest = usize::from(MTU_MAX) + RELAY_HEADER_BYTES;
+        let mut many = datagram(longest).repeat(40);
+        relay.handle_batch(HERE, from, &mut many, longest);
+        let mut bytes = 0;
+        while let Ok(relayed) = host.try_recv() {
+            assert!(relayed.bytes.len() <= RELAYED_BYTES_MAX);
+            assert!(p2pfs::wire::rendezvous::frame(&relayed).is_ok());
+            bytes += relayed.bytes.len();
+        }
+        assert_eq!(bytes, 40 * usize::from(MTU_MAX));
+    }
 }
