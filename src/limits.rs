@@ -35,6 +35,9 @@ pub const CALL_LANES: usize = 4;
 pub const LOG_ENTRIES_UNAPPLIED_MAX: usize = 1024;
 /// Write data of one session that is not yet applied, bytes: twice what 1 Gbit/s holds in 100 ms.
 pub const LOG_BYTES_UNAPPLIED_MAX: usize = 32 << 20;
+/// Acknowledgements that wait for a client to read them; it sends no more entries until then. Two
+/// for each entry that it may have under way.
+pub const ACKS_UNSENT_MAX: usize = 2 * LOG_ENTRIES_UNAPPLIED_MAX;
 /// Redo-log entries of one session that are not yet on the host's disk: two seconds of creations
 /// beyond what the host lets gather before it syncs.
 pub const LOG_ENTRIES_UNSTABLE_MAX: usize = 8192;
@@ -48,6 +51,8 @@ pub const CALLER_GROUPS_MAX: usize = 64;
 pub const LEASES_MAX: usize = 65_536;
 /// Locks of one session.
 pub const LOCKS_MAX: usize = 4096;
+/// Notices that wait for a client to read them; it asks for no more locks until then.
+pub const NOTICES_UNSENT_MAX: usize = 2 * LOCKS_MAX;
 /// Leases or locks in one message.
 pub const LEASE_BATCH_MAX: usize = 256;
 /// Open files of one session.
@@ -55,8 +60,18 @@ pub const HANDLES_MAX: usize = 65_536;
 /// Matches of one key that a host looks for a path of at once: its mounts, and what they left
 /// behind; a server may say more.
 pub const PATHLESS_PER_KEY_MAX: usize = 16;
+/// Matches of one key that a host keeps while no session is connected over them: all its sessions
+/// may be away and come back at once.
+pub const MATCHES_PER_KEY_MAX: usize = 2 * SESSIONS_PER_KEY_MAX;
 /// Connections of one match that have not identified themselves yet: one that dies leaves another.
 pub const KNOCKS_MAX: usize = 4;
+/// Connections of one key that have not identified themselves yet: all its sessions may come back
+/// at once.
+pub const KNOCKS_PER_KEY_MAX: usize = 2 * SESSIONS_PER_KEY_MAX;
+/// Connections of one host that have not identified themselves yet, at [`KNOCK_BYTES_MAX`] each.
+pub const KNOCKS_TOTAL_MAX: usize = 4 * SESSIONS_MAX;
+/// Matches and moves that the network side was told of and has not looked at yet.
+pub const COMMANDS_WAITING_MAX: usize = 64;
 /// What a connection may send before it is approved, bytes: request 21, and the first calls behind
 /// it.
 pub const KNOCK_BYTES_MAX: u32 = 64 << 10;
@@ -91,8 +106,28 @@ pub const SEALED_BYTES_MAX: usize = 4096;
 pub const FIRST_FLIGHT_BYTES_MAX: usize = 1472;
 /// Hosts and clients that a server holds.
 pub const SERVER_PEERS_MAX: usize = 65_536;
+/// Of those, how many may come from one IPv4 address or one IPv6 network of 64 bits: a large office
+/// behind one NAT.
+pub const SERVER_PEERS_PER_ADDRESS_MAX: usize = 1024;
+/// Of those, how many may come from the IPv6 networks of one site (48 bits).
+pub const SERVER_PEERS_PER_SITE_MAX: usize = 4096;
+/// Of those, how many may have one key: four times the sessions that it may have with a host, for
+/// what broken connections leave behind for a minute.
+pub const SERVER_PEERS_PER_KEY_MAX: usize = 4 * SESSIONS_PER_KEY_MAX;
 /// Blinded MACs that one host may register: one for each recorded key.
 pub const INDICES_MAX: usize = KEYS_MAX;
+/// Blinded MACs of one host's key at a server: those that it has given up a moment ago too.
+pub const SERVER_INDICES_PER_KEY_MAX: usize = 2 * INDICES_MAX;
+/// Blinded MACs that a server holds: about 100 MB.
+pub const SERVER_INDICES_MAX: usize = 1 << 20;
+/// Of those, how many may come from one IPv4 address or one IPv6 network of 64 bits: 64 hosts with
+/// all the keys that they can have, a thousand with what a large household has.
+pub const SERVER_INDICES_PER_ADDRESS_MAX: usize = SERVER_INDICES_MAX / 16;
+/// Of those, how many may come from the IPv6 networks of one site (48 bits).
+pub const SERVER_INDICES_PER_SITE_MAX: usize = SERVER_INDICES_MAX / 4;
+/// Clients that a host was asked about and has not answered for; it is asked about the next ones
+/// then.
+pub const ASKS_UNANSWERED_MAX: usize = 32;
 
 /// Between probes to the same candidate while punching.
 pub const PROBE_INTERVAL: Duration = Duration::from_millis(50);

@@ -30,6 +30,8 @@ struct Shared<K> {
     inner: Mutex<Inner<K>>,
     /// The stream has not taken everything at once, or nobody sends any more.
     rest: Notify,
+    /// The stream has taken something, or is gone.
+    taken: Notify,
     senders: AtomicUsize,
 }
 
@@ -57,7 +59,8 @@ impl<K: Send + 'static> Outbox<K> {
         let inner =
             Inner { stream: None, chunks: VecDeque::new(), frames: VecDeque::new(), ended: false };
         let (inner, senders) = (Mutex::new(inner), AtomicUsize::new(1));
-        Self { shared: Arc::new(Shared { inner, rest: Notify::new(), senders }) }
+        let (rest, taken) = (Notify::new(), Notify::new());
+        Self { shared: Arc::new(Shared { inner, rest, taken, senders }) }
     }
 
     /// Everything goes to `stream`, in a task as far as the stream makes it wait. The stream ends
@@ -67,7 +70,12 @@ impl<K: Send + 'static> Outbox<K> {
         let shared = Arc::clone(&self.shared);
         tokio::spawn(async move {
             loop {
-                if let Err(error) = poll_fn(|context| shared.lock().poll_flush(context)).await {
+                let flushed = poll_fn(|context| {
+                    let flushed = shared.lock().poll_flush(context);
+                    shared.taken.notify_waiters();
+                    flushed
+                });
+                if let Err(error) = flushed.await {
                     return tracing::debug!(%error, "a lane ended");
                 }
                 if shared.senders.load(Ordering::Acquire) == 0 {
@@ -76,6 +84,24 @@ impl<K: Send + 'static> Outbox<K> {
                 shared.rest.notified().await;
             }
         });
+    }
+
+    /// Whether fewer than `most` frames wait for the stream.
+    pub(crate) fn has_room(&self, most: usize) -> bool {
+        self.shared.lock().frames.len() < most
+    }
+
+    /// Waits for that, or until the stream is gone.
+    pub(crate) async fn room(&self, most: usize) {
+        while !self.has_room(most) {
+            let mut taken = pin!(self.shared.taken.notified());
+            taken.as_mut().enable();
+            // it may have been between the look and the ear
+            if self.has_room(most) {
+                return;
+            }
+            taken.await;
+        }
     }
 
     /// Puts a frame behind all others. In vain if the stream is gone.

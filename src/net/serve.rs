@@ -4,10 +4,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
 
 use crate::id::{Epoch, Seq};
 use crate::identity::PeerId;
+use crate::net::outbox::Outbox;
 use crate::proto::PeerMisbehaved;
 use crate::proto::redo::execute::How;
 use crate::proto::redo::record::{Header, Recovered};
@@ -175,11 +175,13 @@ pub trait Export: Send + Sync {
 
 /// The way to a session's client for what it is told unasked.
 #[derive(Clone, Debug)]
-pub struct Notices(pub(crate) mpsc::UnboundedSender<Notice>);
+pub struct Notices(pub(crate) Outbox);
 
 impl Notices {
     /// Tells; in vain if the connection is gone.
     pub fn send(&self, notice: Notice) {
-        let _ = self.0.send(notice);
+        if let Err((error, ())) = self.0.put(&notice, Bytes::new(), ()) {
+            tracing::error!(%error, "a notice that is no message");
+        }
     }
 }

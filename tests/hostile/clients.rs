@@ -13,7 +13,7 @@ use p2pfs::proto::path::Wanted;
 use p2pfs::usb::{self, OpenedKey};
 use p2pfs::wire::call::{Access, Ask, Call, Reply, XattrName};
 use p2pfs::wire::codec::{decode, encode};
-use p2pfs::wire::lease::LeaseRequest;
+use p2pfs::wire::lease::{LeaseRequest, Lock, LockFamily, LockKind};
 use p2pfs::wire::log::{
     AttrChange, Change, LogEntry, Mutation, NodeRef, Occupant, Opening, Promise, RenameMode, Sent,
     SetTime,
@@ -34,6 +34,10 @@ const NAME: &str = "a name that nobody may know";
 const ANSWERS: Duration = Duration::from_millis(700);
 /// What a host may grow by, KiB, whatever an unauthorised key does.
 const HOST_KIB_MAX: u64 = 48 << 10;
+/// What a host with room for it would take of who does not listen, bytes: twice a stream's window.
+const UNHEARD_BYTES: usize = 40 << 20;
+/// Nothing more is taken.
+const STALL: Duration = Duration::from_secs(2);
 /// Connections that a client tries at once.
 const CONNECTIONS: usize = 40;
 
@@ -80,6 +84,58 @@ fn a_key_that_nobody_has_authorised_gets_no_byte_however_it_asks() {
     assert!(heard.is_empty(), "{} bytes came: {:?}", heard.len(), String::from_utf8_lossy(&heard));
     home.world.hostd(&["keys", "authorise", &home.key.id]).ok();
     assert_eq!(home.world.status(crate::world::Side::Host)["sessions"], serde_json::json!([]));
+}
+
+#[test]
+fn who_reads_no_answer_is_not_listened_to_any_more() {
+    let home = Home::on_loopback();
+    let key = usb::open_key(&home.key.dir, None).unwrap();
+    let host = home.host.pid();
+    let change = Change::new(Mutation::Unlink {
+        parent: NodeId::ROOT.into(),
+        name: Name::new("nothing").unwrap(),
+        occupant: Occupant::Any,
+    });
+    let (promise, sent) = (Promise::Awaited, Sent::First);
+    let entry = LogEntry { seq: Seq(1), after: Vec::new(), promise, sent, change };
+    let lock = Lock {
+        node: NodeId::ROOT,
+        handle: HandleId(7),
+        family: LockFamily::Range,
+        owner: 1,
+        kind: LockKind::Shared,
+        start: 0,
+        end: 9,
+    };
+    let test = LeaseRequest::TestLock { request: RequestId(1), lock };
+    for (what, kind, said) in [
+        ("entries", StreamKind::Log, frame(&entry, &[])),
+        ("locks", StreamKind::Lease, frame(&test, &[])),
+    ] {
+        let memory = Memory::of(host);
+        let poured = runtime().block_on(async {
+            let mut peer = Peer::client(&key.contents);
+            let at = tokio::time::timeout(Duration::from_secs(20), peer.meet()).await.unwrap();
+            let deaf = peer.dial_deaf(&key.contents, at).await;
+            let verdict = ask(&deaf, &[&[0], &*request(&key)].concat()).await;
+            assert!(matches!(decode::<Verdict>(&verdict[8..]), Ok(Verdict::Approved(_))));
+            let (mut send, _receive) = deaf.open_bi().await.unwrap();
+            send.write_all(&[kind.to_byte()]).await.unwrap();
+            let many = said.repeat(1000);
+            let mut poured = 0;
+            while poured < UNHEARD_BYTES
+                && let Ok(written) = tokio::time::timeout(STALL, send.write_all(&many)).await
+            {
+                written.unwrap();
+                poured += many.len();
+            }
+            deaf.close(0_u32.into(), b"");
+            poured
+        });
+        println!("{poured} bytes of {what} were taken");
+        assert!(poured < UNHEARD_BYTES);
+        memory.grown(host, what, 2 * HOST_KIB_MAX);
+    }
 }
 
 #[test]

@@ -7,15 +7,14 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use quinn::{Connection, RecvStream, SendStream};
-use serde::Serialize;
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 use crate::id::{Epoch, HostRun, Seq, SessionId};
 use crate::identity::PeerId;
-use crate::limits::LEASE_TERM;
+use crate::limits::{ACKS_UNSENT_MAX, LEASE_TERM, NOTICES_UNSENT_MAX};
 use crate::net::direct::directly;
 use crate::net::endpoint::Auth;
 use crate::net::host::connection::close;
@@ -276,6 +275,13 @@ impl HostSession {
     ) -> Result<(), ReceiveError> {
         self.open_acks(connection, send);
         loop {
+            // Who does not read what became of the entries may send no more
+            if let Some(acks) = self.crowded_acks() {
+                tokio::select! {
+                    () = acks.room(ACKS_UNSENT_MAX) => {}
+                    _ = connection.closed() => return Ok(()),
+                }
+            }
             let (entry, body) = match stream::receive::<LogEntry>(&mut receive).await {
                 Ok(entry) => entry,
                 Err(ReceiveError::Ended) => return Ok(()),
@@ -300,7 +306,7 @@ impl HostSession {
         send: SendStream,
         mut receive: RecvStream,
     ) -> Result<(), ReceiveError> {
-        let (notices, out) = mpsc::unbounded_channel();
+        let notices = Outbox::new();
         let standing = {
             let state = self.lock();
             if state.connection.stable_id() != connection.stable_id() {
@@ -309,10 +315,13 @@ impl HostSession {
             state.connections > 1
         };
         let term_ms = u32::try_from(LEASE_TERM.as_millis()).unwrap_or(u32::MAX);
-        let _ = notices.send(Notice::Run { run, term_ms, standing });
-        tokio::spawn(write_all(send, out));
-        self.authorised.export.attend_locks(Notices(notices));
+        notices.open(send);
+        let notices = Notices(notices);
+        notices.send(Notice::Run { run, term_ms, standing });
+        self.authorised.export.attend_locks(notices.clone());
         loop {
+            // Who does not read the answers may ask no more
+            notices.0.room(NOTICES_UNSENT_MAX).await;
             let request = match stream::receive::<LeaseRequest>(&mut receive).await {
                 Ok((request, _)) => request,
                 Err(ReceiveError::Ended) => return Ok(()),
@@ -372,6 +381,12 @@ impl HostSession {
             state.acks_open = true;
             state.acks.open(send);
         }
+    }
+
+    /// The acknowledgements, if too many of them wait for the client to read them.
+    fn crowded_acks(&self) -> Option<Outbox> {
+        let acks = &self.lock().acks;
+        (!acks.has_room(ACKS_UNSENT_MAX)).then(|| acks.clone())
     }
 
     /// Changes the applier and does what it says.
@@ -513,22 +528,6 @@ async fn wake(session: Weak<HostSession>, at: Instant) {
     if let Some(session) = session.upgrade() {
         session.lock().timer = false;
         session.change(|applier| applier.handle_timeout(Instant::now()));
-    }
-}
-
-/// Sends acknowledgements or notices, as many at once as there are.
-async fn write_all<T: Serialize>(mut send: SendStream, mut all: mpsc::UnboundedReceiver<T>) {
-    let mut batch = Vec::new();
-    while all.recv_many(&mut batch, 256).await > 0 {
-        let mut buffer = BytesMut::new();
-        for one in batch.drain(..) {
-            if stream::put_header(&mut buffer, &one, 0).is_err() {
-                return;
-            }
-        }
-        if send.write_chunk(buffer.freeze()).await.is_err() {
-            return;
-        }
     }
 }
 
