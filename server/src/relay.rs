@@ -18,6 +18,10 @@ use tokio::sync::mpsc;
 /// The largest datagram that is forwarded, with its header, bytes: Ethernet's.
 const DATAGRAM_MAX: usize = 1472;
 
+/// The shortest of several datagrams in one message, bytes: on the network they then cost at most
+/// twice what is paid for. QUIC sends long ones together.
+const SEGMENT_MIN: u16 = 64;
+
 /// The relay.
 #[derive(Debug)]
 pub(crate) struct Relay {
@@ -151,9 +155,13 @@ impl Relay {
         }
     }
 
-    /// Datagrams that came over a registration.
+    /// Datagrams that came over a registration. Many tiny ones are dropped: what is paid for is
+    /// less than what they cost on the network.
     pub(crate) fn handle_relayed(&self, link: Link, relayed: Relayed) {
         let Relayed { relay, segment, bytes } = relayed;
+        if (1..SEGMENT_MIN).contains(&segment) && bytes.len() > usize::from(segment) {
+            return;
+        }
         let routed = lock(&self.table).route(relay, Route::Tls(link), bytes.len(), Instant::now());
         let Some((to, relay)) = routed else { return };
         match to {
@@ -261,5 +269,20 @@ mod tests {
             bytes += relayed.bytes.len();
         }
         assert_eq!(bytes, 40 * usize::from(MTU_MAX));
+    }
+
+    #[test]
+    fn a_message_of_tiny_datagrams_is_forwarded_to_nobody() {
+        let (relay, _host, _from) = introduced();
+        let say = |segment, length: usize| {
+            let before = relay.stats().1;
+            let bytes = vec![0x5a; length];
+            relay.handle_relayed(Link(2), Relayed { relay: grant(2).id, segment, bytes });
+            relay.stats().1 - before
+        };
+        assert_eq!(say(1, 15_000), 0);
+        assert_eq!(say(SEGMENT_MIN - 1, 15_000), 0);
+        assert_eq!(say(1200, 15_000), 15_000);
+        assert_eq!([say(0, 9), say(9, 9)], [9, 9]);
     }
 }

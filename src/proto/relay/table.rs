@@ -38,7 +38,10 @@ pub struct Table {
     secret: Hidden,
     began: Instant,
     sides: BTreeMap<RelayId, Side>,
-    matches: BTreeMap<MatchId, [RelayId; 2]>,
+    /// With the client's place among [`Self::clients`].
+    matches: BTreeMap<MatchId, ([RelayId; 2], PeerId, u64)>,
+    /// Sides by the registration that they may be reached over.
+    links: BTreeSet<(Link, RelayId)>,
     /// Matches by client and age, so that the oldest goes first.
     clients: BTreeSet<(PeerId, u64, MatchId)>,
     keys: BTreeMap<PeerId, Bucket>,
@@ -76,6 +79,7 @@ impl Table {
             began: now,
             sides: BTreeMap::new(),
             matches: BTreeMap::new(),
+            links: BTreeSet::new(),
             clients: BTreeSet::new(),
             keys: BTreeMap::new(),
             addresses: BTreeMap::new(),
@@ -94,6 +98,8 @@ impl Table {
         addresses: [IpAddr; 2],
         now: Instant,
     ) {
+        // where nobody binds this is when time passes
+        self.handle_timeout(now);
         if self.matches.len() >= SERVER_PEERS_MAX {
             return;
         }
@@ -111,10 +117,11 @@ impl Table {
                 heard: now,
                 carried: false,
             };
+            self.links.insert((side.link, side.grant.id));
             self.sides.insert(side.grant.id, new);
         }
-        self.matches.insert(match_id, ids);
         self.opened += 1;
+        self.matches.insert(match_id, (ids, client, self.opened));
         self.clients.insert((client, self.opened, match_id));
         let from = (client, 0, MatchId([0; 16]));
         let to = (client, u64::MAX, MatchId([0xff; 16]));
@@ -126,17 +133,27 @@ impl Table {
 
     /// A match is over.
     pub fn close(&mut self, match_id: MatchId) {
-        for id in self.matches.remove(&match_id).into_iter().flatten() {
-            self.sides.remove(&id);
+        let Some((ids, client, number)) = self.matches.remove(&match_id) else {
+            return;
+        };
+        for id in ids {
+            if let Some(link) = self.sides.remove(&id).and_then(|side| side.link) {
+                self.links.remove(&(link, id));
+            }
         }
-        self.clients.retain(|(.., id)| *id != match_id);
+        self.clients.remove(&(client, number, match_id));
     }
 
     /// A registration is gone: its sides are reached by UDP or not at all.
     pub fn handle_disconnected(&mut self, link: Link, now: Instant) {
-        for side in self.sides.values_mut().filter(|side| side.link == Some(link)) {
-            side.link = None;
-            side.heard = now;
+        let all = (link, RelayId([0; 8]))..=(link, RelayId([0xff; 8]));
+        let ids: Vec<_> = self.links.range(all).copied().collect();
+        for (link, id) in ids {
+            self.links.remove(&(link, id));
+            if let Some(side) = self.sides.get_mut(&id) {
+                side.link = None;
+                side.heard = now;
+            }
         }
     }
 
@@ -211,7 +228,7 @@ impl Table {
 
     /// How many matches were relayed and are still kept, and the bytes of all there ever were.
     pub fn stats(&self) -> (usize, u64) {
-        let carried = |ids: &&[RelayId; 2]| {
+        let carried = |(ids, ..): &&([RelayId; 2], PeerId, u64)| {
             ids.iter().any(|id| self.sides.get(id).is_some_and(|side| side.carried))
         };
         (self.matches.values().filter(carried).count(), self.bytes)
@@ -230,7 +247,7 @@ impl Table {
         let over: Vec<_> = self
             .matches
             .iter()
-            .filter(|(_, ids)| !ids.iter().all(alive))
+            .filter(|(_, (ids, ..))| !ids.iter().all(alive))
             .map(|(match_id, _)| *match_id)
             .collect();
         over.into_iter().for_each(|match_id| self.close(match_id));
@@ -386,6 +403,7 @@ mod tests {
         table.handle_disconnected(Link(1), later);
         table.handle_timeout(later + RELAY_LIFE + SWEEP);
         assert!(table.matches.is_empty() && table.sides.is_empty() && table.clients.is_empty());
+        assert!(table.links.is_empty());
         for number in 0..100 {
             let side = |name: u8| RelaySide {
                 link: Link(u64::from(name)),
@@ -397,5 +415,17 @@ mod tests {
         }
         assert_eq!(table.matches.len(), RELAYS_PER_CLIENT_MAX);
         assert_eq!(table.sides.len(), 2 * RELAYS_PER_CLIENT_MAX);
+        assert_eq!(table.links.len(), table.sides.len());
+        // where nobody binds, the next match is when what is over is noticed
+        table.handle_disconnected(Link(1), later);
+        let much_later = later + (RELAY_LIFE + SWEEP) * 2;
+        let side = |name: u8| RelaySide {
+            link: Link(u64::from(name)),
+            key: SecretKey::from_seed([name; 32]).peer_id(),
+            grant: grant(name),
+        };
+        let addresses = [address(5).ip(), address(6).ip()];
+        table.open(MatchId([200; 16]), [side(5), side(6)], addresses, much_later);
+        assert_eq!((table.matches.len(), table.links.len()), (1, 2));
     }
 }
