@@ -17,7 +17,8 @@ pub(super) fn candidates(peer: &Routing, own: &Routing, order: Order) -> Candida
     let tcp_at_once = peer.udp_public.is_none() || own.udp_public.is_none();
     let mut found = Candidates { tcp_at_once, ..Candidates::default() };
     let udp = peer.udp_public.iter().chain(&peer.udp_private);
-    for (place, address) in udp.copied().enumerate().filter(|(_, address)| may.try_it(*address)) {
+    let udp = udp.map(canonical).enumerate();
+    for (place, address) in udp.filter(|(_, address)| may.try_it(*address)) {
         let is_public = place == 0 && peer.udp_public.is_some();
         let rung = match order {
             Order::UdpFirst | Order::TcpFirst if is_public => Rung::UdpPublic,
@@ -25,10 +26,10 @@ pub(super) fn candidates(peer: &Routing, own: &Routing, order: Order) -> Candida
         };
         push(&mut found.udp, address, rung);
     }
-    for address in peer.tcp_private.iter().copied().filter(|address| may.try_it(*address)) {
+    for address in peer.tcp_private.iter().map(canonical).filter(|address| may.try_it(*address)) {
         push(&mut found.tcp, address, Rung::TcpPrivate);
     }
-    for address in peer.tcp_public.into_iter().filter(|address| may.try_it(*address)) {
+    for address in peer.tcp_public.iter().map(canonical).filter(|address| may.try_it(*address)) {
         push(&mut found.tcp, address, Rung::TcpPublic);
     }
     found
@@ -46,6 +47,11 @@ fn push(all: &mut Vec<(SocketAddr, Rung)>, address: SocketAddr, rung: Rung) {
     if all.iter().all(|(known, _)| *known != address) {
         all.push((address, rung));
     }
+}
+
+/// An IPv4 address as such, also where it is written as an IPv6 one: the socket takes either.
+fn canonical(address: &SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 struct Rules<'a> {
@@ -128,5 +134,36 @@ mod tests {
         let found = candidates(&behind_one_nat, &own, Order::Auto);
         assert!(found.udp.contains(&(address("10.1.0.2:3"), Rung::UdpPrivate)));
         assert_eq!(found.udp.len(), 2);
+    }
+    #[test]
+    fn no_other_spelling_of_an_address_passes_the_rules() {
+        let own = Routing {
+            udp_private: vec![address("10.2.0.2:1")],
+            udp_public: Some(address("203.0.113.20:1")),
+            ..Routing::default()
+        };
+        let mapped = [
+            "127.0.0.1",
+            "10.1.0.2",
+            "169.254.169.254",
+            "224.0.0.1",
+            "255.255.255.255",
+            "0.0.0.0",
+            "10.2.0.9",
+        ];
+        let mapped: Vec<_> =
+            mapped.map(|ip| address(&format!("[::ffff:{ip}]:3"))).into_iter().collect();
+        let peer = Routing {
+            tcp_private: mapped.clone(),
+            tcp_public: Some(address("[::ffff:127.0.0.1]:9")),
+            udp_public: Some(address("[::ffff:203.0.113.10]:3")),
+            udp_private: mapped,
+            ..Routing::default()
+        };
+        let found = candidates(&peer, &own, Order::Auto);
+        let near = address("10.2.0.9:3");
+        let udp = [(address("203.0.113.10:3"), Rung::UdpPublic), (near, Rung::UdpPrivate)];
+        assert_eq!(found.udp, udp);
+        assert_eq!(found.tcp, [(near, Rung::TcpPrivate)]);
     }
 }
