@@ -1,30 +1,38 @@
 //! Under which name others reach us.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use crate::cli::PublicName;
+
+/// A documentation address (RFC 5737): whatever lies beyond the default route.
+const FAR_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+/// The same of IPv6 (RFC 3849).
+const FAR_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
 
 /// What the server's address carries: what the owner said, or where we listen, or, for a wildcard,
 /// the machine's own address.
 pub(crate) fn address(public: Option<&PublicName>, listen: SocketAddr) -> (String, u16) {
     match public {
         Some(name) => (name.host.clone(), name.port.unwrap_or_else(|| listen.port())),
-        None if listen.ip().is_unspecified() => (own_address().to_string(), listen.port()),
+        None if listen.ip().is_unspecified() => {
+            (own_address(listen.is_ipv6()).to_string(), listen.port())
+        }
         None => (listen.ip().to_string(), listen.port()),
     }
 }
 
-fn own_address() -> IpAddr {
-    outgoing()
+/// The machine's own: of IPv4, which `[::]` takes too, or else, where we listen on IPv6, of that.
+fn own_address(ipv6: bool) -> IpAddr {
+    outgoing(Ipv4Addr::UNSPECIFIED.into(), FAR_V4.into())
         .or_else(|| first_local(&std::fs::read_to_string("/proc/net/fib_trie").ok()?))
+        .or_else(|| ipv6.then(|| outgoing(Ipv6Addr::UNSPECIFIED.into(), FAR_V6.into()))?)
         .unwrap_or_else(|| Ipv4Addr::LOCALHOST.into())
 }
 
 /// The address that we would send from; nothing is sent.
-fn outgoing() -> Option<IpAddr> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
-    // a documentation address (RFC 5737): whatever lies beyond the default route
-    socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).ok()?;
+fn outgoing(any: IpAddr, far: IpAddr) -> Option<IpAddr> {
+    let socket = UdpSocket::bind((any, 0)).ok()?;
+    socket.connect((far, 9)).ok()?;
     let own = socket.local_addr().ok()?.ip();
     (!own.is_loopback() && !own.is_unspecified()).then_some(own)
 }
