@@ -10,10 +10,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::failure::{Code, Failure};
+use crate::limits::COMMANDS_WAITING_MAX;
 use crate::net::congestion::PathEpoch;
 use crate::net::direct::DirectRuntime;
 use crate::net::pathmux::PathMux;
@@ -33,7 +34,9 @@ pub struct Endpoint {
     /// QUIC over the paths; peers have [`Virtual`] addresses.
     pub quic: quinn::Endpoint,
     mux: Arc<PathMux>,
+    /// What peers and servers decide the rate of comes in turns.
     commands: mpsc::UnboundedSender<Command>,
+    turns: Arc<Semaphore>,
     routing: watch::Receiver<Routing>,
     driver: JoinHandle<()>,
 }
@@ -145,10 +148,22 @@ fn tried_json(tried: &[Tried]) -> Value {
 enum Command {
     Stun(Vec<SocketAddr>),
     InUse(bool),
-    Meet { meet: Box<Meet>, peer: Virtual, events: mpsc::UnboundedSender<PathEvent> },
+    Meet {
+        meet: Box<Meet>,
+        peer: Virtual,
+        events: mpsc::UnboundedSender<PathEvent>,
+    },
     Moved(MatchId, Public),
     Authenticated(Virtual),
     Remove(Virtual),
+    /// What came before has been looked at.
+    Turn(Turn),
+}
+
+/// A place among the commands that wait.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    _place: OwnedSemaphorePermit,
 }
 
 impl Endpoint {
@@ -182,7 +197,8 @@ impl Endpoint {
         let (commands, commands_in) = mpsc::unbounded_channel();
         let driver = Driver::new(Arc::clone(&mux), quic.clone(), routing);
         let driver = tokio::spawn(driver.run(controls, commands_in));
-        Ok(Self { quic, mux, commands, routing: routing_out, driver })
+        let turns = Arc::new(Semaphore::new(COMMANDS_WAITING_MAX));
+        Ok(Self { quic, mux, commands, turns, routing: routing_out, driver })
     }
 
     /// Where we are, as far as we know; kept up to date.
@@ -219,9 +235,25 @@ impl Endpoint {
         self.mux.add_peer_with(first)
     }
 
-    /// The server sees the peer of a match elsewhere.
+    /// Waits until few enough commands wait for one more match.
+    pub(crate) async fn turn(&self) -> Option<Turn> {
+        // it is never closed
+        Arc::clone(&self.turns).acquire_owned().await.ok().map(|place| Turn { _place: place })
+    }
+
+    /// What was said since [`Self::turn`] is what the turn was for.
+    pub(crate) fn end_turn(&self, turn: Option<Turn>) {
+        let _ = turn.map(|turn| self.commands.send(Command::Turn(turn)));
+    }
+
+    /// The server sees the peer of a match elsewhere; in vain while too much else is to be done.
     pub(crate) fn moved(&self, match_id: MatchId, public: Public) {
+        let Ok(place) = Arc::clone(&self.turns).try_acquire_owned() else {
+            tracing::debug!("peers move too often");
+            return;
+        };
         let _ = self.commands.send(Command::Moved(match_id, public));
+        self.end_turn(Some(Turn { _place: place }));
     }
 
     /// The host has approved the client.

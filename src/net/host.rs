@@ -2,39 +2,38 @@
 
 mod connection;
 mod lane;
+mod matches;
 mod session;
 mod work;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::address::ServerAddress;
 use crate::failure::Failure;
 use crate::id::{HostRun, SessionId};
-use crate::identity::{MacAddress, PeerId, SecretKey};
-use crate::limits::{KNOCKS_MAX, PATHLESS_PER_KEY_MAX, SESSION_LINGER};
+use crate::identity::{MacAddress, SecretKey};
+use crate::limits::SESSION_LINGER;
 use crate::net::daemon;
 use crate::net::endpoint::{Endpoint, Meet, PathEvent, PathInfo, path_json};
 use crate::net::nat::routing_json;
-use crate::net::pathmux::Virtual;
 use crate::net::quic;
 use crate::net::rendezvous::{
     Introduction, RecordedKey, Registration, RegistrationConfig, RendezvousEvent, ServerLink, Side,
 };
 use crate::net::serve::{Policy, Review};
-use crate::proto::ladder::Tried;
 use crate::proto::path::{self, Wanted};
 use crate::wire::probe::Role;
-use crate::wire::rendezvous::Routing;
 use crate::wire::session::CloseReason;
 
+use self::matches::{Introduced, Matches};
 use self::session::HostSession;
 use self::work::Work;
 
@@ -88,23 +87,9 @@ struct Shared {
     state: Mutex<HostState>,
 }
 
-#[derive(Default)]
 struct HostState {
-    /// Who was introduced, by the address that quinn knows.
-    peers: HashMap<SocketAddr, Introduced>,
+    matches: Matches,
     sessions: BTreeMap<SessionId, Arc<HostSession>>,
-}
-
-#[derive(Clone)]
-struct Introduced {
-    peer: PeerId,
-    handle: Virtual,
-    routing: Routing,
-    path: Option<PathInfo>,
-    tried: Vec<Tried>,
-    quiet_since: Instant,
-    /// For connections that have not identified themselves yet.
-    knocks: Arc<Semaphore>,
 }
 
 impl Host {
@@ -137,7 +122,10 @@ impl Host {
             auth_wait: config.auth_wait,
             work: if config.reserve { Work::here(&Handle::current()) } else { Work::elsewhere() },
             registrations: Mutex::new(registrations),
-            state: Mutex::default(),
+            state: Mutex::new(HostState {
+                matches: Matches::new(config.auth_wait),
+                sessions: BTreeMap::new(),
+            }),
         });
         let tasks = vec![
             tokio::spawn(Arc::clone(&shared).follow_rendezvous(events)),
@@ -183,6 +171,8 @@ impl Drop for Host {
 impl Shared {
     async fn follow_rendezvous(self: Arc<Self>, mut events: mpsc::Receiver<RendezvousEvent>) {
         while let Some(event) = events.recv().await {
+            // a server that introduces faster than we can look at it waits
+            let turn = self.endpoint.turn().await;
             match event {
                 RendezvousEvent::Connected { .. } => {
                     let all: Vec<SocketAddr> =
@@ -196,6 +186,7 @@ impl Shared {
                 RendezvousEvent::Moved(match_id, public) => self.endpoint.moved(match_id, public),
                 RendezvousEvent::NoMatch => {}
             }
+            self.endpoint.end_turn(turn);
         }
     }
 
@@ -207,23 +198,17 @@ impl Shared {
         let meet = Meet { introduction, link, role, wanted, ask_after, peer: None };
         // what it has said already is looked at when it is known
         let mut state = self.lock();
-        self.make_room(&mut state, peer);
+        let in_use = state.in_use();
+        for over in state.matches.make_room(peer, &in_use) {
+            self.endpoint.remove(over);
+        }
         let (handle, mut events) = self.endpoint.meet(meet);
-        let introduced = Introduced {
-            peer,
-            handle,
-            routing,
-            path: None,
-            tried: Vec::new(),
-            quiet_since: Instant::now(),
-            knocks: Arc::new(Semaphore::new(KNOCKS_MAX)),
-        };
-        state.peers.insert(handle.address(), introduced);
+        state.matches.insert(Introduced::new(peer, handle, routing, Instant::now()));
         drop(state);
         tokio::spawn(async move {
             while let Some(event) = events.recv().await {
                 let mut state = self.lock();
-                let Some(one) = state.peers.get_mut(&handle.address()) else {
+                let Some(one) = state.matches.get_mut(handle.address()) else {
                     break;
                 };
                 match event {
@@ -234,20 +219,8 @@ impl Shared {
                 }
                 one.quiet_since = Instant::now();
             }
-            self.lock().peers.remove(&handle.address());
+            self.lock().matches.remove(handle.address());
         });
-    }
-
-    /// One more match of this key: the one that has found no path for the longest time goes.
-    fn make_room(&self, state: &mut HostState, peer: PeerId) {
-        let pathless = || state.peers.values().filter(|one| one.peer == peer && one.path.is_none());
-        if pathless().count() >= PATHLESS_PER_KEY_MAX
-            && let Some(oldest) = pathless().min_by_key(|one| one.quiet_since)
-        {
-            let handle = oldest.handle;
-            state.peers.remove(&handle.address());
-            self.endpoint.remove(handle);
-        }
     }
 
     /// See [`Host::review`].
@@ -261,6 +234,7 @@ impl Shared {
                     tracing::info!(peer = ?session.peer, ?why, "the rules end a session");
                     let mut state = self.lock();
                     state.sessions.retain(|_, one| !Arc::ptr_eq(one, &session));
+                    state.matches.disapprove(session.peer, Instant::now());
                     drop(state);
                     session.end_for(why);
                 }
@@ -270,16 +244,17 @@ impl Shared {
 
     async fn accept(self: Arc<Self>) {
         while let Some(incoming) = self.endpoint.quic.accept().await {
-            let Some(introduced) = self.lock().peers.get(&incoming.remote_address()).cloned()
-            else {
+            let mut state = self.lock();
+            let Some(introduced) = state.matches.get(incoming.remote_address()).cloned() else {
                 incoming.ignore();
                 continue;
             };
-            let Ok(knock) = Arc::clone(&introduced.knocks).try_acquire_owned() else {
+            let Some(knock) = state.matches.knock(&introduced) else {
                 tracing::debug!(peer = ?introduced.peer, "too many connections at once");
                 incoming.refuse();
                 continue;
             };
+            drop(state);
             tokio::spawn(connection::serve(Arc::clone(&self), incoming, introduced, knock));
         }
     }
@@ -291,7 +266,7 @@ impl Shared {
             tick.tick().await;
             let now = Instant::now();
             let mut in_use = false;
-            let gone: Vec<Virtual> = {
+            let gone = {
                 let mut state = self.lock();
                 state.sessions.retain(|_, session| {
                     in_use |= session.is_connected();
@@ -301,13 +276,11 @@ impl Shared {
                     }
                     stays
                 });
-                let old =
-                    |one: &Introduced| one.path.is_none() && now > one.quiet_since + SESSION_LINGER;
-                state.peers.values().filter(|one| old(one)).map(|one| one.handle).collect()
+                let connected = state.in_use();
+                state.matches.tidy(&connected, now)
             };
             for peer in gone {
                 self.endpoint.remove(peer);
-                self.lock().peers.remove(&peer.address());
             }
             self.endpoint.set_in_use(in_use);
             for registration in self.registrations().iter() {
@@ -336,7 +309,7 @@ impl Shared {
             .sessions
             .values()
             .map(|session| {
-                let peer = session.remote().and_then(|remote| state.peers.get(&remote));
+                let peer = session.remote().and_then(|remote| state.matches.get(remote));
                 let tried = peer.map_or(&[][..], |peer| &peer.tried);
                 let path = path_json(peer.and_then(|peer| peer.path.as_ref()), tried);
                 session.status(path, peer.map(|peer| &peer.routing))
@@ -355,7 +328,7 @@ impl Shared {
     fn path_of(&self, introduced: &Introduced) -> Option<PathInfo> {
         let chosen = {
             let state = self.lock();
-            state.peers.get(&introduced.handle.address()).and_then(|one| one.path.clone())
+            state.matches.get(introduced.handle.address()).and_then(|one| one.path.clone())
         };
         chosen.or_else(|| self.endpoint.first_path(introduced.handle))
     }
@@ -367,6 +340,13 @@ impl Shared {
     /// Maps are changed in whole steps, so a panic elsewhere does not spoil them.
     fn lock(&self) -> MutexGuard<'_, HostState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl HostState {
+    /// The peers that sessions are connected to.
+    fn in_use(&self) -> HashSet<SocketAddr> {
+        self.sessions.values().filter_map(|session| session.remote()).collect()
     }
 }
 

@@ -159,6 +159,7 @@ impl Driver {
                     one.handle_moved(public, &own, now);
                 }
             }
+            Command::Turn(turn) => drop(turn),
             Command::Authenticated(peer) => {
                 for one in self.meetings.values_mut().filter(|one| one.peer == peer) {
                     one.handle_authenticated(now);

@@ -4,15 +4,16 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use quinn::{Connection, ConnectionError, Incoming, RecvStream, SendStream, VarInt};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 
 use crate::id::HostRun;
 use crate::identity::PeerId;
 use crate::limits::{CALLS_IN_FLIGHT_MAX, HANDSHAKE, SESSIONS_MAX, SESSIONS_PER_KEY_MAX};
 use crate::net::endpoint::Auth;
+use crate::net::host::Shared;
 use crate::net::host::lane;
+use crate::net::host::matches::{Introduced, Knock};
 use crate::net::host::session::HostSession;
-use crate::net::host::{Introduced, Shared};
 use crate::net::quic;
 use crate::net::serve::Rights;
 use crate::net::stream::{self, ReceiveError};
@@ -29,7 +30,7 @@ pub(super) async fn serve(
     shared: Arc<Shared>,
     incoming: Incoming,
     introduced: Introduced,
-    knock: OwnedSemaphorePermit,
+    knock: Knock,
 ) {
     let quic = quic::server_on(&shared.quic, shared.endpoint.epoch(introduced.handle));
     let accepted = match incoming.accept_with(quic) {
