@@ -20,6 +20,7 @@
 
 pub mod relay;
 pub mod rendezvous;
+pub mod shares;
 pub mod stun;
 
 /// The peer broke a rule: its session is closed.

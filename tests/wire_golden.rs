@@ -271,6 +271,8 @@ fn messages_from_the_server_have_their_bytes() {
     let branch = Branch::wrap(9, &FromServer::NoMatch).unwrap();
     golden("from_server_branch", &FromServer::Branch(branch));
     golden("from_server_end_branch", &FromServer::EndBranch { branch: 9 });
+    golden("from_server_full", &FromServer::Full { indices: vec![index] });
+    golden("from_server_full_for_all", &FromServer::Full { indices: Vec::new() });
 }
 
 #[test]

@@ -11,6 +11,7 @@ use crate::identity::{PairKey, PeerId};
 use crate::wire::relay::RelayGrant;
 use crate::wire::rendezvous::{FirstFlight, MatchId, Public, Routing, ToServer};
 
+mod asks;
 pub mod client;
 pub mod host;
 pub mod matcher;

@@ -220,6 +220,12 @@ pub enum FromServer {
         /// Which.
         branch: u32,
     },
+    /// There is no room. To a host: for these indices, of which it may try again later. Without
+    /// any: for the registration, whose connection ends.
+    Full {
+        /// The ones that were not registered; at most [`INDICES_PER_MESSAGE`].
+        indices: Vec<BlindedMac>,
+    },
 }
 
 /// One of the server's UDP addresses.
@@ -282,7 +288,9 @@ impl FromServer {
     pub fn is_bounded(&self) -> bool {
         match self {
             Self::Welcome { stun, .. } => stun.len() <= STUN_ADDRESSES_MAX,
-            Self::Taken { indices } => indices.len() <= INDICES_PER_MESSAGE,
+            Self::Taken { indices } | Self::Full { indices } => {
+                indices.len() <= INDICES_PER_MESSAGE
+            }
             Self::Sought { sealed, .. } | Self::Introduced { sealed, .. } => {
                 sealed.bytes.len() <= SEALED_BYTES_MAX
             }

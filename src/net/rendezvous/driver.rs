@@ -241,6 +241,10 @@ impl Driver {
     async fn take(&mut self, message: FromServer, link: &ServerLink) -> Result<(), End> {
         let welcome = match &message {
             FromServer::Welcome { observed, stun } => Some((*observed, stun.clone())),
+            FromServer::Full { indices } if indices.is_empty() => {
+                let why = "it is full, or has too many registrations of this key or this address";
+                return Err(End::Lost(why.to_owned()));
+            }
             _ => None,
         };
         self.machine

@@ -143,6 +143,7 @@ impl ClientSide {
             | FromServer::Relayed(_)
             | FromServer::Branch(_)
             | FromServer::EndBranch { .. } => {}
+            FromServer::Full { indices } if indices.is_empty() => {}
             FromServer::Relay { match_id, grant } => self.grant = Some((match_id, grant)),
             FromServer::Moved { match_id, public } => {
                 self.outputs.push_back(Output::Moved(match_id, public));
@@ -155,7 +156,7 @@ impl ClientSide {
             FromServer::Introduced { match_id, host, public, sealed } => {
                 self.introduce(match_id, host, public, &sealed, now);
             }
-            FromServer::Taken { .. } | FromServer::Sought { .. } => {
+            FromServer::Taken { .. } | FromServer::Full { .. } | FromServer::Sought { .. } => {
                 return Err(PeerMisbehaved::Unasked);
             }
         }

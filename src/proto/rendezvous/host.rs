@@ -6,6 +6,7 @@ use std::time::Instant;
 use crate::identity::{BlindedMac, MacAddress, PeerId};
 use crate::limits::KEYS_MAX;
 use crate::proto::PeerMisbehaved;
+use crate::proto::rendezvous::matcher::REGISTRATION_LIFE;
 use crate::proto::rendezvous::upkeep::{Draw, Due, Upkeep};
 use crate::proto::rendezvous::{Introduction, MAPPING_PATIENCE, Output, RecordedKey};
 use crate::wire::relay::RelayGrant;
@@ -21,6 +22,8 @@ pub struct HostSide {
     keys: BTreeMap<BlindedMac, RecordedKey>,
     routing: Routing,
     registration: Registration,
+    /// Indices that the server has refused, for people.
+    refused: BTreeSet<BlindedMac>,
     upkeep: Upkeep,
     draw: Draw,
     /// Of the introduction that follows.
@@ -34,8 +37,8 @@ enum Registration {
     None,
     /// As soon as our mapping is known, or then.
     Held { until: Instant },
-    /// Sent, and kept up to date.
-    Sent(BTreeSet<BlindedMac>),
+    /// Sent, and kept up to date; what is not is tried again then.
+    Sent { indices: BTreeSet<BlindedMac>, again: Option<Instant> },
 }
 
 impl HostSide {
@@ -46,6 +49,7 @@ impl HostSide {
             keys: BTreeMap::new(),
             routing: Routing::default(),
             registration: Registration::None,
+            refused: BTreeSet::new(),
             upkeep: Upkeep::new(false),
             draw: Draw::new(seed),
             grant: None,
@@ -67,7 +71,7 @@ impl HostSide {
             .map(|key| (key.pair_key.blind(self.mac), key.clone()))
             .collect();
         let old = std::mem::replace(&mut self.keys, keys);
-        if let Registration::Sent(sent) = &mut self.registration {
+        if let Registration::Sent { indices: sent, .. } = &mut self.registration {
             // an index whose key is another now is registered again: somebody may wait for it
             sent.retain(|index| match (old.get(index), self.keys.get(index)) {
                 (Some(old), Some(new)) => old.peer == new.peer,
@@ -98,6 +102,7 @@ impl HostSide {
     pub fn handle_connected(&mut self, now: Instant) {
         self.upkeep.connected(now);
         self.registration = Registration::Held { until: now + MAPPING_PATIENCE };
+        self.refused.clear();
         self.outputs.push_back(Output::Send(ToServer::Hello { role: Role::Host }));
         self.handle_timeout(now);
     }
@@ -131,11 +136,24 @@ impl HostSide {
                 self.outputs.push_back(Output::Confirmed);
             }
             FromServer::Taken { indices } => {
-                tracing::warn!(
-                    count = indices.len(),
-                    "another machine has registered with this host's pair keys: keys paired on \
-                     both cannot be served by this server"
-                );
+                let count = self.refuse(&indices, now);
+                if count > 0 {
+                    tracing::warn!(
+                        count,
+                        "another machine has registered with this host's pair keys: keys paired \
+                         on both cannot be served by this server"
+                    );
+                }
+            }
+            FromServer::Full { indices } => {
+                let count = self.refuse(&indices, now);
+                if count > 0 {
+                    tracing::warn!(
+                        count,
+                        "the server has no room for some of the keys: they are tried again, and \
+                         do not find this host until then"
+                    );
+                }
             }
             FromServer::Sought { match_id, index, client, public, sealed } => {
                 self.answer(match_id, index, client, public, &sealed);
@@ -164,7 +182,13 @@ impl HostSide {
         if let Registration::Held { until } = self.registration
             && (self.routing.udp_public.is_some() || until <= now)
         {
-            self.registration = Registration::Sent(BTreeSet::new());
+            self.registration = Registration::Sent { indices: BTreeSet::new(), again: None };
+            self.register();
+        }
+        if let Registration::Sent { again, .. } = &mut self.registration
+            && again.is_some_and(|at| at <= now)
+        {
+            *again = None;
             self.register();
         }
     }
@@ -176,22 +200,39 @@ impl HostSide {
 
     /// When [`Self::handle_timeout`] wants to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let held = match self.registration {
+        let next = match self.registration {
+            Registration::None => None,
             Registration::Held { until } => Some(until),
-            Registration::None | Registration::Sent(_) => None,
+            Registration::Sent { again, .. } => again,
         };
-        self.upkeep.wake().into_iter().chain(held).min()
+        self.upkeep.wake().into_iter().chain(next).min()
     }
 
     /// Registers what is not registered yet.
     fn register(&mut self) {
-        let Registration::Sent(sent) = &mut self.registration else {
+        let Registration::Sent { indices: sent, .. } = &mut self.registration else {
             return;
         };
         let new: Vec<_> = self.keys.keys().copied().filter(|index| sent.insert(*index)).collect();
         for indices in new.chunks(INDICES_PER_MESSAGE) {
             self.outputs.push_back(Output::Send(ToServer::Register { indices: indices.to_vec() }));
         }
+    }
+
+    /// These are not registered, and are tried again when whoever has them may have gone; tells of
+    /// how many that is news.
+    fn refuse(&mut self, indices: &[BlindedMac], now: Instant) -> usize {
+        let Registration::Sent { indices: sent, again } = &mut self.registration else {
+            return 0;
+        };
+        let mut news = 0;
+        for index in indices {
+            if sent.remove(index) {
+                again.get_or_insert(now + REGISTRATION_LIFE);
+                news += usize::from(self.refused.insert(*index));
+            }
+        }
+        news
     }
 
     fn answer(

@@ -8,10 +8,15 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use crate::identity::{BlindedMac, PeerId};
-use crate::limits::{INDICES_MAX, RELAYS_PER_CLIENT_MAX, SERVER_PEERS_MAX};
+use crate::limits::{
+    INDICES_MAX, RELAYS_PER_CLIENT_MAX, SERVER_PEERS_MAX, SERVER_PEERS_PER_ADDRESS_MAX,
+    SERVER_PEERS_PER_KEY_MAX, SERVER_PEERS_PER_SITE_MAX,
+};
 use crate::proto::PeerMisbehaved;
+use crate::proto::rendezvous::asks::Asks;
 use crate::proto::rendezvous::registry::{Registered, Registry};
 use crate::proto::rendezvous::upkeep::Draw;
+use crate::proto::shares::Shares;
 use crate::wire::relay::{RelayGrant, RelayId, RelayToken};
 use crate::wire::rendezvous::{FromServer, MatchId, Public, Role, Sealed, StunAddress, ToServer};
 
@@ -35,9 +40,9 @@ const BRANCH_COST: u32 = 3;
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub struct Link(pub u64);
 
-/// The server holds as many registrations as it can.
+/// The server holds as many registrations as it can, or as many of one key or one address.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("the server is full")]
+#[error("there are too many registrations, or too many of this key or address")]
 pub struct Full;
 
 /// What to do next.
@@ -88,6 +93,10 @@ pub struct Matcher {
     relays: bool,
     draw: Draw,
     peers: BTreeMap<Link, Peer>,
+    /// What one address has of them.
+    shares: Shares,
+    /// What one key has of them.
+    of_key: BTreeMap<PeerId, usize>,
     registry: Registry,
     /// Clients by what they look for.
     waiting: BTreeSet<(BlindedMac, Link)>,
@@ -96,6 +105,8 @@ pub struct Matcher {
     made: BTreeMap<MatchId, Made>,
     /// Clients that have to hear [`FromServer::NoMatch`].
     unanswered: BTreeSet<(Instant, Link)>,
+    /// Hosts that are to be asked about the next client then.
+    paced: BTreeSet<(Instant, Link)>,
     sweep_at: Option<Instant>,
     introductions: u64,
     outputs: VecDeque<MatcherOutput>,
@@ -119,7 +130,7 @@ struct Peer {
 
 #[derive(Debug)]
 enum RoleState {
-    Host { indices: BTreeSet<BlindedMac>, matches: BTreeSet<MatchId> },
+    Host { indices: BTreeSet<BlindedMac>, asks: Asks },
     Client { seek: Option<Seek> },
 }
 
@@ -134,14 +145,24 @@ struct Made {
 struct Seek {
     index: BlindedMac,
     sealed: Sealed,
-    asked: Option<MatchId>,
+    stage: Stage,
     answer_at: Instant,
+}
+
+/// How far a client's request has come.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Stage {
+    /// No host has its index, or that one has declined.
+    Waits,
+    /// This host is to be asked.
+    Queued(Link),
+    /// A host was asked.
+    Asked(MatchId),
 }
 
 /// A client was named to a host, which has not answered yet.
 #[derive(Debug)]
 struct Match {
-    host: Link,
     client: Link,
     /// What the host was told.
     told: Public,
@@ -158,11 +179,14 @@ impl Matcher {
             relays,
             draw: Draw::new(seed),
             peers: BTreeMap::new(),
-            registry: Registry::default(),
+            shares: Shares::new(SERVER_PEERS_PER_ADDRESS_MAX, SERVER_PEERS_PER_SITE_MAX),
+            of_key: BTreeMap::new(),
+            registry: Registry::new(),
             waiting: BTreeSet::new(),
             matches: BTreeMap::new(),
             made: BTreeMap::new(),
             unanswered: BTreeSet::new(),
+            paced: BTreeSet::new(),
             sweep_at: None,
             introductions: 0,
             outputs: VecDeque::new(),
@@ -181,10 +205,7 @@ impl Matcher {
         observed: SocketAddr,
         now: Instant,
     ) -> Result<(), Full> {
-        if self.peers.len() >= SERVER_PEERS_MAX {
-            return Err(Full);
-        }
-        self.peers.insert(link, Peer::new(key, observed, false, now));
+        self.add(link, Peer::new(key, observed, false, now))?;
         self.sweep_at.get_or_insert(now + SWEEP);
         Ok(())
     }
@@ -201,16 +222,27 @@ impl Matcher {
         trunk: Link,
         now: Instant,
     ) -> Result<(), PeerMisbehaved> {
-        if self.peers.len() >= SERVER_PEERS_MAX {
-            return Err(PeerMisbehaved::TooMany);
-        }
         let peer = self.peer(trunk)?;
         if peer.branch || !matches!(peer.role, Some(RoleState::Client { .. })) {
             return Err(PeerMisbehaved::Sequence);
         }
-        peer.whole_at = peer.charged(BRANCH_COST, now)?;
+        let whole_at = peer.charged(BRANCH_COST, now)?;
         let branch = Peer::new(peer.key, peer.observed, true, now);
-        self.peers.insert(link, branch);
+        self.add(link, branch).map_err(|Full| PeerMisbehaved::TooMany)?;
+        self.peer(trunk)?.whole_at = whole_at;
+        Ok(())
+    }
+
+    fn add(&mut self, link: Link, peer: Peer) -> Result<(), Full> {
+        let of_key = self.of_key.get(&peer.key).copied().unwrap_or_default();
+        if self.peers.len() >= SERVER_PEERS_MAX
+            || of_key >= SERVER_PEERS_PER_KEY_MAX
+            || !self.shares.take(peer.observed.ip())
+        {
+            return Err(Full);
+        }
+        self.of_key.insert(peer.key, of_key + 1);
+        self.peers.insert(link, peer);
         Ok(())
     }
 
@@ -220,12 +252,25 @@ impl Matcher {
         let Some(peer) = self.peers.remove(&link) else {
             return;
         };
-        if let Some(RoleState::Host { indices, matches }) = peer.role {
+        self.shares.give_back(peer.observed.ip());
+        if let Some(of_key) = self.of_key.get_mut(&peer.key) {
+            *of_key -= 1;
+            if *of_key == 0 {
+                self.of_key.remove(&peer.key);
+            }
+        }
+        if let Some(RoleState::Host { indices, asks }) = peer.role {
             for index in indices {
                 self.registry.release(index, link, now);
             }
-            for match_id in matches {
+            let (unanswered, waiting) = asks.into_rest();
+            for match_id in unanswered {
                 self.drop_match(match_id);
+            }
+            for client in waiting {
+                if let Ok(Some(seek)) = self.peer(client).and_then(Peer::wanted) {
+                    seek.stage = Stage::Waits;
+                }
             }
         }
         for match_id in peer.made {
@@ -252,15 +297,15 @@ impl Matcher {
         let whole_at =
             if self.is_answer(link, &message) { peer.whole_at } else { peer.charged(1, now)? };
         match message {
-            ToServer::Hello { role } => self.hello(link, role)?,
+            ToServer::Hello { role } => self.hello(link, role, now)?,
             ToServer::Refresh { number, udp_public } => {
                 self.refresh(link, number, udp_public, now)?;
             }
             ToServer::Register { indices } => self.register(link, &indices, now)?,
             ToServer::Withdraw { indices } => self.withdraw(link, &indices)?,
             ToServer::Seek { index, sealed } => self.seek(link, index, sealed, now)?,
-            ToServer::Accept { match_id, sealed } => self.accept(link, match_id, sealed)?,
-            ToServer::Decline { match_id } => self.decline(link, match_id)?,
+            ToServer::Accept { match_id, sealed } => self.accept(link, match_id, sealed, now)?,
+            ToServer::Decline { match_id } => self.decline(link, match_id, now)?,
             // read on the way here, by the relay and by what splits a connection
             ToServer::Relayed(_) | ToServer::Branch(_) | ToServer::EndBranch { .. } => {}
         }
@@ -277,6 +322,12 @@ impl Matcher {
         {
             self.unanswered.pop_first();
             self.send(link, FromServer::NoMatch);
+        }
+        while let Some((at, host)) = self.paced.first().copied()
+            && at <= now
+        {
+            self.paced.pop_first();
+            self.ask_next(host, now);
         }
         if self.sweep_at.is_some_and(|at| at <= now) {
             self.sweep(now);
@@ -306,8 +357,8 @@ impl Matcher {
 
     /// When [`Self::handle_timeout`] wants to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let unanswered = self.unanswered.first().map(|(at, _)| *at);
-        unanswered.into_iter().chain(self.sweep_at).min()
+        let first = [&self.unanswered, &self.paced].map(|all| all.first().map(|(at, _)| *at));
+        first.into_iter().flatten().chain(self.sweep_at).min()
     }
 
     /// How many there are.
@@ -323,13 +374,13 @@ impl Matcher {
         stats
     }
 
-    fn hello(&mut self, link: Link, role: Role) -> Result<(), PeerMisbehaved> {
+    fn hello(&mut self, link: Link, role: Role, now: Instant) -> Result<(), PeerMisbehaved> {
         let peer = self.peer(link)?;
         if peer.role.is_some() || (peer.branch && role == Role::Host) {
             return Err(PeerMisbehaved::Sequence);
         }
         peer.role = Some(match role {
-            Role::Host => RoleState::Host { indices: BTreeSet::new(), matches: BTreeSet::new() },
+            Role::Host => RoleState::Host { indices: BTreeSet::new(), asks: Asks::new(now) },
             Role::Client => RoleState::Client { seek: None },
         });
         let (observed, stun) = (peer.observed, self.stun.clone());
@@ -378,16 +429,17 @@ impl Matcher {
         now: Instant,
     ) -> Result<(), PeerMisbehaved> {
         let peer = self.peer(link)?;
-        let key = peer.key;
+        let (key, from) = (peer.key, peer.observed.ip());
         let indices = peer.indices()?;
         let more = new.iter().filter(|index| !indices.contains(index)).count();
         if indices.len() + more > INDICES_MAX {
             return Err(PeerMisbehaved::TooMany);
         }
-        let mut taken = Vec::new();
+        let (mut taken, mut full) = (Vec::new(), Vec::new());
         for index in new.iter().copied() {
-            match self.registry.register(index, key, link, now) {
+            match self.registry.register(index, key, (link, from), now) {
                 Registered::Taken => taken.push(index),
+                Registered::Full => full.push(index),
                 Registered::Bound { before } => {
                     if let Some(before) = before
                         && let Ok(indices) = self.peer(before).and_then(Peer::indices)
@@ -399,8 +451,12 @@ impl Matcher {
                 }
             }
         }
+        self.ask_next(link, now);
         if !taken.is_empty() {
             self.send(link, FromServer::Taken { indices: taken });
+        }
+        if !full.is_empty() {
+            self.send(link, FromServer::Full { indices: full });
         }
         Ok(())
     }
@@ -426,11 +482,12 @@ impl Matcher {
         self.peer(link)?.wanted()?;
         self.drop_seek(link);
         let answer_at = now + NO_MATCH_AFTER;
-        *self.peer(link)?.wanted()? = Some(Seek { index, sealed, asked: None, answer_at });
+        *self.peer(link)?.wanted()? = Some(Seek { index, sealed, stage: Stage::Waits, answer_at });
         self.waiting.insert((index, link));
         self.unanswered.insert((answer_at, link));
         if let Some(host) = self.registry.find(index) {
-            self.ask(host, link);
+            self.queue(index, host, link);
+            self.ask_next(host, now);
         }
         Ok(())
     }
@@ -442,43 +499,74 @@ impl Matcher {
             .map(|(_, client)| *client)
             .collect();
         for client in clients {
+            self.queue(index, host, client);
+        }
+    }
+
+    /// A waiting client is to be named to the host that has its index.
+    fn queue(&mut self, index: BlindedMac, host: Link, client: Link) {
+        let Ok(Some(seek)) = self.peer(client).and_then(Peer::wanted) else {
+            return;
+        };
+        let before = std::mem::replace(&mut seek.stage, Stage::Queued(host));
+        self.leave_stage(before, client);
+        if let Ok(asks) = self.peer(host).and_then(Peer::asks) {
+            asks.push(index, client);
+        }
+    }
+
+    fn leave_stage(&mut self, stage: Stage, client: Link) {
+        match stage {
+            Stage::Waits => {}
+            Stage::Queued(host) => {
+                if let Ok(asks) = self.peer(host).and_then(Peer::asks) {
+                    asks.remove(client);
+                }
+            }
+            Stage::Asked(match_id) => {
+                self.refuse_match(match_id);
+            }
+        }
+    }
+
+    /// Asks a host about as many clients as it may be asked about now.
+    fn ask_next(&mut self, host: Link, now: Instant) {
+        while let Ok(asks) = self.peer(host).and_then(Peer::asks) {
+            let Some(client) = asks.next(now) else {
+                if let Some(at) = asks.wake() {
+                    self.paced.insert((at, host));
+                }
+                return;
+            };
             self.ask(host, client);
         }
     }
 
-    /// Names a waiting client to the host that has its index.
+    /// Names a client to the host that has its index, or had it when the client came.
     fn ask(&mut self, host: Link, client: Link) {
         let match_id = MatchId(self.draw.bytes());
-        let Ok(peer) = self.peer(client) else {
+        let Some(peer) = self.peers.get_mut(&client) else {
             return;
         };
         let (key, public) = (peer.key, peer.public);
-        if !matches!(peer.wanted(), Ok(Some(_))) {
-            return;
-        }
-        let grants = self.grants(match_id, client, key, host);
-        let Ok(Some(seek)) = self.peer(client).and_then(Peer::wanted) else {
+        let Ok(Some(seek)) = peer.wanted() else {
             return;
         };
-        let sought = FromServer::Sought {
-            match_id,
-            index: seek.index,
-            client: key,
-            public,
-            sealed: seek.sealed.clone(),
-        };
-        if let Some(before) = seek.asked.replace(match_id) {
-            self.refuse_match(before);
+        let (index, sealed) = (seek.index, seek.sealed.clone());
+        let is_its = self.registry.find(index) == Some(host);
+        seek.stage = if is_its { Stage::Asked(match_id) } else { Stage::Waits };
+        if !is_its {
+            return;
         }
-        let (grant, for_host) = grants.unzip();
-        self.matches.insert(match_id, Match { host, client, told: public, grant });
-        if let Ok(matches) = self.peer(host).and_then(Peer::matches) {
-            matches.insert(match_id);
+        let (grant, for_host) = self.grants(match_id, client, key, host).unzip();
+        self.matches.insert(match_id, Match { client, told: public, grant });
+        if let Ok(asks) = self.peer(host).and_then(Peer::asks) {
+            asks.asked(match_id);
         }
         if let Some(grant) = for_host {
             self.send(host, FromServer::Relay { match_id, grant });
         }
-        self.send(host, sought);
+        self.send(host, FromServer::Sought { match_id, index, client: key, public, sealed });
     }
 
     /// The client's grant and the host's, if there is a relay.
@@ -510,12 +598,13 @@ impl Matcher {
         link: Link,
         match_id: MatchId,
         sealed: Sealed,
+        now: Instant,
     ) -> Result<(), PeerMisbehaved> {
         let peer = self.peer(link)?;
         let (host, public) = (peer.key, peer.public);
         // unknown: the client left while the host was asked
-        if peer.matches()?.contains(&match_id)
-            && let Some(made) = self.forget_match(match_id)
+        if peer.asks()?.answered(match_id)
+            && let Some(made) = self.matches.remove(&match_id)
         {
             self.drop_seek(made.client);
             self.introductions += 1;
@@ -526,6 +615,7 @@ impl Matcher {
             self.send(made.client, introduced);
             self.remember(match_id, link, made.client, made.told);
         }
+        self.ask_next(link, now);
         Ok(())
     }
 
@@ -561,10 +651,16 @@ impl Matcher {
         }
     }
 
-    fn decline(&mut self, link: Link, match_id: MatchId) -> Result<(), PeerMisbehaved> {
-        if self.peer(link)?.matches()?.contains(&match_id) {
+    fn decline(
+        &mut self,
+        link: Link,
+        match_id: MatchId,
+        now: Instant,
+    ) -> Result<(), PeerMisbehaved> {
+        if self.peer(link)?.asks()?.answered(match_id) {
             self.drop_match(match_id);
         }
+        self.ask_next(link, now);
         Ok(())
     }
 
@@ -572,26 +668,18 @@ impl Matcher {
     fn drop_match(&mut self, match_id: MatchId) {
         if let Some(dropped) = self.refuse_match(match_id)
             && let Ok(Some(seek)) = self.peer(dropped.client).and_then(Peer::wanted)
-            && seek.asked == Some(match_id)
+            && seek.stage == Stage::Asked(match_id)
         {
-            seek.asked = None;
+            seek.stage = Stage::Waits;
         }
     }
 
     fn refuse_match(&mut self, match_id: MatchId) -> Option<Match> {
-        let refused = self.forget_match(match_id)?;
+        let refused = self.matches.remove(&match_id)?;
         if self.relays {
             self.outputs.push_back(MatcherOutput::CloseRelay(match_id));
         }
         Some(refused)
-    }
-
-    fn forget_match(&mut self, match_id: MatchId) -> Option<Match> {
-        let forgotten = self.matches.remove(&match_id)?;
-        if let Ok(matches) = self.peer(forgotten.host).and_then(Peer::matches) {
-            matches.remove(&match_id);
-        }
-        Some(forgotten)
     }
 
     /// The client no longer waits.
@@ -602,16 +690,17 @@ impl Matcher {
         };
         self.waiting.remove(&(seek.index, client));
         self.unanswered.remove(&(seek.answer_at, client));
-        if let Some(match_id) = seek.asked {
-            self.refuse_match(match_id);
-        }
+        self.leave_stage(seek.stage, client);
     }
 
     fn is_answer(&self, link: Link, message: &ToServer) -> bool {
         let (ToServer::Accept { match_id, .. } | ToServer::Decline { match_id }) = message else {
             return false;
         };
-        self.matches.get(match_id).is_some_and(|asked| asked.host == link)
+        match self.peers.get(&link).and_then(|peer| peer.role.as_ref()) {
+            Some(RoleState::Host { asks, .. }) => asks.is_unanswered(*match_id),
+            _ => false,
+        }
     }
 
     fn peer(&mut self, link: Link) -> Result<&mut Peer, PeerMisbehaved> {
@@ -660,9 +749,9 @@ impl Peer {
         }
     }
 
-    fn matches(&mut self) -> Result<&mut BTreeSet<MatchId>, PeerMisbehaved> {
+    fn asks(&mut self) -> Result<&mut Asks, PeerMisbehaved> {
         match &mut self.role {
-            Some(RoleState::Host { matches, .. }) => Ok(matches),
+            Some(RoleState::Host { asks, .. }) => Ok(asks),
             _ => Err(PeerMisbehaved::Sequence),
         }
     }

@@ -1,24 +1,33 @@
 //! Which host is behind which index: the matcher's store, and all that servers would have to share.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::IpAddr;
 use std::time::Instant;
 
 use crate::identity::{BlindedMac, PeerId};
+use crate::limits::{
+    SERVER_INDICES_MAX, SERVER_INDICES_PER_ADDRESS_MAX, SERVER_INDICES_PER_KEY_MAX,
+    SERVER_INDICES_PER_SITE_MAX,
+};
 use crate::proto::rendezvous::matcher::{Link, REGISTRATION_LIFE};
+use crate::proto::shares::Shares;
 
-/// Indices of all hosts together: about 100 MB.
-const INDICES_TOTAL_MAX: usize = 1 << 20;
-
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Registry {
     bindings: BTreeMap<BlindedMac, Binding>,
     /// Bindings without a connection, in the order of their end.
     lingering: VecDeque<(Instant, BlindedMac)>,
+    /// What hosts at one address have of the bindings.
+    shares: Shares,
+    /// What one host's key has of them.
+    of_host: BTreeMap<PeerId, usize>,
 }
 
 #[derive(Debug)]
 struct Binding {
     host: PeerId,
+    /// Where it was registered from first.
+    from: IpAddr,
     state: State,
 }
 
@@ -34,39 +43,61 @@ enum State {
 pub(super) enum Registered {
     /// It stands; before, this other connection of the same host had it.
     Bound { before: Option<Link> },
-    /// Another host has it, or there is no room.
+    /// Another host has it.
     Taken,
+    /// There is no room, or none for that host.
+    Full,
 }
 
 impl Registry {
+    pub(super) fn new() -> Self {
+        Self {
+            bindings: BTreeMap::new(),
+            lingering: VecDeque::new(),
+            shares: Shares::new(SERVER_INDICES_PER_ADDRESS_MAX, SERVER_INDICES_PER_SITE_MAX),
+            of_host: BTreeMap::new(),
+        }
+    }
+
+    /// The host at `link`, whose connection comes `from` there, wants to be found by an index.
     pub(super) fn register(
         &mut self,
         index: BlindedMac,
         host: PeerId,
-        link: Link,
+        (link, from): (Link, IpAddr),
         now: Instant,
     ) -> Registered {
-        let full = self.bindings.len() >= INDICES_TOTAL_MAX;
-        let before = match self.bindings.get(&index) {
-            Some(binding) if binding.host != host && !binding.is_over(now) => {
+        if let Some(binding) = self.bindings.get_mut(&index)
+            && !binding.is_over(now)
+        {
+            if binding.host != host {
                 return Registered::Taken;
             }
-            Some(binding) => match binding.state {
+            let before = match binding.state {
                 State::Linked(before) if before != link => Some(before),
                 State::Linked(_) | State::Lingering(_) => None,
-            },
-            None if full => return Registered::Taken,
-            None => None,
-        };
+            };
+            binding.state = State::Linked(link);
+            return Registered::Bound { before };
+        }
+        self.remove(index);
+        let of_host = self.of_host.get(&host).copied().unwrap_or_default();
+        if self.bindings.len() >= SERVER_INDICES_MAX
+            || of_host >= SERVER_INDICES_PER_KEY_MAX
+            || !self.shares.take(from)
+        {
+            return Registered::Full;
+        }
+        self.of_host.insert(host, of_host + 1);
         let state = State::Linked(link);
-        self.bindings.insert(index, Binding { host, state });
-        Registered::Bound { before }
+        self.bindings.insert(index, Binding { host, from, state });
+        Registered::Bound { before: None }
     }
 
     /// The host gives the index up: anybody may have it.
     pub(super) fn withdraw(&mut self, index: BlindedMac, link: Link) {
         if self.find(index) == Some(link) {
-            self.bindings.remove(&index);
+            self.remove(index);
         }
     }
 
@@ -95,13 +126,26 @@ impl Registry {
         {
             self.lingering.pop_front();
             if self.bindings.get(&index).is_some_and(|it| it.is_over(now)) {
-                self.bindings.remove(&index);
+                self.remove(index);
             }
         }
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.bindings.is_empty() && self.lingering.is_empty()
+    }
+
+    fn remove(&mut self, index: BlindedMac) {
+        let Some(Binding { host, from, .. }) = self.bindings.remove(&index) else {
+            return;
+        };
+        self.shares.give_back(from);
+        if let Some(of_host) = self.of_host.get_mut(&host) {
+            *of_host -= 1;
+            if *of_host == 0 {
+                self.of_host.remove(&host);
+            }
+        }
     }
 }
 

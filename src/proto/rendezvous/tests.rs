@@ -1,5 +1,6 @@
 //! Scenarios of both sides and the matcher, with connections that come and go.
 
+mod bounds;
 mod world;
 
 use std::time::{Duration, Instant};
