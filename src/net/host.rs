@@ -249,7 +249,7 @@ impl Shared {
                 incoming.ignore();
                 continue;
             };
-            let Some(knock) = state.matches.knock(&introduced) else {
+            let Some(knock) = state.matches.knock(&introduced, Instant::now()) else {
                 tracing::debug!(peer = ?introduced.peer, "too many connections at once");
                 incoming.refuse();
                 continue;

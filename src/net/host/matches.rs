@@ -31,7 +31,7 @@ pub(super) struct Introduced {
     pub(super) path: Option<PathInfo>,
     pub(super) tried: Vec<Tried>,
     pub(super) quiet_since: Instant,
-    /// Since when no session is connected over it.
+    /// Since when no session is connected over it, and nobody asked for one.
     idle_since: Instant,
     /// Whether one ever was.
     approved: bool,
@@ -92,12 +92,17 @@ impl Matches {
         self.all.remove(&at);
     }
 
-    /// A connection knocks; `None` if there are too many that have not identified themselves.
-    pub(super) fn knock(&mut self, one: &Introduced) -> Option<Knock> {
+    /// A connection knocks; `None` if there are too many that have not identified themselves. Who
+    /// is denied may ask again over the same match.
+    pub(super) fn knock(&mut self, one: &Introduced, now: Instant) -> Option<Knock> {
         let of_key = self.knocks_of_key.entry(one.peer);
         let of_key = of_key.or_insert_with(|| Arc::new(Semaphore::new(KNOCKS_PER_KEY_MAX)));
         let place = |knocks: &Arc<Semaphore>| Arc::clone(knocks).try_acquire_owned().ok();
-        Some(Knock { _places: [place(&one.knocks)?, place(of_key)?, place(&self.knocks)?] })
+        let places = [place(&one.knocks)?, place(of_key)?, place(&self.knocks)?];
+        if let Some(known) = self.all.get_mut(&one.handle.address()) {
+            known.idle_since = now;
+        }
+        Some(Knock { _places: places })
     }
 
     /// One more of this key comes: the one goes that has found no path for the longest time, and
@@ -228,17 +233,17 @@ mod tests {
         let mut knocks = Vec::new();
         for _ in 0..1000 {
             let (one, _) = host.meet(KEY);
-            knocks.extend((0..9).filter_map(|_| host.matches.knock(&one)));
+            knocks.extend((0..9).filter_map(|_| host.matches.knock(&one, host.now)));
         }
         assert_eq!(knocks.len(), KNOCKS_PER_KEY_MAX);
         host.wait(Duration::from_secs(300));
         let (one, _) = host.meet(KEY);
-        assert!(host.matches.knock(&one).is_none(), "they still hold their places");
+        assert!(host.matches.knock(&one, host.now).is_none(), "they still hold their places");
         let (other, _) = host.meet(OTHER);
-        let others: Vec<_> = (0..9).filter_map(|_| host.matches.knock(&other)).collect();
+        let others: Vec<_> = (0..9).filter_map(|_| host.matches.knock(&other, host.now)).collect();
         assert_eq!(others.len(), KNOCKS_MAX);
         knocks.truncate(1);
-        let more: Vec<_> = (0..9).filter_map(|_| host.matches.knock(&one)).collect();
+        let more: Vec<_> = (0..9).filter_map(|_| host.matches.knock(&one, host.now)).collect();
         assert_eq!(more.len(), KNOCKS_MAX);
     }
 }
