@@ -266,7 +266,9 @@ async fn end_all(mounts: Vec<Running>, state: PathBuf) -> Result<(), Failure> {
             }
         };
         // one that cannot be ended does not keep the others
-        result = result.and(ended.unwrap_or(Ok(())));
+        if let Ok(Err(failure)) = ended {
+            result = Err(failure);
+        }
     }
     result
 }

@@ -121,7 +121,8 @@ pub fn raise_file_limit() {
 /// Other processes of the same user cannot look at it either; root can.
 pub fn leave_no_core() {
     let no_core = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
-    if let Err(error) = no_core.and(set_dumpable_behavior(DumpableBehavior::NotDumpable)) {
+    let hidden = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+    if let Err(error) = no_core.and(hidden) {
         tracing::warn!(%error, "a crash may leave a core dump");
     }
 }

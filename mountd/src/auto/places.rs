@@ -18,7 +18,7 @@ use crate::lock::lock;
 const USUAL: [&str; 3] = ["/media", "/mnt", "/run/media"];
 /// Directories that are looked into.
 const LOOKED_INTO_MAX: usize = 1024;
-/// How long a look into one may take: a stick may be slow, a file server that is gone never answers.
+/// How long a look into one may take: a stick may be slow, a server that is gone never answers.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// Directories that are keys, or in which keys appear.
