@@ -208,7 +208,7 @@ impl Shared {
         tokio::spawn(async move {
             while let Some(event) = events.recv().await {
                 let mut state = self.lock();
-                let Some(one) = state.matches.get_mut(handle.address()) else {
+                let Some(one) = state.matches.find_mut(handle.address()) else {
                     break;
                 };
                 match event {
@@ -245,7 +245,7 @@ impl Shared {
     async fn accept(self: Arc<Self>) {
         while let Some(incoming) = self.endpoint.quic.accept().await {
             let mut state = self.lock();
-            let Some(introduced) = state.matches.get(incoming.remote_address()).cloned() else {
+            let Some(introduced) = state.matches.find(incoming.remote_address()).cloned() else {
                 incoming.ignore();
                 continue;
             };
@@ -309,7 +309,7 @@ impl Shared {
             .sessions
             .values()
             .map(|session| {
-                let peer = session.remote().and_then(|remote| state.matches.get(remote));
+                let peer = session.remote().and_then(|remote| state.matches.find(remote));
                 let tried = peer.map_or(&[][..], |peer| &peer.tried);
                 let path = path_json(peer.and_then(|peer| peer.path.as_ref()), tried);
                 session.status(path, peer.map(|peer| &peer.routing))
@@ -328,7 +328,7 @@ impl Shared {
     fn path_of(&self, introduced: &Introduced) -> Option<PathInfo> {
         let chosen = {
             let state = self.lock();
-            state.matches.get(introduced.handle.address()).and_then(|one| one.path.clone())
+            state.matches.find(introduced.handle.address()).and_then(|one| one.path.clone())
         };
         chosen.or_else(|| self.endpoint.first_path(introduced.handle))
     }

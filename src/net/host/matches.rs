@@ -80,11 +80,11 @@ impl Matches {
         self.all.insert(one.handle.address(), one);
     }
 
-    pub(super) fn get(&self, at: SocketAddr) -> Option<&Introduced> {
+    pub(super) fn find(&self, at: SocketAddr) -> Option<&Introduced> {
         self.all.get(&at)
     }
 
-    pub(super) fn get_mut(&mut self, at: SocketAddr) -> Option<&mut Introduced> {
+    pub(super) fn find_mut(&mut self, at: SocketAddr) -> Option<&mut Introduced> {
         self.all.get_mut(&at)
     }
 
