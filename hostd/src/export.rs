@@ -17,6 +17,7 @@ mod locks;
 mod meta;
 mod node;
 mod opens;
+mod owned;
 mod quick;
 mod quiet;
 mod read;

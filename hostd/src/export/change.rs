@@ -18,7 +18,7 @@ use rustix::fs::{
 use rustix::io;
 
 use super::redo::{Found, Occupant};
-use super::{OpenFile, View, access_flags, acting, beneath, errno, meta, xattr};
+use super::{OpenFile, View, access_flags, acting, beneath, errno, meta, owned, xattr};
 
 /// Permission bits with setuid, setgid and sticky.
 const PERMISSIONS: u32 = 0o7777;
@@ -32,12 +32,14 @@ struct Place<'a> {
 }
 
 impl View {
-    /// Carries a change out. `found` is who had its names a moment ago.
+    /// Carries a change out. `found` is who had its names a moment ago. `again`: it may have been
+    /// carried out before, and what comes after it may have changed rights since.
     pub(super) fn change(
         &self,
         change: &Change,
         body: &[u8],
         found: &Found,
+        again: bool,
     ) -> Result<Outcome, Errno> {
         let at = change.at;
         match &change.mutation {
@@ -76,18 +78,18 @@ impl View {
                 self.rename(from, (node_id(*new_parent)?, new_name), *mode, found)
             }
             Mutation::SetAttr { node, handle, change } => {
-                self.set_attr(node_id(*node)?, *handle, change, at).map(Outcome::Attr)
+                self.set_attr(node_id(*node)?, *handle, change, (at, again)).map(Outcome::Attr)
             }
             Mutation::SetXattr { node, name, flags } => {
-                self.set_xattr(node_id(*node)?, name, *flags, body).map(|()| Outcome::Done)
+                self.set_xattr(node_id(*node)?, name, *flags, body, again).map(|()| Outcome::Done)
             }
             Mutation::RemoveXattr { node, name } => {
-                self.remove_xattr(node_id(*node)?, name).map(|()| Outcome::Done)
+                self.remove_xattr(node_id(*node)?, name, again).map(|()| Outcome::Done)
             }
             Mutation::Write { .. }
             | Mutation::Append { .. }
             | Mutation::Fallocate { .. }
-            | Mutation::CopyRange { .. } => self.change_data(&change.mutation, body, at),
+            | Mutation::CopyRange { .. } => self.change_data(&change.mutation, body, at, again),
         }
     }
 
@@ -241,12 +243,12 @@ impl View {
         node: NodeId,
         handle: Option<HandleId>,
         change: &AttrChange,
-        at: Option<Time>,
+        (at, again): (Option<Time>, bool),
     ) -> Result<Attr, Errno> {
         let fd = self.holder(node, handle)?;
         let path = beneath::proc_path(fd.as_fd());
         if let Some(size) = change.size {
-            acting::writing(|| self.truncate(node, handle, &fd, size))?;
+            acting::writing(|| self.truncate(node, handle, &fd, size, again))?;
             stamp(fd.as_fd(), at);
         }
         if change.uid.is_some() || change.gid.is_some() {
@@ -277,6 +279,7 @@ impl View {
         handle: Option<HandleId>,
         fd: &OwnedFd,
         size: u64,
+        again: bool,
     ) -> Result<(), Errno> {
         let writable = handle
             .and_then(|handle| self.handle(handle).ok())
@@ -289,7 +292,12 @@ impl View {
         if !attr.is_file() && !attr.is_dir() {
             return Err(Errno::EINVAL);
         }
-        let file = beneath::reopen(fd.as_fd(), OFlags::WRONLY).map_err(errno)?;
+        let reopen = || beneath::reopen(fd.as_fd(), OFlags::WRONLY);
+        let file = match again || handle.is_some() {
+            true => owned::despite_mode(fd, reopen),
+            false => reopen(),
+        };
+        let file = file.map_err(errno)?;
         rustix::fs::ftruncate(file, size).map_err(errno)
     }
 }

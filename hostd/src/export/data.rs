@@ -13,7 +13,7 @@ use rustix::fs::FallocateFlags;
 use rustix::io::{self, ReadWriteFlags};
 
 use super::change::{node_id, stamp};
-use super::{OpenFile, View, access_flags, acting, beneath, errno, meta};
+use super::{OpenFile, View, access_flags, acting, beneath, errno, meta, owned};
 
 /// What one entry copies at most, bytes: an entry must end within the grace, and `copy_file_range`
 /// may copy less than it was asked.
@@ -36,9 +36,10 @@ impl View {
         mutation: &Mutation,
         body: &[u8],
         at: Option<Time>,
+        again: bool,
     ) -> Result<Outcome, Errno> {
         let write = |node: &NodeRef, handle: &Option<HandleId>| {
-            self.data(node_id(*node)?, *handle, Access::Write)
+            self.data(node_id(*node)?, *handle, Access::Write, again)
         };
         match mutation {
             Mutation::Write { node, handle, offset } => {
@@ -65,7 +66,7 @@ impl View {
                 offset,
                 len,
             } => {
-                let from = self.data(node_id(*source)?, *source_handle, Access::Read)?;
+                let from = self.data(node_id(*source)?, *source_handle, Access::Read, again)?;
                 let to = write(node, handle)?;
                 let (from, to_at) = ((from.as_fd(), *source_offset), (to.as_fd(), *offset));
                 let len = acting::writing(|| copy(from, to_at, *len))?;
@@ -77,7 +78,7 @@ impl View {
 
     /// How much of `data` the file holds at `offset`.
     pub(super) fn holds_data(&self, node: NodeId, offset: u64, data: &[u8]) -> Result<Held, Errno> {
-        let file = self.data(node, None, Access::Read)?;
+        let file = self.data(node, None, Access::Read, true)?;
         let mut found = vec![0; data.len()];
         let mut filled = 0;
         while filled < found.len() {
@@ -96,7 +97,14 @@ impl View {
         })
     }
 
-    fn data(&self, node: NodeId, handle: Option<HandleId>, access: Access) -> Result<Data, Errno> {
+    /// `again`: its rights were looked at before, as they were when a handle was opened.
+    fn data(
+        &self,
+        node: NodeId,
+        handle: Option<HandleId>,
+        access: Access,
+        again: bool,
+    ) -> Result<Data, Errno> {
         if let Some(Ok(open)) = handle.map(|handle| self.handle(handle))
             && open.node == node
         {
@@ -108,7 +116,12 @@ impl View {
         if !attr.is_file() {
             return Err(if attr.is_dir() { Errno::EISDIR } else { Errno::EINVAL });
         }
-        beneath::reopen(path.as_fd(), access_flags(access)).map(Data::Again).map_err(errno)
+        let reopen = || beneath::reopen(path.as_fd(), access_flags(access));
+        let file = match again || handle.is_some() {
+            true => owned::despite_mode(&path, reopen),
+            false => reopen(),
+        };
+        file.map(Data::Again).map_err(errno)
     }
 }
 

@@ -19,7 +19,7 @@ use rustix::io;
 
 use super::change::node_id;
 use super::redo::Occupant;
-use super::{OURS, OpenFile, View, access_flags, acting, beneath, errno, meta};
+use super::{OURS, OpenFile, View, access_flags, acting, beneath, errno, meta, owned};
 use crate::record::{OpensRecord, Records};
 
 const HELD: &str = "held";
@@ -159,7 +159,8 @@ impl View {
             if meta::attr(path.as_fd()).map_err(errno)?.is_dir() {
                 flags |= OFlags::DIRECTORY;
             }
-            let file = beneath::reopen(path.as_fd(), flags).map_err(errno)?;
+            let reopen = || beneath::reopen(path.as_fd(), flags);
+            let file = owned::despite_mode(&path, reopen).map_err(errno)?;
             Ok::<_, Errno>((path, file))
         })?;
         let open = Arc::new(OpenFile::new(node, path, file, access));

@@ -19,7 +19,7 @@ use rustix::io;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::change::{node_id, stamp};
-use super::{OpenFile, View, access_flags, beneath, errno, late, meta};
+use super::{OpenFile, View, access_flags, beneath, errno, late, meta, owned};
 use crate::record::Record;
 
 /// Collapse and insert: what is behind moves.
@@ -47,6 +47,8 @@ struct Carrying<'a> {
     view: &'a View,
     /// A killed run had begun it: nobody else has come between.
     resumed: bool,
+    /// It may have been carried out before: its rights were looked at then.
+    again: bool,
     found: RefCell<Found>,
 }
 
@@ -79,7 +81,8 @@ impl View {
             how => *how,
         };
         let resumed = matches!(how, How::Resumed { .. });
-        let tree = Carrying { view: self, resumed, found: RefCell::default() };
+        let again = !matches!(how, How::First | How::Refused(_));
+        let tree = Carrying { view: self, resumed, again, found: RefCell::default() };
         let recorder = Recording { record: self.record.as_ref(), makes };
         let result = execute(&tree, &recorder, seq, change, body, &how, poisons);
         let Found { name, new_name } = tree.found.into_inner();
@@ -144,7 +147,8 @@ impl View {
         stamp(path.as_fd(), at);
         let entry = self.enter(&path, node_id(parent)?, name)?;
         if let Some(Opening { handle, access }) = open {
-            let file = beneath::reopen(path.as_fd(), access_flags(access)).map_err(errno)?;
+            let reopen = || beneath::reopen(path.as_fd(), access_flags(access));
+            let file = owned::despite_mode(&path, reopen).map_err(errno)?;
             self.admit(handle, OpenFile::new(entry.node, path, file, access))?;
         }
         Ok(Outcome::Entry(entry))
@@ -173,12 +177,12 @@ impl Tree<Bytes> for Carrying<'_> {
     fn perform(&self, _: Seq, change: &Change, body: &Bytes, _: &Seen) -> Result<Outcome, Errno> {
         let _acts = self.view.acting.begin(change.caller.as_ref())?;
         let found = self.found.borrow();
-        let outcome = match self.view.change(change, body, &found) {
+        let outcome = match self.view.change(change, body, &found, self.again) {
             // What was removed a moment ago may count against somebody's quota still
             Err(Errno::EDQUOT | Errno::ENOSPC)
                 if is_repeatable(&change.mutation) && self.view.share.late.finish() =>
             {
-                self.view.change(change, body, &found)
+                self.view.change(change, body, &found, self.again)
             }
             outcome => outcome,
         };

@@ -1,5 +1,6 @@
 mod calls;
 mod entries;
+mod owned;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};

@@ -12,7 +12,7 @@ use p2pfs::wire::errno::Errno;
 use rustix::buffer::spare_capacity;
 use rustix::fs::XattrFlags;
 
-use super::{View, acting, beneath, errno};
+use super::{View, acting, beneath, errno, owned};
 
 /// The longest name, bytes (`XATTR_NAME_MAX`).
 const XATTR_NAME_BYTES_MAX: usize = 255;
@@ -42,17 +42,29 @@ impl View {
         name: &XattrName,
         flags: u8,
         value: &[u8],
+        again: bool,
     ) -> Result<(), Errno> {
         let flags = XattrFlags::from_bits(flags.into()).ok_or(Errno::EINVAL)?;
         let fd = self.nodes().find(node)?;
         let path = beneath::proc_path(fd.as_fd());
-        rustix::fs::setxattr(path, c_name(name)?, value, flags).map_err(errno)
+        let name = c_name(name)?;
+        let set = || rustix::fs::setxattr(&*path, &*name, value, flags);
+        let done = if again { owned::despite_mode(&fd, set) } else { set() };
+        done.map_err(errno)
     }
 
-    pub(super) fn remove_xattr(&self, node: NodeId, name: &XattrName) -> Result<(), Errno> {
+    pub(super) fn remove_xattr(
+        &self,
+        node: NodeId,
+        name: &XattrName,
+        again: bool,
+    ) -> Result<(), Errno> {
         let fd = self.nodes().find(node)?;
         let path = beneath::proc_path(fd.as_fd());
-        rustix::fs::removexattr(path, c_name(name)?).map_err(errno)
+        let name = c_name(name)?;
+        let remove = || rustix::fs::removexattr(&*path, &*name);
+        let done = if again { owned::despite_mode(&fd, remove) } else { remove() };
+        done.map_err(errno)
     }
 }
 
