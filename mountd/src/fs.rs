@@ -7,6 +7,7 @@
 //! * Attributes that the kernel is told always include the writes that were accepted before.
 
 mod dir;
+mod errors;
 mod glance;
 mod handle;
 mod inode;
@@ -351,7 +352,7 @@ impl Fs {
         let mut found = self.found(entry, parent, asked);
         let inode = self.inodes.get(entry.node.ino)?;
         let check = inode.check_open(inode.told());
-        self.insert_handle(handle, inode);
+        self.insert_handle(handle, inode, how.access);
         if how.truncate && found.attr.size > 0 {
             // somebody else made it since the kernel looked
             let change = AttrChange { size: Some(0), ..AttrChange::default() };
@@ -451,8 +452,8 @@ impl Fs {
 
     // ------------------------------------------------------------------ shared by the parts
 
-    fn insert_handle(&self, id: HandleId, inode: Arc<Inode>) -> Arc<Handle> {
-        self.handles.insert(Handle { id, inode, ahead: Mutex::default(), listing: Arc::default() })
+    fn insert_handle(&self, id: HandleId, inode: Arc<Inode>, access: Access) -> Arc<Handle> {
+        self.handles.insert(Handle::new(id, inode, access))
     }
 
     /// The node of a request: with a handle the one that was opened, which may be unlinked.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use p2pfs::id::NodeId;
-use p2pfs::wire::call::{Asked, Attr, DirEntry, Reply};
+use p2pfs::wire::call::{Access, Asked, Attr, DirEntry, Reply};
 use p2pfs::wire::name::Name;
 
 use super::inode::Inode;
@@ -51,7 +51,7 @@ impl Fs {
         let Ok((Reply::OpenDir(attr, page), _)) = self.remote.call(call.into()).await else {
             return;
         };
-        self.insert_handle(handle, inode);
+        self.insert_handle(handle, inode, Access::Read);
         self.release(handle);
         let glance = Glance { root: Some(attr), entries: page.entries, asked, at: Instant::now() };
         *lock(&self.glance) = Some(glance);

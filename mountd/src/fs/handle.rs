@@ -6,9 +6,11 @@ use std::sync::{Arc, Mutex};
 
 use p2pfs::id::HandleId;
 use p2pfs::limits::HANDLES_MAX;
+use p2pfs::wire::call::Access;
 use p2pfs::wire::errno::Errno;
 
 use super::dir::Listing;
+use super::errors::{At, Marks};
 use super::inode::Inode;
 use crate::cache::readahead::ReadAhead;
 use crate::lock::lock;
@@ -18,12 +20,34 @@ use crate::lock::lock;
 pub(crate) struct Handle {
     pub(crate) id: HandleId,
     pub(crate) inode: Arc<Inode>,
+    /// Whether it may write: who only reads is not told at close what others wrote.
+    writes: bool,
+    told: Mutex<Marks>,
     pub(crate) ahead: Mutex<ReadAhead>,
     /// Held while a directory is being opened.
     pub(crate) listing: Arc<tokio::sync::Mutex<Listing>>,
 }
 
 impl Handle {
+    pub(crate) fn new(id: HandleId, inode: Arc<Inode>, access: Access) -> Self {
+        Self {
+            id,
+            writes: access != Access::Read,
+            told: Mutex::new(inode.error_marks()),
+            inode,
+            ahead: Mutex::default(),
+            listing: Arc::default(),
+        }
+    }
+
+    /// An error of what was accepted that this open file was not told of yet.
+    pub(crate) fn tell_error(&self, at: At) -> Result<(), Errno> {
+        if at == At::Close && !self.writes {
+            return Ok(());
+        }
+        self.inode.tell_error(&mut lock(&self.told), at)
+    }
+
     /// Waits until the host knows of a directory that was opened before it answered.
     pub(crate) async fn is_open(&self) {
         drop(self.listing.lock().await);

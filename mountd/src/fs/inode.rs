@@ -12,6 +12,7 @@ use p2pfs::wire::errno::Errno;
 use tokio::sync::Notify;
 
 use crate::fs::Kernel;
+use crate::fs::errors::{At, Errors, Marks};
 use crate::lock::lock;
 
 /// setuid and setgid.
@@ -49,8 +50,8 @@ struct State {
     pending: BTreeMap<Seq, Effect>,
     /// The last change.
     last: Seq,
-    /// The first error of a write that nobody was told yet.
-    error: Option<Errno>,
+    /// Of what was accepted.
+    errors: Errors,
     /// What the host said after the latest of our changes.
     newest: Option<Newest>,
     /// The file system's tick when a change was last settled.
@@ -198,9 +199,18 @@ impl Inode {
         self.settled.notify_waiters();
     }
 
-    /// Keeps the error of a write that was accepted, for the next call that can report it.
+    /// Keeps the error of what was accepted, for the next call of each open file that can report it.
     pub(crate) fn keep_error(&self, error: Errno) {
-        lock(&self.state).error.get_or_insert(error);
+        lock(&self.state).errors.keep(error);
+    }
+
+    /// Of which errors a file that is opened now needs not be told.
+    pub(crate) fn error_marks(&self) -> Marks {
+        lock(&self.state).errors.marks()
+    }
+
+    pub(crate) fn tell_error(&self, marks: &mut Marks, at: At) -> Result<(), Errno> {
+        lock(&self.state).errors.tell(marks, at)
     }
 
     /// The last change of this node that was shipped.
@@ -228,11 +238,6 @@ impl Inode {
     pub(crate) fn is_applied(&self, upto: Seq) -> bool {
         let state = lock(&self.state);
         state.pending.keys().next().is_none_or(|first| *first > upto)
-    }
-
-    /// The first error that nobody was told yet; it is told once.
-    pub(crate) fn take_error(&self) -> Result<(), Errno> {
-        lock(&self.state).error.take().map_or(Ok(()), Err)
     }
 
     /// The length as last seen, with what is under way.
@@ -366,7 +371,7 @@ impl State {
         Self {
             pending: BTreeMap::new(),
             last: Seq::ZERO,
-            error: None,
+            errors: Errors::default(),
             newest: None,
             settled: 0,
             names: 0,

@@ -50,7 +50,7 @@ impl Fs {
             // not if anything else changed it since it was asked for
             self.cache.fill(&inode, epoch + u64::from(seen.changed), &data);
         }
-        Ok(self.opened(handle, inode, mode.append, told))
+        Ok(self.opened(handle, inode, mode, told))
     }
 
     /// Opens a directory; its first page comes along. The root is open soon even if the host is
@@ -62,7 +62,7 @@ impl Fs {
         let call = Asked::OpenDir { node: inode.node, handle, entries_max };
         let told = inode.told();
         let call = self.remote.call(self.by_caller(call));
-        let open = self.insert_handle(handle, Arc::clone(&inode));
+        let open = self.insert_handle(handle, Arc::clone(&inode), Access::Read);
         // nobody else has it yet
         let listing = Arc::clone(&open.listing).lock_owned().await;
         let opening = Arc::clone(self).listed(open, listing, call);
@@ -114,11 +114,11 @@ impl Fs {
         &self,
         handle: HandleId,
         inode: Arc<Inode>,
-        append: bool,
+        mode: OpenMode,
         told: Option<DataVersion>,
     ) -> Opened {
-        self.insert_handle(handle, Arc::clone(&inode));
-        self.checked(handle, &inode, append, told)
+        self.insert_handle(handle, Arc::clone(&inode), mode.access);
+        self.checked(handle, &inode, mode.append, told)
     }
 
     fn checked(

@@ -277,6 +277,24 @@ async fn an_error_of_an_accepted_write_is_told_once() {
     assert!(!fs.open(FILE.ino, READ).await.unwrap().keep_pages);
 }
 
+/// The kernel closes also what only reads, and the descriptors that a child has inherited.
+#[tokio::test]
+async fn who_waits_for_the_disk_is_told_whoever_has_closed_the_file_before() {
+    let host = Host::new(10);
+    let fs = looked_up(&host, 1 << 20).await;
+    let writer = fs.open(FILE.ino, READ).await.unwrap().handle;
+    let other = fs.open(FILE.ino, READ).await.unwrap().handle;
+    let only_reads = OpenMode { access: Access::Read, ..READ };
+    let reader = fs.open(FILE.ino, only_reads).await.unwrap().handle;
+    lock(&host.state).refuse = Some(Errno::EDQUOT);
+    fs.write(writer, 0, Bytes::from_static(b"x"), WriteMode::default()).await.unwrap();
+    assert_eq!(fs.flush(reader, 0).await, Ok(()));
+    assert_eq!(fs.flush(other, 0).await, Err(Errno::EDQUOT));
+    assert_eq!(fs.flush(writer, 0).await, Err(Errno::EDQUOT), "a child's descriptor");
+    assert_eq!(fs.sync(writer, false).await, Err(Errno::EDQUOT));
+    assert_eq!(fs.sync(writer, false).await, Ok(()));
+}
+
 #[tokio::test]
 async fn the_end_of_the_session_is_an_error_of_what_was_accepted() {
     let host = Host::new(10);

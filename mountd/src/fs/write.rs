@@ -11,6 +11,7 @@ use p2pfs::wire::errno::Errno;
 use p2pfs::wire::log::{Mutation, Outcome};
 
 use super::Fs;
+use super::errors::At;
 use super::handle::Handle;
 use super::inode::{Effect, Inode};
 use crate::caller;
@@ -54,7 +55,7 @@ impl Fs {
     /// Accepts data, and waits for the host where that is asked for, where only the host knows the
     /// end of the file, and where the host may well refuse it.
     ///
-    /// An error of data that was accepted before comes back here, once.
+    /// An error of data that was accepted before comes back here, once to each open file.
     pub async fn write(
         self: &Arc<Self>,
         handle: HandleId,
@@ -63,7 +64,7 @@ impl Fs {
         how: WriteMode,
     ) -> Result<u32, Errno> {
         let open = self.unbroken(handle)?;
-        open.inode.take_error()?;
+        open.tell_error(At::Write)?;
         let len = u32::try_from(data.len()).map_err(|_| Errno::EINVAL)?;
         let end = offset.saturating_add(u64::from(len));
         let doubtful = may_be_too_long(offset, end, open.inode.size()) || self.is_tight(len);
@@ -184,14 +185,14 @@ impl Fs {
         Err(error)
     }
 
-    /// `close`: waits until the file's data is applied, and tells its first error. `owner` loses
-    /// its locks of byte ranges.
+    /// `close`: waits until the file's data is applied, and tells its first error if the handle may
+    /// write. `owner` loses its locks of byte ranges.
     pub async fn flush(&self, handle: HandleId, owner: u64) -> Result<(), Errno> {
         let open = self.handles.get(handle)?;
         let applied = self.applied(&open.inode, open.inode.last()).await;
         self.unlock_closed(&open, owner).await;
         applied?;
-        open.inode.take_error()
+        open.tell_error(At::Close)
     }
 
     /// `fsync` and `fdatasync`: waits until the file (or directory) is on the host's disk.
@@ -202,7 +203,7 @@ impl Fs {
         let call = Call::Sync { handle, data_only, upto };
         let synced = self.remote.call(call).await;
         self.applied(&open.inode, upto).await?;
-        open.inode.take_error()?;
+        open.tell_error(At::Sync)?;
         synced.map(drop)
     }
 
@@ -236,7 +237,7 @@ impl Fs {
         len: u64,
     ) -> Result<u64, Errno> {
         let (source, target) = (self.handles.get(from)?, self.handles.get(to)?);
-        target.inode.take_error()?;
+        target.tell_error(At::Write)?;
         let mutation = Mutation::CopyRange {
             source: source.inode.node.into(),
             source_handle: Some(from),
