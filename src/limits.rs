@@ -147,6 +147,9 @@ pub const STUN_RTO: Duration = Duration::from_millis(250);
 pub const CONNECTION_IDLE: Duration = Duration::from_secs(10);
 /// How long a QUIC handshake may take before it is tried again.
 pub const HANDSHAKE: Duration = Duration::from_secs(5);
+/// How long after a host began its clients wait for what others do again that it forgot: as long as
+/// those need to find it, and for some megabytes over a slow link.
+pub const REDO_WAIT: Duration = Duration::from_secs(15);
 /// How long a host keeps a session without a connection.
 pub const SESSION_LINGER: Duration = Duration::from_secs(120);
 /// How long a lease lasts from the sending of its renewal.

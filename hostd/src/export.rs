@@ -73,6 +73,8 @@ pub struct Share {
     opens: OpenTable,
     locks: LockTable,
     late: Late,
+    /// Held while the disk is synced, and until a failure is counted.
+    syncing: Mutex<()>,
 }
 
 /// How a share knows its disk again.
@@ -152,7 +154,8 @@ impl Share {
         let quick = quick::is_quick(root.as_fd());
         let nodes = Nodes::new(root, handles)?;
         let (opens, locks) = (OpenTable::default(), LockTable::default());
-        Ok(Arc::new(Self { nodes, squash, quick, opens, locks, late: Late::default() }))
+        let (late, syncing) = (Late::default(), Mutex::default());
+        Ok(Arc::new(Self { nodes, squash, quick, opens, locks, late, syncing }))
     }
 
     /// How the share will know its disk again.
@@ -191,6 +194,9 @@ impl Share {
         records: Option<Arc<Records>>,
         map: Map,
     ) -> Arc<View> {
+        if let Some(records) = &records {
+            records.attach(session);
+        }
         Arc::new(View {
             share: Arc::clone(self),
             acting: match map {
@@ -397,6 +403,8 @@ impl View {
 
     /// Puts all that was changed on the disk.
     fn sync_share(&self) -> Result<(), Errno> {
+        // The kernel tells a failure once: who comes next must find it counted
+        let _one_at_a_time = lock(&self.share.syncing);
         // Whatever it says, something may be lost
         rustix::fs::syncfs(self.nodes().root()).map_err(|error| self.disk_failed(error))
     }
@@ -450,6 +458,9 @@ impl View {
 
 impl Drop for View {
     fn drop(&mut self) {
+        if let Some(records) = &self.records {
+            records.detach(self.session);
+        }
         let known = std::mem::take(&mut *lock(&self.known));
         self.share.nodes.forget(known);
     }

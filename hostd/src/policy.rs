@@ -181,6 +181,17 @@ impl House {
 }
 
 impl Policy for House {
+    fn sweep(&self) {
+        if let Err(error) = self.records.sweep() {
+            tracing::warn!(%error, "old records of sessions cannot be removed");
+        }
+        let opened = |served: &Served| served.share.clone();
+        let shares: Vec<Arc<Share>> = self.shares.lock().values().filter_map(opened).collect();
+        for share in shares {
+            share.forget_unrecorded(&self.records);
+        }
+    }
+
     fn authorise(
         &self,
         peer: PeerId,

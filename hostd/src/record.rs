@@ -40,6 +40,8 @@ pub struct Records {
     boot: u128,
     /// How often each disk failed to take data.
     failures: Mutex<BTreeMap<Disk, u64>>,
+    /// The sessions that are served now, and by how many views: their records stay.
+    live: Mutex<BTreeMap<SessionId, usize>>,
 }
 
 /// One session's record.
@@ -68,9 +70,13 @@ impl Records {
         let dir = state.join(DIR);
         let opened = (|| {
             DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
-            Self { boot: boot()?, dir: dir.clone(), failures: Mutex::default() }.swept()
+            let (failures, live) = (Mutex::default(), Mutex::default());
+            let records = Self { boot: boot()?, dir: dir.clone(), failures, live };
+            records.remove_unnamed()?;
+            records.sweep()?;
+            Ok(records)
         })();
-        opened.map(Arc::new).map_err(|error| {
+        opened.map(Arc::new).map_err(|error: io::Error| {
             Failure::new(
                 Code::Internal,
                 format!("cannot keep records in {}: {error}", dir.display()),
@@ -84,25 +90,63 @@ impl Records {
         Record { records: Arc::clone(self), session, disk, kept: Mutex::default() }
     }
 
-    fn swept(self) -> io::Result<Self> {
-        for (used, path) in self.files()? {
-            let unused = SystemTime::now().duration_since(used).unwrap_or_default();
-            let ends = |ending: &str| path.extension().is_some_and(|is| is == ending);
-            // What ends so was not named yet when a run was killed
-            let is_record = ends(EXTENSION) || ends(opens::EXTENSION);
-            if ends(UNNAMED) || (is_record && unused > SESSION_RECORD) {
-                fs::remove_file(path)?;
-            }
-        }
-        Ok(self)
+    /// What was not named yet when a run was killed.
+    fn remove_unnamed(&self) -> io::Result<()> {
+        let mut files = self.files()?;
+        files.retain(|(_, path)| ends(path, UNNAMED));
+        files.into_iter().try_for_each(|(_, path)| fs::remove_file(path))
     }
 
-    /// Makes room for one more: the one that was not used for longest goes.
+    /// Removes the records of sessions that nobody has used for long.
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    pub fn sweep(&self) -> io::Result<()> {
+        let mut files = self.files()?;
+        files.retain(|(used, path)| {
+            let unused = SystemTime::now().duration_since(*used).unwrap_or_default();
+            let is_record = ends(path, EXTENSION) || ends(path, opens::EXTENSION);
+            is_record && unused > SESSION_RECORD && !self.is_used(path)
+        });
+        files.into_iter().try_for_each(|(_, path)| fs::remove_file(path))
+    }
+
+    /// A session is served, and its records stay, until [`Self::detach`].
+    pub fn attach(&self, session: SessionId) {
+        *lock(&self.live).entry(session).or_default() += 1;
+    }
+
+    /// One view less serves a session.
+    pub fn detach(&self, session: SessionId) {
+        let mut live = lock(&self.live);
+        if let Some(views) = live.get_mut(&session) {
+            *views -= 1;
+            if *views == 0 {
+                live.remove(&session);
+            }
+        }
+    }
+
+    pub(crate) fn is_live(&self, session: SessionId) -> bool {
+        lock(&self.live).contains_key(&session)
+    }
+
+    fn is_used(&self, path: &Path) -> bool {
+        let live = lock(&self.live);
+        live.keys().any(|session| path.file_stem().is_some_and(|is| is == &*session_name(*session)))
+    }
+
+    /// Makes room for one more: of those that nobody uses now the one goes that was not used for
+    /// longest.
     fn make_room(&self, extension: &str) -> io::Result<()> {
         let mut files = self.files()?;
-        files.retain(|(_, path)| path.extension().is_some_and(|ending| ending == extension));
+        files.retain(|(_, path)| ends(path, extension));
+        let used = files.len();
+        files.retain(|(_, path)| !self.is_used(path));
+        let used = used - files.len();
         files.sort();
-        let many = (files.len() + 1).saturating_sub(SESSIONS_MAX);
+        let many = (used + files.len() + 1).saturating_sub(SESSIONS_MAX).min(files.len());
         files.drain(..many).try_for_each(|(_, path)| fs::remove_file(path))
     }
 
@@ -244,6 +288,10 @@ impl Record {
     }
 }
 
+fn ends(path: &Path, extension: &str) -> bool {
+    path.extension().is_some_and(|is| is == extension)
+}
+
 fn session_name(session: SessionId) -> String {
     let mut name = String::new();
     for byte in session.0 {
@@ -355,6 +403,41 @@ mod tests {
         Records::open(state.path()).unwrap();
         assert!(!sessions().contains(&78));
         assert_eq!(fs::read_dir(state.path().join(DIR)).unwrap().count(), SESSIONS_MAX - 1);
+    }
+
+    #[test]
+    fn what_is_served_keeps_its_record_however_old_it_is() {
+        let state = tempfile::tempdir().unwrap();
+        let records = Records::open(state.path()).unwrap();
+        let old = SystemTime::now() - SESSION_RECORD - Duration::from_secs(60);
+        let all = [SESSION, SessionId([1; 16])];
+        let begin = |session| {
+            let record = records.of(session, DISK);
+            let epoch = record.epoch();
+            record.begin(&Header { session, epoch, first: Seq(1), stable: Seq::ZERO }).unwrap();
+        };
+        for session in all {
+            begin(session);
+            let path = records.of(session, DISK).path();
+            OpenOptions::new().write(true).open(path).unwrap().set_modified(old).unwrap();
+        }
+        let is_there = |session| records.of(session, DISK).path().exists();
+        all.iter().for_each(|session| records.attach(*session));
+        // a second view of the same session comes and goes
+        records.attach(SESSION);
+        records.detach(SESSION);
+        records.sweep().unwrap();
+        assert_eq!(all.map(is_there), [true, true]);
+        records.detach(all[1]);
+        records.sweep().unwrap();
+        assert_eq!(all.map(is_there), [true, false]);
+        // nor does it make room
+        for id in 2..=u8::MAX {
+            begin(SessionId([id; 16]));
+        }
+        records.make_room(EXTENSION).unwrap();
+        records.make_room(EXTENSION).unwrap();
+        assert!(is_there(SESSION));
     }
 
     fn of(state: &Path, session: SessionId) -> Record {

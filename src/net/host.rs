@@ -3,6 +3,7 @@
 mod connection;
 mod lane;
 mod matches;
+mod redoing;
 mod session;
 mod work;
 
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
 use crate::address::ServerAddress;
 use crate::failure::Failure;
@@ -34,11 +35,17 @@ use crate::wire::probe::Role;
 use crate::wire::session::CloseReason;
 
 use self::matches::{Introduced, Matches};
+use self::redoing::Redoing;
 use self::session::HostSession;
 use self::work::Work;
 
 /// How often sessions without a connection are looked for.
 const TICK: Duration = Duration::from_secs(1);
+
+/// How often what is kept for clients that stay away is looked at.
+const SWEEP: Duration = Duration::from_hours(1);
+/// How long the end of a host waits for the disk, and for clients to hear of it.
+const SETTLE_MAX: Duration = Duration::from_secs(5);
 
 /// What a host needs to run.
 pub struct HostConfig {
@@ -83,6 +90,7 @@ struct Shared {
     role: path::Side,
     auth_wait: Duration,
     work: Work,
+    redoing: Redoing,
     registrations: Mutex<Vec<Registration>>,
     state: Mutex<HostState>,
 }
@@ -121,6 +129,7 @@ impl Host {
             role: config.role,
             auth_wait: config.auth_wait,
             work: if config.reserve { Work::here(&Handle::current()) } else { Work::elsewhere() },
+            redoing: Redoing::new(Instant::now()),
             registrations: Mutex::new(registrations),
             state: Mutex::new(HostState {
                 matches: Matches::new(config.auth_wait),
@@ -146,9 +155,17 @@ impl Host {
         self.shared.review();
     }
 
-    /// Says goodbye to all clients.
+    /// Puts what clients changed on the disk, as far as that takes no longer than [`SETTLE_MAX`],
+    /// and says goodbye to them.
     pub async fn shutdown(&self) {
-        for (_, session) in std::mem::take(&mut self.shared.lock().sessions) {
+        let sessions = std::mem::take(&mut self.shared.lock().sessions);
+        let mut settling: JoinSet<()> =
+            sessions.values().map(|session| Arc::clone(session).settle()).collect();
+        let settled = async { while settling.join_next().await.is_some() {} };
+        if tokio::time::timeout(SETTLE_MAX, settled).await.is_err() {
+            tracing::warn!("the disk is slow: what it did not take is sent again after a boot");
+        }
+        for session in sessions.values() {
             session.close(CloseReason::Done);
         }
         let farewell = self.shared.endpoint.quic.wait_idle();
@@ -262,9 +279,15 @@ impl Shared {
     /// Forgets sessions whose client stays away, and peers that have neither path nor connection.
     async fn tidy(self: Arc<Self>) {
         let mut tick = tokio::time::interval(TICK);
+        let mut swept = Instant::now();
         loop {
             tick.tick().await;
             let now = Instant::now();
+            if now.duration_since(swept) >= SWEEP {
+                swept = now;
+                let policy = Arc::clone(&self.policy);
+                tokio::task::spawn_blocking(move || policy.sweep());
+            }
             let mut in_use = false;
             let gone = {
                 let mut state = self.lock();

@@ -147,6 +147,25 @@ impl<K: Send + 'static> Outbox<K> {
     }
 }
 
+impl<K: Send + 'static> Outbox<K> {
+    /// Ends the stream, and waits until the other side has all that was put; what is put from now
+    /// on is lost. At once if there is no stream.
+    pub(crate) async fn finish(self) {
+        let flushed = poll_fn(|context| self.shared.lock().poll_flush(context)).await;
+        let arrived = {
+            let mut inner = self.shared.lock();
+            inner.ended = true;
+            let Some(stream) = inner.stream.as_mut().filter(|_| flushed.is_ok()) else { return };
+            if stream.finish().is_err() {
+                return;
+            }
+            stream.stopped()
+        };
+        // it fails with the connection
+        let _ = arrived.await;
+    }
+}
+
 impl<K> Drop for Outbox<K> {
     fn drop(&mut self) {
         if self.shared.senders.fetch_sub(1, Ordering::Release) == 1 {

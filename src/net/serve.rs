@@ -31,6 +31,10 @@ pub trait Policy: Send + Sync {
     /// What the rules say now of a session that they approved before: asked again and again, and
     /// after each change of the rules.
     fn review(&self, peer: PeerId, rights: &Rights) -> Review;
+
+    /// Called once an hour, where a disk may be waited for: what is kept for clients that have
+    /// stayed away for long may go.
+    fn sweep(&self) {}
 }
 
 /// What an approved session may do.

@@ -72,9 +72,27 @@ impl super::Share {
             table.tidy();
         });
     }
+
+    /// Closes what sessions have open that nobody serves, and whose record is gone: it was too old,
+    /// or made room for another.
+    pub fn forget_unrecorded(&self, records: &Records) {
+        self.opens.forget_unrecorded(records);
+    }
 }
 
 impl OpenTable {
+    fn forget_unrecorded(&self, records: &Records) {
+        let mut table = self.lock();
+        let gone = |session: &SessionId| !records.is_live(*session) && !records.has_opens(*session);
+        let gone: Vec<SessionId> = table.records.keys().copied().filter(gone).collect();
+        for session in gone {
+            tracing::info!(?session, "what a client had open that stays away is closed");
+            table.records.remove(&session);
+            table.opens.forget(session);
+        }
+        table.tidy();
+    }
+
     pub(super) fn find(&self, session: SessionId, handle: HandleId) -> Option<(NodeId, Access)> {
         self.lock().opens.find(session, handle)
     }
@@ -176,13 +194,21 @@ impl View {
         access: Access,
     ) -> Result<(), Errno> {
         let disk = self.nodes().disk();
+        let mut begun = false;
         let record = || match &self.records {
-            Some(records) => records.opens_of(self.session, disk).map(Some),
+            Some(records) => {
+                begun = true;
+                records.opens_of(self.session, disk).map(Some)
+            }
             None => Ok(None),
         };
         let opened = acting::as_itself(|| {
             self.share.opens.open(self.session, (handle, node, access), record)
         });
+        if begun && let Some(records) = &self.records {
+            // another one may have made room for it
+            acting::as_itself(|| self.share.opens.forget_unrecorded(records));
+        }
         opened.map_err(|error| {
             tracing::warn!(%error, "an open could not be recorded");
             Errno::from(error)

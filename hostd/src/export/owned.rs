@@ -16,10 +16,7 @@ use super::{acting, beneath, lock};
 /// # Errors
 ///
 /// What the system says; `EACCES` for everybody else.
-pub(super) fn despite_mode<T>(
-    fd: impl AsFd,
-    work: impl Fn() -> io::Result<T>,
-) -> io::Result<T> {
+pub(super) fn despite_mode<T>(fd: impl AsFd, work: impl Fn() -> io::Result<T>) -> io::Result<T> {
     let fd = fd.as_fd();
     match work() {
         Err(io::Errno::ACCESS) if rustix::fs::fstat(fd)?.st_uid == geteuid().as_raw() => {}

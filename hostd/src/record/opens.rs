@@ -84,6 +84,11 @@ impl Records {
         }
     }
 
+    /// Whether there is a record of what a session has open.
+    pub(crate) fn has_opens(&self, session: SessionId) -> bool {
+        self.opens_path(session).exists()
+    }
+
     fn opens_path(&self, session: SessionId) -> PathBuf {
         self.dir.join(session_name(session)).with_extension(EXTENSION)
     }

@@ -7,7 +7,7 @@ use quinn::{RecvStream, SendStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::id::RequestId;
-use crate::net::host::session::{HostSession, upto};
+use crate::net::host::session::HostSession;
 use crate::net::outbox::Outbox;
 use crate::net::stream::{self, ReceiveError};
 use crate::wire::call::{Answer, Ask, Reply};
@@ -40,7 +40,7 @@ pub(super) async fn serve(
             continue;
         }
         let answers = answers.clone();
-        if upto(&call).is_none() {
+        if !session.must_wait(&call) {
             session.answer_elsewhere(call, move |result| put(&answers, id, result, place));
             continue;
         }

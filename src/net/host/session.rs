@@ -18,6 +18,7 @@ use crate::limits::{ACKS_UNSENT_MAX, LEASE_TERM, NOTICES_UNSENT_MAX};
 use crate::net::direct::directly;
 use crate::net::endpoint::Auth;
 use crate::net::host::connection::close;
+use crate::net::host::redoing::Redoing;
 use crate::net::host::work::Work;
 use crate::net::nat::routing_json;
 use crate::net::outbox::Outbox;
@@ -36,6 +37,8 @@ use crate::wire::session::{CloseReason, Identify};
 /// How often a sync is tried whose data a failing disk takes away meanwhile.
 const SYNCS_MAX: usize = 3;
 
+type SessionApplier = Applier<Bytes, oneshot::Sender<()>>;
+
 /// A session.
 pub(super) struct HostSession {
     id: SessionId,
@@ -46,11 +49,13 @@ pub(super) struct HostSession {
     read_only: AtomicBool,
     began: Instant,
     work: Work,
+    /// Of all sessions.
+    redoing: Redoing,
     state: Mutex<State>,
 }
 
 struct State {
-    applier: Applier<Bytes, oneshot::Sender<()>>,
+    applier: SessionApplier,
     /// The one that the applier is in.
     epoch: Epoch,
     acks: Outbox,
@@ -61,6 +66,8 @@ struct State {
     auth: Option<Auth>,
     quiet_since: Option<Instant>,
     timer: bool,
+    /// Whether others know that it redoes.
+    redoes: bool,
 }
 
 impl HostSession {
@@ -69,7 +76,7 @@ impl HostSession {
         request: &Identify,
         authorised: Authorised,
         (connection, auth): (Connection, Option<Auth>),
-        work: Work,
+        (work, redoing): (Work, Redoing),
     ) -> (Arc<Self>, Cursor) {
         let state = State {
             applier: applier(request, &authorised),
@@ -81,6 +88,7 @@ impl HostSession {
             auth,
             quiet_since: None,
             timer: false,
+            redoes: false,
         };
         let session = Arc::new(Self {
             id: request.session,
@@ -90,6 +98,7 @@ impl HostSession {
             authorised,
             began: Instant::now(),
             work,
+            redoing,
             state: Mutex::new(state),
         });
         let cursor = session.change(|applier| applier.resume(request.unanswered));
@@ -124,6 +133,7 @@ impl HostSession {
         let mut state = self.lock();
         if state.connection.stable_id() == connection.stable_id() {
             state.quiet_since = Some(Instant::now());
+            self.tell_redoing(&mut state);
         }
     }
 
@@ -207,10 +217,24 @@ impl HostSession {
     /// Answers a call here and now, if it waits neither for entries nor for a disk.
     pub(super) fn try_answer(&self, call: &Call) -> Option<Result<(Reply, Bytes), Errno>> {
         let upto = upto(call).unwrap_or_default();
-        if upto > self.lock().applier.cursor() {
+        {
+            let state = self.lock();
+            if upto > state.applier.cursor() || state.applier.is_redoing() {
+                return None;
+            }
+        }
+        if self.redoing.holds_up(self.id, self.share(), Instant::now) {
             return None;
         }
         self.authorised.export.try_call(call)
+    }
+
+    /// Whether a call comes after entries: those that it names, or those that are carried out again
+    /// because this machine or its disk forgot them.
+    pub(super) fn must_wait(&self, call: &Call) -> bool {
+        upto(call).is_some()
+            || self.lock().applier.is_redoing()
+            || self.redoing.holds_up(self.id, self.share(), Instant::now)
     }
 
     /// Answers a call that comes after no entries, where the disk may be waited for.
@@ -227,22 +251,20 @@ impl HostSession {
         });
     }
 
-    /// Carries a call out, behind the entries that it names; `None` if those never come.
+    /// Carries a call out, behind the entries that it names, and those that are carried out again;
+    /// `None` if they never come.
     pub(super) async fn answer(
         self: &Arc<Self>,
         call: &Call,
     ) -> Option<Result<(Reply, Bytes), Errno>> {
         let is_sync = matches!(call, Call::Sync { .. } | Call::SyncAll { .. });
         for _ in 0..SYNCS_MAX {
-            if let Some(upto) = upto(call) {
-                let (reached, is_reached) = oneshot::channel();
-                self.change(|applier| applier.wait_for(upto, reached));
-                is_reached.await.ok()?;
-            }
-            let (epoch, cursor) = {
-                let state = self.lock();
-                (state.epoch, state.applier.cursor())
-            };
+            let (reached, is_reached) = oneshot::channel();
+            let upto = upto(call).unwrap_or_default();
+            self.change(|applier| applier.wait_for(upto, reached));
+            is_reached.await.ok()?;
+            self.redoing.wait(self.id, self.share()).await;
+            let (epoch, cursor) = self.applied_now();
             let export = Arc::clone(&self.authorised.export);
             let same = call.clone();
             let answer = blocking(move || export.call(same)).await;
@@ -251,7 +273,7 @@ impl HostSession {
             }
             if epoch == self.authorised.export.epoch() {
                 if matches!(call, Call::SyncAll { .. }) && answer.is_ok() {
-                    self.synced(cursor);
+                    self.synced(epoch, |applier, now| applier.handle_synced_unasked(cursor, now));
                 }
                 return Some(answer);
             }
@@ -340,6 +362,27 @@ impl HostSession {
         }
     }
 
+    /// This host ends: what was applied goes to the disk, and the client hears of it. Else another
+    /// boot of the machine would have all of that carried out again, over what others did since.
+    pub(super) async fn settle(self: Arc<Self>) {
+        let (epoch, cursor) = self.applied_now();
+        if cursor <= self.lock().applier.stable() {
+            return;
+        }
+        let export = Arc::clone(&self.authorised.export);
+        match blocking(move || export.sync_all()).await {
+            Ok(()) => {
+                self.synced(epoch, |applier, now| applier.handle_synced_unasked(cursor, now));
+                let acks = self.lock().acks.clone();
+                acks.finish().await;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the disk could not be synced");
+                self.disk_failed();
+            }
+        }
+    }
+
     /// Nobody comes back: neither to what is open nor to locks.
     pub(super) fn end(&self) {
         let export = Arc::clone(&self.authorised.export);
@@ -390,10 +433,7 @@ impl HostSession {
     }
 
     /// Changes the applier and does what it says.
-    fn change<T>(
-        self: &Arc<Self>,
-        change: impl FnOnce(&mut Applier<Bytes, oneshot::Sender<()>>) -> T,
-    ) -> T {
+    fn change<T>(self: &Arc<Self>, change: impl FnOnce(&mut SessionApplier) -> T) -> T {
         let mut state = self.lock();
         let changed = change(&mut state.applier);
         while let Some(output) = state.applier.poll_output() {
@@ -413,9 +453,10 @@ impl HostSession {
                 Output::Reached(waiter) => {
                     let _ = waiter.send(());
                 }
-                Output::Sync { upto } => self.sync(upto),
+                Output::Sync { upto } => self.sync(state.applier.epoch(), upto),
             }
         }
+        self.tell_redoing(&mut state);
         if let Some(at) = state.applier.poll_timeout()
             && !state.timer
         {
@@ -423,6 +464,15 @@ impl HostSession {
             tokio::spawn(wake(Arc::downgrade(self), at));
         }
         changed
+    }
+
+    /// Others of the share wait for what it does again, as long as it is connected.
+    fn tell_redoing(&self, state: &mut State) {
+        let redoes = state.applier.is_redoing() && state.quiet_since.is_none();
+        if redoes != state.redoes {
+            state.redoes = redoes;
+            self.redoing.note(self.id, self.share(), redoes);
+        }
     }
 
     fn apply(
@@ -460,10 +510,10 @@ impl HostSession {
         self.change(|applier| applier.handle_result(seq, result, Instant::now()));
     }
 
-    fn sync(self: &Arc<Self>, upto: Seq) {
+    fn sync(self: &Arc<Self>, epoch: Epoch, upto: Seq) {
         let session = Arc::clone(self);
         tokio::task::spawn_blocking(move || match session.authorised.export.sync_all() {
-            Ok(()) => session.synced(upto),
+            Ok(()) => session.synced(epoch, |applier, now| applier.handle_synced(upto, now)),
             Err(error) => {
                 tracing::warn!(%error, "the disk could not be synced");
                 session.disk_failed();
@@ -471,13 +521,24 @@ impl HostSession {
         });
     }
 
-    /// The kernel tells a failure to one of those who sync: another session may have heard of it.
-    fn synced(self: &Arc<Self>, upto: Seq) {
-        if self.lock().epoch == self.authorised.export.epoch() {
-            self.change(|applier| applier.handle_synced(upto, Instant::now()));
-        } else {
-            self.disk_failed();
+    /// A sync has ended that began in `epoch`. The kernel tells a failure to one of those who sync:
+    /// another session may have heard of it.
+    fn synced(self: &Arc<Self>, epoch: Epoch, change: impl FnOnce(&mut SessionApplier, Instant)) {
+        if self.lock().epoch != self.authorised.export.epoch() {
+            return self.disk_failed();
         }
+        self.change(|applier| {
+            // what was applied when it began may be lost
+            if applier.epoch() == epoch {
+                change(applier, Instant::now());
+            }
+        });
+    }
+
+    /// The epoch, and the entry up to which all are applied in it.
+    fn applied_now(&self) -> (Epoch, Seq) {
+        let state = self.lock();
+        (state.applier.epoch(), state.applier.cursor())
     }
 
     /// What is not on the disk yet may be lost: the client sends it again.
@@ -503,7 +564,7 @@ impl HostSession {
 }
 
 /// Where the session's entries go on: from the record of a run that was killed, or anew.
-fn applier(request: &Identify, authorised: &Authorised) -> Applier<Bytes, oneshot::Sender<()>> {
+fn applier(request: &Identify, authorised: &Authorised) -> SessionApplier {
     let export = &authorised.export;
     // Nothing is ever carried out for a session that only reads
     if !authorised.rights.read_only {
@@ -532,7 +593,7 @@ async fn wake(session: Weak<HostSession>, at: Instant) {
 }
 
 /// The entries that a call comes after.
-pub(super) fn upto(call: &Call) -> Option<Seq> {
+fn upto(call: &Call) -> Option<Seq> {
     match call {
         Call::Sync { upto, .. } | Call::SyncAll { upto } | Call::Release { upto, .. } => {
             Some(*upto)

@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::thread;
 
 use bytes::Bytes;
-use p2pfs::id::{HandleId, NodeId, Seq};
+use p2pfs::id::{HandleId, NodeId, Seq, SessionId};
 use p2pfs::net::serve::Export;
 use p2pfs::proto::redo::execute::{How, Seen};
 use p2pfs::wire::call::{Access, Time};
@@ -20,6 +20,8 @@ use super::calls::{
     apply, apply_with, attr, create, each_way, lookup, made, name, open, read, rename, write,
 };
 use crate::export::{Share, View, redo};
+use crate::keys::Map;
+use crate::record::Records;
 
 #[test]
 fn an_append_lands_behind_what_others_wrote() {
@@ -256,6 +258,31 @@ fn a_creation_does_not_take_what_somebody_else_put_there() {
             assert_eq!(fs::read(dir.join(place)).unwrap(), b"old");
         }
     });
+}
+
+#[test]
+fn what_a_client_had_open_that_never_returns_is_closed_with_its_record() {
+    let (dir, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let records = Records::open(state.path()).unwrap();
+    let share = Share::open(dir.path()).unwrap();
+    let [gone, served] = [1, 2].map(|id| {
+        let view = share.view_for(SessionId([id; 16]), &records, Map::Squash);
+        create(&view, NodeId::ROOT, &format!("file-{id}"), 1).unwrap();
+        let (name, occupant) = (name(&format!("file-{id}")), Occupant::Any);
+        apply(&view, Mutation::Unlink { parent: ROOT, name, occupant }).unwrap();
+        view
+    });
+    let held = || fs::read_dir(dir.path().join(".p2pfs/held")).unwrap().count();
+    assert_eq!(held(), 2);
+    for id in [1, 2] {
+        records.forget_opens(SessionId([id; 16]));
+    }
+    share.forget_unrecorded(&records);
+    assert_eq!(held(), 2, "both are served");
+    drop(gone);
+    share.forget_unrecorded(&records);
+    assert_eq!(held(), 1);
+    drop(served);
 }
 
 fn creations() -> [Mutation; 4] {

@@ -77,9 +77,7 @@ fn each_change(dir: &tempfile::TempDir) {
         assert_eq!(refused, Refused::by_system(Errno::EACCES));
     }
     let closed = Some(HandleId(1));
-    for mutation in
-        [truncate(node, None), truncate(node, closed), write(node), set_xattr(node)]
-    {
+    for mutation in [truncate(node, None), truncate(node, closed), write(node), set_xattr(node)] {
         let again = carry_out(&view, mutation.clone(), &AGAIN);
         assert!(again.is_ok(), "{mutation:?}: {again:?}");
         assert_eq!(mode(&file), 0o444);

@@ -71,6 +71,18 @@ impl<B, W> Applier<B, W> {
             Stage::Idle | Stage::Due(_) | Stage::Running { .. } => return,
         }
         self.sync.stage = Stage::Idle;
+        self.note_synced(upto);
+        self.schedule_sync(now);
+    }
+
+    /// As [`Self::handle_synced`], in the epoch of now, by a sync that [`Output::Sync`] did not ask
+    /// for.
+    pub fn handle_synced_unasked(&mut self, upto: Seq, now: Instant) {
+        self.note_synced(upto);
+        self.schedule_sync(now);
+    }
+
+    fn note_synced(&mut self, upto: Seq) {
         if upto > self.stable && upto <= self.cursor {
             self.stable = upto;
             self.sync.bytes = self.unstable().map(|applied| applied.bytes).sum();
@@ -78,7 +90,6 @@ impl<B, W> Applier<B, W> {
             self.sync.urgent.retain(|seq| *seq > upto);
             self.outputs.push_back(Output::Ack(LogAck::Stable { upto }));
         }
-        self.schedule_sync(now);
     }
 
     /// A sync may be due.

@@ -24,6 +24,26 @@ fn fail(host: &mut Host) {
 }
 
 #[test]
+fn a_sync_for_another_reason_counts_beside_the_one_that_is_asked_for() {
+    let mut host = Host::of(Applier::new(EPOCH, Seq(1)));
+    host.apply(1..=3, 1);
+    host.applier.handle_synced_unasked(Seq(2), host.now);
+    host.drain();
+    assert_eq!((host.stable(), host.applier.stable()), (Some(2), Seq(2)));
+    host.pass(Duration::from_secs(5));
+    assert_eq!(host.syncs, [3]);
+    host.apply(4..=4, 1);
+    host.applier.handle_synced_unasked(Seq(4), host.now);
+    host.sync();
+    assert_eq!(host.stable(), Some(4), "what was asked for comes late");
+    // what the disk forgot since is not stable by a sync of before
+    host.apply(5..=5, 1);
+    fail(&mut host);
+    host.applier.handle_synced_unasked(Seq(5), host.now);
+    assert_eq!(host.applier.stable(), Seq(4));
+}
+
+#[test]
 fn a_session_that_the_host_does_not_know_begins_where_the_client_holds() {
     let mut host = Host::of(Applier::new(EPOCH, Seq(8)));
     let unknown =
