@@ -4,6 +4,8 @@ use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::Read;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use rustix::fs::{Dir, RawDir};
@@ -100,6 +102,91 @@ fn what_is_open_goes_on_after_another_boot() {
     open.goes_on(&home);
     drop(open);
     eventually("what nobody has open to go", Duration::from_secs(10), || held(&home).is_empty());
+    home.unmount();
+}
+
+/// As on a disk that is full by then.
+#[test]
+fn what_is_refused_after_another_boot_is_told_by_fsync() {
+    need_mount!();
+    need_root!();
+    let mut home = Home::on_loopback();
+    home.mount("timeout=20,grace=60");
+    let at = |name: &str| home.mountpoint.join(name);
+    let stable = File::create(at("stable")).unwrap();
+    stable.sync_all().unwrap();
+    home.sync();
+    let before = File::options().write(true).open(at("hello")).unwrap();
+    before.write_all_at(b"at home\n", 0).unwrap();
+    // also to whoever closed it: it is applied
+    fs::write(at("new"), "new\n").unwrap();
+    let after = File::open(at("new")).unwrap();
+
+    home.reboot_host_with(&["--read-only", "disk"]);
+    for (file, name) in [(&before, "hello"), (&after, "new")] {
+        assert!(file.sync_all().is_err(), "{name}: fsync says that refused data is on the disk");
+    }
+    stable.sync_all().unwrap();
+    for file in [&before, &after] {
+        file.sync_all().unwrap();
+    }
+    drop((stable, before, after));
+    home.unmount();
+}
+
+/// A machine that is switched off in order forgets nothing: what others do meanwhile stays.
+#[test]
+fn what_was_done_before_an_orderly_end_is_not_done_again() {
+    need_mount!();
+    need_root!();
+    let mut home = Home::on_loopback();
+    home.mount("timeout=20,grace=60");
+    fs::write(home.mountpoint.join("hello"), "by the client\n").unwrap();
+    let disk = home.disk.join("hello");
+    home.reboot_ended_host_after(|| fs::write(&disk, "by another since\n").unwrap());
+    // it goes on: what is to come again has come before
+    fs::write(home.mountpoint.join("other"), "goes on\n").unwrap();
+    home.sync();
+    assert_eq!(fs::read_to_string(home.disk.join("hello")).unwrap(), "by another since\n");
+    home.unmount();
+}
+
+/// As by a power cut that came before the disk had it.
+#[test]
+fn nobody_sees_the_disk_before_what_it_forgot_is_there_again() {
+    need_mount!();
+    need_root!();
+    let mut home = Home::on_loopback();
+    home.mount("timeout=20,grace=60");
+    home.sync();
+    let names: Vec<String> = (0..100).map(|number| format!("file-{number}")).collect();
+    for name in &names {
+        fs::write(home.mountpoint.join(name), "x".repeat(100_000)).unwrap();
+    }
+    let last = home.mountpoint.join(names.last().unwrap());
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let looks = scope.spawn(|| {
+            let mut looks = 0;
+            while !is_over.load(Ordering::SeqCst) {
+                let size = fs::metadata(&last).map(|found| found.len());
+                assert!(matches!(size, Ok(100_000)), "after {looks} looks: {size:?}");
+                let read = fs::read(&last).map(|data| data.len());
+                assert!(matches!(read, Ok(100_000)), "after {looks} looks: {read:?}");
+                looks += 1;
+            }
+        });
+        let disk = home.disk.clone();
+        home.reboot_host_after(|| {
+            names.iter().for_each(|name| fs::remove_file(disk.join(name)).unwrap());
+        });
+        home.sync();
+        is_over.store(true, Ordering::SeqCst);
+        looks.join().unwrap();
+    });
+    for name in &names {
+        assert_eq!(fs::metadata(home.disk.join(name)).unwrap().len(), 100_000);
+    }
     home.unmount();
 }
 

@@ -195,7 +195,7 @@ impl World {
     }
 
     /// The same host, after its machine has booted again: the kernel says another boot id.
-    pub(crate) fn host_after_boot(&self, server: &str, shares: &[String]) -> Daemon {
+    pub(crate) fn host_after_boot(&self, server: &str, shares: &[String], more: &[&str]) -> Daemon {
         let id = self.path("boot_id");
         fs::write(&id, "00000000-1111-2222-3333-444444444444\n").unwrap();
         let within = "mount --bind \"$0\" /proc/sys/kernel/random/boot_id && exec \"$@\"";
@@ -206,6 +206,7 @@ impl World {
         for share in shares {
             command.args(["--share", share]);
         }
+        command.args(more);
         command.arg("--state").arg(self.state(Side::Host));
         Daemon::start(command, Side::Host.word(), &self.dir)
     }

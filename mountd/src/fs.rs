@@ -101,6 +101,8 @@ pub struct Fs {
     /// How many of them it has not answered.
     unreleased: watch::Sender<usize>,
     space: Space,
+    /// Held while refusals that came late are noted.
+    undoing: Mutex<()>,
     /// What was seen of the root when the mount began.
     glance: Mutex<Option<Glance>>,
     /// How long the kernel may keep what it is told, milliseconds.
@@ -170,6 +172,7 @@ impl Fs {
             closed: Mutex::default(),
             unreleased: watch::Sender::new(0),
             space: Space::default(),
+            undoing: Mutex::default(),
             glance: Mutex::default(),
             keep: AtomicU64::new(KEEP_MIN.as_millis() as u64),
             tells_caller: AtomicBool::new(false),
@@ -345,7 +348,8 @@ impl Fs {
             premade: None,
             open: Some(Opening { handle, access: how.access }),
         };
-        let outcome = self.name_change(&[&directory], mutation).await?;
+        let directories = [&directory];
+        let outcome = self.opening(handle, self.name_change(&directories, mutation)).await?;
         let Outcome::Entry(entry) = outcome else {
             return Err(Errno::EPROTO);
         };

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use crate::id::{HandleId, Seq};
+use crate::id::{HandleId, NodeId, Seq};
 use crate::wire::call::{Call, Reply};
 use crate::wire::errno::Errno;
 use crate::wire::lease::{Blocker, Lock};
@@ -23,8 +23,11 @@ pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 pub trait Remote: Send + Sync {
     /// Asks; the body is empty but for [`Reply::Data`].
     ///
+    /// What is answered to [`Call::Sync`] is answered behind what came of the entries that it waits
+    /// for, also to [`Self::undone`].
+    ///
     /// Fails with what the host says, or `ETIMEDOUT` after the grace, or `ENOTCONN` when the
-    /// session has ended.
+    /// session has ended; [`Call::Release`] waits longer than the grace.
     fn call(&self, call: Call) -> BoxFuture<Result<(Reply, Bytes), Errno>>;
 
     /// Numbers a change and ships it; it is applied after what it builds on.
@@ -42,10 +45,26 @@ pub trait Remote: Send + Sync {
     /// for the grace, `ENOTCONN` when the session has ended.
     fn given_up(&self) -> BoxFuture<Errno>;
 
+    /// Whether [`Self::given_up`] resolves now: what is asked is refused, and never sent.
+    fn is_given_up(&self) -> bool {
+        false
+    }
+
     /// How long a packet takes to the host and back, as last measured; zero where that is not
     /// known.
     fn round_trip(&self) -> Duration {
         Duration::ZERO
+    }
+
+    /// Nodes of which changes were refused after whoever made them was told that they are done; each
+    /// is told here once, with the first reason.
+    fn undone(&self) -> Vec<(NodeId, Errno)> {
+        Vec::new()
+    }
+
+    /// Resolves when [`Self::undone`] may have something to tell; false when it never will again.
+    fn any_undone(&self) -> BoxFuture<bool> {
+        Box::pin(std::future::pending())
     }
 
     /// Locks a file; `ENOLCK` where there are no locks. `wait`: until it can be had; else `EAGAIN`

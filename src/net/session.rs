@@ -21,7 +21,7 @@ use tokio::task::JoinHandle;
 
 use crate::address::ServerAddress;
 use crate::failure::{Code, Failure};
-use crate::id::{HandleId, Seq, SessionId};
+use crate::id::{HandleId, NodeId, Seq, SessionId};
 use crate::identity::{MacAddress, PairKey, PeerId, SecretKey};
 use crate::net::remote::{BoxFuture, Remote, Submitted};
 use crate::proto::path::Wanted;
@@ -264,8 +264,20 @@ impl Remote for ClientSession {
         Box::pin(Core::given_up(Arc::clone(&self.core)))
     }
 
+    fn is_given_up(&self) -> bool {
+        self.core.is_given_up()
+    }
+
     fn round_trip(&self) -> Duration {
         self.core.round_trip()
+    }
+
+    fn undone(&self) -> Vec<(NodeId, Errno)> {
+        self.core.undone()
+    }
+
+    fn any_undone(&self) -> BoxFuture<bool> {
+        Box::pin(Core::any_undone(Arc::clone(&self.core)))
     }
 
     fn lock(&self, lock: Lock, wait: bool) -> BoxFuture<Result<(), Errno>> {

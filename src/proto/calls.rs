@@ -1,7 +1,7 @@
 //! Calls: the client's table of requests.
 //!
 //! Every call completes exactly once: with the host's answer, or with an error when the host has
-//! been silent for the grace. A call that was under way when its connection died is sent again on
+//! been silent for the grace, or the session ends. A call that was under way when its connection died is sent again on
 //! the next one, which is harmless because calls change nothing ([`crate::wire::call`]).
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -18,6 +18,8 @@ pub struct Caller<C, R> {
     link: Link,
     next: RequestId,
     calls: BTreeMap<RequestId, C>,
+    /// Those of `calls` that wait for the host however long it is silent.
+    patient: BTreeSet<RequestId>,
     /// Those of `calls` that are not on the current connection.
     unsent: BTreeSet<RequestId>,
     outputs: VecDeque<Output<C, R>>,
@@ -64,6 +66,7 @@ impl<C: Clone, R> Caller<C, R> {
             link: Link::Down { since: now },
             next: RequestId(1),
             calls: BTreeMap::new(),
+            patient: BTreeSet::new(),
             unsent: BTreeSet::new(),
             outputs: VecDeque::new(),
         }
@@ -80,6 +83,24 @@ impl<C: Clone, R> Caller<C, R> {
         self.calls.insert(id, call);
         self.unsent.insert(id);
         self.fill();
+        id
+    }
+
+    /// As [`Self::call`], for what the host must hear some time though nobody waits for it: also of
+    /// a silent host it waits for the next connection, and fails only when the session ends.
+    pub fn call_patiently(&mut self, call: C) -> RequestId {
+        if !matches!(self.link, Link::Silent) {
+            let id = self.call(call);
+            if self.calls.contains_key(&id) {
+                self.patient.insert(id);
+            }
+            return id;
+        }
+        let id = self.next;
+        self.next = RequestId(id.0 + 1);
+        self.calls.insert(id, call);
+        self.unsent.insert(id);
+        self.patient.insert(id);
         id
     }
 
@@ -117,6 +138,7 @@ impl<C: Clone, R> Caller<C, R> {
         let unsent = &self.unsent;
         let failed: Vec<_> =
             self.calls.extract_if(.., |id, _| !unsent.contains(id)).map(|(id, _)| id).collect();
+        self.patient.retain(|id| unsent.contains(id));
         let result = |id| Output::Complete { id, result: Err(Errno::EPROTO) };
         self.outputs.extend(failed.into_iter().map(result));
     }
@@ -144,7 +166,12 @@ impl<C: Clone, R> Caller<C, R> {
     pub fn handle_timeout(&mut self, now: Instant) {
         if self.poll_timeout().is_some_and(|at| at <= now) {
             self.link = Link::Silent;
+            let patient = std::mem::take(&mut self.patient);
+            let waits: BTreeMap<_, _> =
+                self.calls.extract_if(.., |id, _| patient.contains(id)).collect();
             self.fail_all(Errno::ETIMEDOUT);
+            self.unsent = patient.clone();
+            (self.calls, self.patient) = (waits, patient);
         }
     }
 
@@ -178,6 +205,7 @@ impl<C: Clone, R> Caller<C, R> {
 
     fn remove(&mut self, id: RequestId) -> bool {
         self.unsent.remove(&id);
+        self.patient.remove(&id);
         self.calls.remove(&id).is_some()
     }
 
@@ -198,6 +226,7 @@ impl<C: Clone, R> Caller<C, R> {
 
     fn fail_all(&mut self, errno: Errno) {
         self.unsent.clear();
+        self.patient.clear();
         for id in std::mem::take(&mut self.calls).into_keys() {
             self.outputs.push_back(Output::Complete { id, result: Err(errno) });
         }
@@ -265,6 +294,29 @@ mod tests {
         caller.handle_connected(ConnectionId(1));
         caller.call(9);
         assert_eq!(drain(&mut caller), [send(1, 3, 9)]);
+    }
+
+    #[test]
+    fn what_the_host_must_hear_waits_for_a_silent_one() {
+        let now = Instant::now();
+        let mut caller = Caller::new(Some(GRACE), now);
+        caller.handle_connected(ConnectionId(1));
+        caller.call_patiently(6);
+        caller.call(7);
+        caller.handle_lost(ConnectionId(1), now);
+        drain(&mut caller);
+        caller.handle_timeout(now + GRACE);
+        assert_eq!(drain(&mut caller), [complete(2, Err(Errno::ETIMEDOUT))]);
+        caller.call_patiently(8);
+        assert_eq!((drain(&mut caller), caller.pending()), (vec![], 2));
+        caller.handle_connected(ConnectionId(2));
+        assert_eq!(drain(&mut caller), [send(2, 1, 6), send(2, 3, 8)]);
+        caller.handle_reply(RequestId(1), Ok(60));
+        assert_eq!(drain(&mut caller), [complete(1, Ok(60))]);
+        caller.end();
+        assert_eq!(drain(&mut caller), [complete(3, Err(Errno::ENOTCONN))]);
+        caller.call_patiently(9);
+        assert_eq!(drain(&mut caller), [complete(4, Err(Errno::ENOTCONN))]);
     }
 
     #[test]

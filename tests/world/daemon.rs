@@ -74,6 +74,12 @@ impl Daemon {
     /// Ends it in order; its exit code must be 0.
     #[track_caller]
     pub(crate) fn stop(mut self) {
+        self.stop_now();
+    }
+
+    /// The same, for one that is to be replaced.
+    #[track_caller]
+    pub(crate) fn stop_now(&mut self) {
         kill_process(self.pid(), Signal::TERM).unwrap();
         self.wait();
     }

@@ -116,9 +116,32 @@ impl Home {
 
     /// Kills the host and starts it again on a machine that has booted since.
     pub(crate) fn reboot_host(&mut self) {
-        let (server, shares) = self.host_args();
+        self.reboot_host_with(&[]);
+    }
+
+    /// The same, with more arguments for the host.
+    pub(crate) fn reboot_host_with(&mut self, more: &[&str]) {
         self.host.kill_now();
-        self.host = self.world.host_after_boot(&server, &shares);
+        self.boot_host(more);
+    }
+
+    /// Kills the host; what is done then is done before its machine has booted again.
+    pub(crate) fn reboot_host_after(&mut self, meanwhile: impl FnOnce()) {
+        self.host.kill_now();
+        meanwhile();
+        self.boot_host(&[]);
+    }
+
+    /// The same, but the host is ended in order.
+    pub(crate) fn reboot_ended_host_after(&mut self, meanwhile: impl FnOnce()) {
+        self.host.stop_now();
+        meanwhile();
+        self.boot_host(&[]);
+    }
+
+    fn boot_host(&mut self, more: &[&str]) {
+        let (server, shares) = self.host_args();
+        self.host = self.world.host_after_boot(&server, &shares, more);
     }
 
     /// Kills the host; what is done then is done before it starts again.

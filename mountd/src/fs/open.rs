@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use p2pfs::id::{HandleId, NodeId};
+use p2pfs::id::{HandleId, NodeId, Seq};
 use p2pfs::limits::DIR_PAGE_ENTRIES_MAX;
 use p2pfs::net::remote::BoxFuture;
 use p2pfs::wire::call::{Access, Asked, Call, DataVersion, Reply};
@@ -28,7 +28,7 @@ const RELEASE_MAX: Duration = Duration::from_secs(1);
 
 impl Fs {
     /// Opens a file.
-    pub async fn open(&self, ino: u64, mode: OpenMode) -> Result<Opened, Errno> {
+    pub async fn open(self: &Arc<Self>, ino: u64, mode: OpenMode) -> Result<Opened, Errno> {
         let inode = self.inodes.get(ino)?;
         let handle = self.handles.number()?;
         let node = inode.node;
@@ -38,7 +38,8 @@ impl Fs {
             None => Asked::Open { node, handle, access: mode.access },
         };
         let (told, asked, epoch) = (inode.told(), self.tick(), inode.epoch());
-        let (Reply::Attr(mut attr), data) = self.remote.call(self.by_caller(call)).await? else {
+        let opening = self.opening(handle, self.remote.call(self.by_caller(call)));
+        let (Reply::Attr(mut attr), data) = opening.await? else {
             return Err(Errno::EPROTO);
         };
         let whole = first.is_some() && data.len() as u64 == attr.size;
@@ -62,6 +63,10 @@ impl Fs {
         let call = Asked::OpenDir { node: inode.node, handle, entries_max };
         let told = inode.told();
         let call = self.remote.call(self.by_caller(call));
+        let call: BoxFuture<_> = {
+            let fs = Arc::clone(self);
+            Box::pin(async move { fs.opening(handle, call).await })
+        };
         let open = self.insert_handle(handle, Arc::clone(&inode), Access::Read);
         // nobody else has it yet
         let listing = Arc::clone(&open.listing).lock_owned().await;
@@ -76,6 +81,24 @@ impl Fs {
             return Err(error);
         }
         Ok(self.checked(handle, &inode, false, told))
+    }
+
+    /// Does what opens a handle on the host. If nobody can tell whether the host has opened it, it
+    /// is closed there: what it does not know costs it nothing.
+    pub(super) async fn opening<T>(
+        self: &Arc<Self>,
+        handle: HandleId,
+        work: impl Future<Output = Result<T, Errno>>,
+    ) -> Result<T, Errno> {
+        let is_sent = !self.remote.is_given_up();
+        let opened = work.await;
+        let unknown = [Errno::EINTR, Errno::ETIMEDOUT, Errno::EPROTO];
+        if is_sent && opened.as_ref().is_err_and(|error| unknown.contains(error)) {
+            self.unreleased.send_modify(|count| *count += 1);
+            // behind a creation that may be on its way
+            tokio::spawn(Arc::clone(self).tell_closed(handle, self.last()));
+        }
+        opened
     }
 
     /// Takes the first page of a directory that is being opened.
@@ -160,6 +183,10 @@ impl Fs {
     async fn tell_release(self: Arc<Self>, open: Arc<Handle>) {
         let (handle, upto) = (open.id, open.inode.last());
         open.is_open().await;
+        self.tell_closed(handle, upto).await;
+    }
+
+    async fn tell_closed(self: Arc<Self>, handle: HandleId, upto: Seq) {
         if let Err(error) = self.remote.call(Call::Release { handle, upto }).await {
             tracing::debug!(%handle, %error, "the host did not take a release");
         }

@@ -43,6 +43,7 @@ struct HostState {
     refuse: Option<Errno>,
     counts: HashMap<&'static str, usize>,
     forgotten: Vec<NodeId>,
+    undone: Vec<(NodeId, Errno)>,
 }
 
 /// A change that is not applied yet.
@@ -136,7 +137,10 @@ impl HostState {
         let (name, reply) = match call {
             Call::Lookup { .. } => ("lookup", Reply::Entry(entry)),
             Call::GetAttr { .. } => ("getattr", Reply::Attr(entry.attr)),
-            Call::Open { .. } => ("open", Reply::Attr(entry.attr)),
+            Call::Open { .. } => match self.refuse {
+                Some(error) => return Err(error),
+                None => ("open", Reply::Attr(entry.attr)),
+            },
             Call::ReadVersion { .. } => {
                 let version = entry.attr.data_version();
                 ("read", Reply::Version(ReadVersion { version, recent: self.recent }))
@@ -151,6 +155,7 @@ impl HostState {
                 let attr = Attr { mode: 0o040_755, ..entry.attr };
                 ("opendir", Reply::OpenDir(attr, page))
             }
+            Call::Release { .. } => ("release", Reply::Done),
             Call::StatFs => ("statfs", Reply::StatFs(SPACE)),
             Call::Forget { nodes } => {
                 self.forgotten.extend(nodes);
@@ -204,6 +209,10 @@ impl Remote for Host {
 
     fn given_up(&self) -> BoxFuture<Errno> {
         Box::pin(std::future::pending())
+    }
+
+    fn undone(&self) -> Vec<(NodeId, Errno)> {
+        std::mem::take(&mut lock(&self.state).undone)
     }
 }
 
@@ -293,6 +302,42 @@ async fn who_waits_for_the_disk_is_told_whoever_has_closed_the_file_before() {
     assert_eq!(fs.flush(writer, 0).await, Err(Errno::EDQUOT), "a child's descriptor");
     assert_eq!(fs.sync(writer, false).await, Err(Errno::EDQUOT));
     assert_eq!(fs.sync(writer, false).await, Ok(()));
+}
+
+/// By a host that lost its memory and carries out again what it had answered.
+#[tokio::test]
+async fn what_was_applied_and_is_refused_later_is_told_and_not_kept() {
+    let host = Host::new(10);
+    let fs = looked_up(&host, 1 << 20).await;
+    let handle = fs.open(FILE.ino, READ).await.unwrap().handle;
+    fs.write(handle, 0, Bytes::from_static(b"x"), WriteMode::default()).await.unwrap();
+    assert_eq!(fs.sync(handle, false).await, Ok(()));
+    fs.open(FILE.ino, READ).await.unwrap();
+    assert!(fs.open(FILE.ino, READ).await.unwrap().keep_pages);
+    read_all(&fs, handle).await;
+    assert_ne!(fs.cache().stats().bytes, 0);
+
+    let another = NodeId { generation: FILE.generation + 1, ..FILE };
+    lock(&host.state).undone = vec![(another, Errno::EIO), (FILE, Errno::ENOSPC)];
+    assert_eq!(fs.sync(handle, false).await, Err(Errno::ENOSPC));
+    assert_eq!(fs.sync(handle, false).await, Ok(()));
+    assert_eq!(fs.cache().stats().bytes, 0);
+    assert!(!fs.open(FILE.ino, READ).await.unwrap().keep_pages);
+}
+
+/// The host may have carried it out: it would keep the file open for ever.
+#[tokio::test]
+async fn what_may_have_been_opened_in_vain_is_closed() {
+    let host = Host::new(10);
+    let fs = looked_up(&host, 1 << 20).await;
+    for (error, releases) in [(Errno::EACCES, 0), (Errno::ETIMEDOUT, 1), (Errno::EPROTO, 2)] {
+        lock(&host.state).refuse = Some(error);
+        assert_eq!(fs.open(FILE.ino, READ).await.unwrap_err(), error);
+        let name = Name::new("new").unwrap();
+        assert_eq!(fs.create(1, name, 0o644, READ).await.unwrap_err(), error);
+        fs.released().await;
+        assert_eq!(host.count("release"), 2 * releases, "{error:?}");
+    }
 }
 
 #[tokio::test]

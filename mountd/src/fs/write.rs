@@ -15,6 +15,7 @@ use super::errors::At;
 use super::handle::Handle;
 use super::inode::{Effect, Inode};
 use crate::caller;
+use crate::lock::lock;
 
 /// `FALLOC_FL_KEEP_SIZE`
 const KEEP_SIZE: u32 = 1;
@@ -203,8 +204,38 @@ impl Fs {
         let call = Call::Sync { handle, data_only, upto };
         let synced = self.remote.call(call).await;
         self.applied(&open.inode, upto).await?;
+        self.note_undone();
         open.tell_error(At::Sync)?;
         synced.map(drop)
+    }
+
+    /// Changes were refused after programs had been told that they are done, as when a host that
+    /// lost its memory carries them out again.
+    fn note_undone(&self) {
+        // what another thread has taken is noted before this one looks at errors
+        let _one_at_a_time = lock(&self.undoing);
+        for (node, error) in self.remote.undone() {
+            let Ok(inode) = self.inodes.get(node.ino) else { continue };
+            if inode.node == node {
+                inode.keep_error(error);
+                inode.void_pages();
+                self.drop_blocks(&inode);
+                self.kernel.drop_attributes(node.ino);
+                self.kernel.drop_pages(node.ino);
+            }
+        }
+    }
+
+    /// Notes what is refused so late, until the file system is dropped.
+    pub async fn undone_for_ever(self: Arc<Self>) {
+        let fs = Arc::downgrade(&self);
+        let mut any = self.remote.any_undone();
+        drop(self);
+        while any.await {
+            let Some(fs) = fs.upgrade() else { return };
+            fs.note_undone();
+            any = fs.remote.any_undone();
+        }
     }
 
     /// `fallocate`.

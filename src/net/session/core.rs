@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::AbortHandle;
 
-use crate::id::{ConnectionId, HandleId, HostRun, RequestId, Seq, SessionId};
+use crate::id::{ConnectionId, HandleId, HostRun, NodeId, RequestId, Seq, SessionId};
 use crate::limits::LOG_BYTES_UNAPPLIED_MAX;
 use crate::net::direct::directly;
 use crate::net::endpoint::{Auth, PathInfo, path_json};
@@ -46,6 +46,8 @@ pub(crate) struct Core {
     /// Why nothing is to be expected of the host now.
     refusal: watch::Sender<Option<Errno>>,
     lost: AnyLost,
+    /// There is something in [`Inner::undone`], or never will be again.
+    any_undone: Notify,
 }
 
 #[derive(Debug)]
@@ -59,6 +61,10 @@ struct Inner {
     /// Who is told of an entry.
     applied: HashMap<Seq, oneshot::Sender<Applied>>,
     rooms: VecDeque<(usize, oneshot::Sender<Result<(), Errno>>)>,
+    /// Who waits for the answers up to an entry.
+    heard: Vec<(Seq, oneshot::Sender<Result<(), Errno>>)>,
+    /// Of these nodes a change was refused that was told to be done.
+    undone: BTreeMap<NodeId, Errno>,
     link: Option<Link>,
     /// A connection whose lanes are open, and that the host has not approved yet.
     opened: Option<(ConnectionId, Link)>,
@@ -135,6 +141,8 @@ impl Core {
             answers: HashMap::new(),
             applied: HashMap::new(),
             rooms: VecDeque::new(),
+            heard: Vec::new(),
+            undone: BTreeMap::new(),
             link: None,
             opened: None,
             locks: LockDesk::default(),
@@ -147,11 +155,16 @@ impl Core {
         };
         let refusal = watch::Sender::new(None);
         let (inner, lost) = (Mutex::new(inner), AnyLost::default());
-        Arc::new(Self { inner, wake: Notify::new(), refusal, lost })
+        let (wake, any_undone) = (Notify::new(), Notify::new());
+        Arc::new(Self { inner, wake, refusal, lost, any_undone })
     }
 
     /// Asks and waits; dropping the future cancels the call.
     pub(crate) async fn call(core: Arc<Self>, call: Call) -> Answer {
+        let behind = match &call {
+            Call::Sync { upto, .. } => Some(*upto),
+            _ => None,
+        };
         let (answer, answered) = oneshot::channel();
         let id = directly(|| {
             let mut inner = core.lock();
@@ -161,9 +174,14 @@ impl Core {
                 return (Err(errno), false);
             }
             // nobody waits for closing: it travels with the next call
-            let is_alone = inner.is_quiet() && !matches!(call, Call::Release { .. });
+            let closes = matches!(call, Call::Release { .. });
+            let is_alone = inner.is_quiet() && !closes;
             inner.note_closed(&call);
-            let id = inner.caller.call(call);
+            // what the host never hears of stays open there
+            let id = match closes {
+                true => inner.caller.call_patiently(call),
+                false => inner.caller.call(call),
+            };
             inner.answers.insert(id, (answer, None));
             inner.pump(&core);
             (Ok(id), is_alone)
@@ -175,7 +193,36 @@ impl Core {
         }
         let answer = answered.await.unwrap_or(Err(Errno::ENOTCONN));
         guard.defuse();
+        if let (Ok(_), Some(upto)) = (&answer, behind) {
+            core.hear(upto).await?;
+        }
         answer
+    }
+
+    /// Waits until it is known what came of the entries up to `upto`. The host has said so before it
+    /// answers, but on another stream.
+    async fn hear(&self, upto: Seq) -> Result<(), Errno> {
+        let (all, all_heard) = oneshot::channel();
+        {
+            let mut inner = self.lock();
+            if inner.log.unanswered() > upto {
+                return Ok(());
+            }
+            inner.heard.push((upto, all));
+        }
+        all_heard.await.unwrap_or(Err(Errno::ENOTCONN))
+    }
+
+    /// See [`Remote::undone`](crate::net::remote::Remote::undone).
+    pub(crate) fn undone(&self) -> Vec<(NodeId, Errno)> {
+        std::mem::take(&mut self.lock().undone).into_iter().collect()
+    }
+
+    /// See [`Remote::any_undone`](crate::net::remote::Remote::any_undone).
+    pub(crate) async fn any_undone(core: Arc<Self>) -> bool {
+        core.any_undone.notified().await;
+        let inner = core.lock();
+        !inner.undone.is_empty() || inner.left.is_none()
     }
 
     /// Numbers a change and ships it.
@@ -238,6 +285,10 @@ impl Core {
         let mut refusal = core.refusal.subscribe();
         let refused = refusal.wait_for(Option::is_some).await;
         refused.ok().and_then(|errno| *errno).unwrap_or(Errno::ENOTCONN)
+    }
+
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.refusal.borrow().is_some()
     }
 
     /// The first entry that is still held, and the first without an answer.
@@ -376,6 +427,7 @@ impl Core {
         inner.locks.end();
         inner.refuse(self, Errno::ENOTCONN);
         inner.pump(self);
+        self.any_undone.notify_one();
     }
 
     /// Refuses with `errno` what is asked, also what is being asked; what was accepted is still
@@ -402,6 +454,7 @@ impl Core {
         inner.opened = None;
         let left = inner.leave();
         inner.pump(self);
+        self.any_undone.notify_one();
         left
     }
 
@@ -414,6 +467,8 @@ impl Core {
     pub(crate) fn close(&self) {
         self.lock().closing = true;
         self.wake.notify_one();
+        // who waits for it may be gone
+        self.any_undone.notify_one();
     }
 
     pub(crate) fn is_closing(&self) -> bool {
@@ -572,6 +627,7 @@ impl Inner {
                     self.view.refused_writes += 1;
                     // Whoever made it is told, and it is not kept for later; if he is still there
                     if !self.resumed {
+                        self.note_undone(core, seq, refused.errno);
                         self.log.settle_aside(seq);
                     }
                 }
@@ -581,8 +637,30 @@ impl Inner {
                 log::Output::Remade { old, new, .. } => {
                     tracing::info!(?old, ?new, "the host made a node again after a crash");
                 }
-                log::Output::Progress => self.give_room(),
+                log::Output::Progress => {
+                    self.give_room();
+                    self.tell_heard();
+                }
             }
+        }
+    }
+
+    /// An entry was set aside. Whoever made the change is told by the entry's own answer, if that
+    /// is still to come; else what it changed is noted.
+    fn note_undone(&mut self, core: &Core, seq: Seq, errno: Errno) {
+        if self.applied.contains_key(&seq) {
+            return;
+        }
+        for node in self.log.changed_by_aside(seq) {
+            self.undone.entry(node).or_insert(errno);
+        }
+        core.any_undone.notify_one();
+    }
+
+    fn tell_heard(&mut self) {
+        let next = self.log.unanswered();
+        for (_, all) in self.heard.extract_if(.., |(upto, _)| *upto < next) {
+            let _ = all.send(Ok(()));
         }
     }
 
@@ -624,8 +702,9 @@ impl Inner {
 
     /// Whoever waits on the host is told that it is in vain.
     fn refuse(&mut self, core: &Core, errno: Errno) {
-        for (_, there) in self.rooms.drain(..) {
-            let _ = there.send(Err(errno));
+        let rooms = self.rooms.drain(..).map(|(_, there)| there);
+        for waiter in rooms.chain(self.heard.drain(..).map(|(_, all)| all)) {
+            let _ = waiter.send(Err(errno));
         }
         core.refusal.send_replace(Some(errno));
     }

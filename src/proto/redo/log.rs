@@ -31,7 +31,7 @@ use crate::limits::{
     LOG_ENTRIES_UNSTABLE_MAX,
 };
 use crate::proto::PeerMisbehaved;
-use crate::proto::redo::order::{Order, Touches};
+use crate::proto::redo::order::{Order, Touches, each_node};
 use crate::wire::errno::Errno;
 use crate::wire::log::{
     Change, Cursor, LogAck, LogEntry, Mutation, NodeRef, Outcome, Promise, Refused, Sent,
@@ -411,6 +411,20 @@ impl<B: Clone + Default> Log<B> {
     /// What was set aside, oldest first.
     pub fn aside(&self) -> impl Iterator<Item = &Aside<B>> {
         self.asides.values().map(|(aside, _)| aside)
+    }
+
+    /// What an entry that was set aside was to change: nodes and directories, under every identity
+    /// that an application may know.
+    pub fn changed_by_aside(&self, seq: Seq) -> BTreeSet<NodeId> {
+        let Some((aside, _)) = self.asides.get(&seq) else { return BTreeSet::new() };
+        let mut nodes: BTreeSet<NodeId> = aside.made.into_iter().collect();
+        let mut mutation = aside.change.mutation.clone();
+        if let Mutation::CopyRange { source, node, .. } = &mut mutation {
+            // that is only read
+            *source = *node;
+        }
+        each_node(&mut mutation, |node| nodes.extend(self.order.identities(*node)));
+        nodes
     }
 
     /// What was set aside under this number is kept elsewhere now (a conflict copy), or the user

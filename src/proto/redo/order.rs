@@ -22,7 +22,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use self::known::{Holder, Known, Places};
 pub use self::touches::Touches;
-use self::touches::each_node;
+pub(in crate::proto::redo) use self::touches::each_node;
 use crate::id::{NodeId, Seq};
 use crate::wire::log::{Mutation, NodeRef, Occupant, Outcome, RenameMode};
 use crate::wire::name::Name;
@@ -97,6 +97,17 @@ impl Order {
                 *node = told.map_or(NodeRef::MadeBy(seq), NodeRef::Node);
             }
         });
+    }
+
+    /// Every identity that a node has had, as far as it is known: an application may know an older
+    /// one.
+    pub fn identities(&self, node: NodeRef) -> Vec<NodeId> {
+        match self.canonical(node) {
+            NodeRef::Node(node) => vec![node],
+            NodeRef::MadeBy(seq) => self.makers.get(&seq).map_or_else(Vec::new, |maker| {
+                maker.ids.iter().copied().chain(maker.told).collect()
+            }),
+        }
     }
 
     /// What a translated mutation touches.

@@ -272,6 +272,8 @@ fn what_was_told_and_is_refused_when_it_is_redone_is_set_aside() {
     assert_eq!(client.told.len(), 2, "each once");
     let aside = client.log.aside().nth(1).unwrap();
     assert_eq!(aside.change.mutation, write(node(5)), "by the identity that was told");
+    let changed = client.log.changed_by_aside(Seq(maker));
+    assert_eq!(changed, BTreeSet::from([NodeId::ROOT, node(5)]));
     client.ack(data, after_failed(maker));
     client.lose();
     client.takes();
@@ -291,6 +293,10 @@ fn a_node_that_is_made_again_has_its_new_identity_from_then_on() {
     let data = client.accept(write(node(6)));
     let old = client.accept(write(node(5)));
     assert_eq!(client.after(old), [data]);
+    client.ack(old, refused(Errno::ENOSPC));
+    let changed = client.log.changed_by_aside(Seq(old));
+    assert_eq!(changed, BTreeSet::from([node(5), node(6)]), "an application knows the old one");
+    client.log.settle_aside(Seq(old)).unwrap();
     client.stable(maker);
     let late = client.accept(write(node(5)));
     assert_eq!(client.mutation(late), write(node(6)));

@@ -36,7 +36,10 @@ impl Touches {
 }
 
 /// Every node that a mutation names.
-pub(super) fn each_node(mutation: &mut Mutation, mut visit: impl FnMut(&mut NodeRef)) {
+pub(in crate::proto::redo) fn each_node(
+    mutation: &mut Mutation,
+    mut visit: impl FnMut(&mut NodeRef),
+) {
     match mutation {
         Mutation::Nothing => {}
         Mutation::Create { parent, .. }
