@@ -178,7 +178,7 @@ fn nobody_sees_the_disk_before_what_it_forgot_is_there_again() {
         });
         let disk = home.disk.clone();
         home.reboot_host_after(|| {
-            names.iter().for_each(|name| fs::remove_file(disk.join(name)).unwrap());
+            names.iter().for_each(|name| fs::write(disk.join(name), "").unwrap());
         });
         home.sync();
         is_over.store(true, Ordering::SeqCst);

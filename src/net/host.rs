@@ -158,14 +158,15 @@ impl Host {
     /// Puts what clients changed on the disk, as far as that takes no longer than [`SETTLE_MAX`],
     /// and says goodbye to them.
     pub async fn shutdown(&self) {
-        let sessions = std::mem::take(&mut self.shared.lock().sessions);
-        let mut settling: JoinSet<()> =
-            sessions.values().map(|session| Arc::clone(session).settle()).collect();
+        let mut settling: JoinSet<()> = {
+            let state = self.shared.lock();
+            state.sessions.values().map(|session| Arc::clone(session).settle()).collect()
+        };
         let settled = async { while settling.join_next().await.is_some() {} };
         if tokio::time::timeout(SETTLE_MAX, settled).await.is_err() {
             tracing::warn!("the disk is slow: what it did not take is sent again after a boot");
         }
-        for session in sessions.values() {
+        for (_, session) in std::mem::take(&mut self.shared.lock().sessions) {
             session.close(CloseReason::Done);
         }
         let farewell = self.shared.endpoint.quic.wait_idle();

@@ -374,7 +374,9 @@ impl HostSession {
             Ok(()) => {
                 self.synced(epoch, |applier, now| applier.handle_synced_unasked(cursor, now));
                 let acks = self.lock().acks.clone();
-                acks.finish().await;
+                if self.is_connected() {
+                    acks.finish().await;
+                }
             }
             Err(error) => {
                 tracing::warn!(%error, "the disk could not be synced");
