@@ -384,9 +384,16 @@ impl Fs {
         self.keep.store(keep.as_millis() as u64, Ordering::Relaxed);
     }
 
+    /// Does from now on what nobody asks for, until the file system is dropped: keeps host and
+    /// kernel up with each other.
+    pub fn keep_up(self: Arc<Self>) {
+        tokio::spawn(Arc::clone(&self).undone_for_ever());
+        tokio::spawn(self.forget_for_ever());
+    }
+
     /// Tells the host which nodes the kernel let go, again and again until the file system is
     /// dropped.
-    pub async fn forget_for_ever(self: Arc<Self>) {
+    async fn forget_for_ever(self: Arc<Self>) {
         let fs = Arc::downgrade(&self);
         drop(self);
         let mut interval = tokio::time::interval(FORGET_AFTER);

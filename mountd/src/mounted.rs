@@ -330,8 +330,7 @@ impl Mount {
             let hint = "look at the kernel's log: dmesg | tail";
             Failure::new(Code::Fuse, format!("the kernel's FUSE refused: {error}"), hint)
         })?;
-        tokio::spawn(Arc::clone(&fs).undone_for_ever());
-        tokio::spawn(fs.forget_for_ever());
+        fs.keep_up();
         let (mounted, drain) = (detach.keep()?, options.drain);
         Ok(Self {
             shared,

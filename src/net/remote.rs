@@ -56,8 +56,8 @@ pub trait Remote: Send + Sync {
         Duration::ZERO
     }
 
-    /// Nodes of which changes were refused after whoever made them was told that they are done; each
-    /// is told here once, with the first reason.
+    /// Nodes of which changes were refused after whoever made them was told that they are done;
+    /// each is told here once, with the first reason.
     fn undone(&self) -> Vec<(NodeId, Errno)> {
         Vec::new()
     }

@@ -199,7 +199,8 @@ impl Inode {
         self.settled.notify_waiters();
     }
 
-    /// Keeps the error of what was accepted, for the next call of each open file that can report it.
+    /// Keeps the error of what was accepted, for the next call of each open file that can report
+    /// it.
     pub(crate) fn keep_error(&self, error: Errno) {
         lock(&self.state).errors.keep(error);
     }

@@ -227,7 +227,7 @@ impl Fs {
     }
 
     /// Notes what is refused so late, until the file system is dropped.
-    pub async fn undone_for_ever(self: Arc<Self>) {
+    pub(super) async fn undone_for_ever(self: Arc<Self>) {
         let fs = Arc::downgrade(&self);
         let mut any = self.remote.any_undone();
         drop(self);

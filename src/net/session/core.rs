@@ -199,8 +199,8 @@ impl Core {
         answer
     }
 
-    /// Waits until it is known what came of the entries up to `upto`. The host has said so before it
-    /// answers, but on another stream.
+    /// Waits until it is known what came of the entries up to `upto`. The host has said so before
+    /// it answers, but on another stream.
     async fn hear(&self, upto: Seq) -> Result<(), Errno> {
         let (all, all_heard) = oneshot::channel();
         {
