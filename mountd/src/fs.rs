@@ -393,7 +393,7 @@ impl Fs {
 
     /// Tells the host which nodes the kernel let go, again and again until the file system is
     /// dropped.
-    async fn forget_for_ever(self: Arc<Self>) {
+    pub async fn forget_for_ever(self: Arc<Self>) {
         let fs = Arc::downgrade(&self);
         drop(self);
         let mut interval = tokio::time::interval(FORGET_AFTER);

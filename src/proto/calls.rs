@@ -1,8 +1,9 @@
 //! Calls: the client's table of requests.
 //!
 //! Every call completes exactly once: with the host's answer, or with an error when the host has
-//! been silent for the grace, or the session ends. A call that was under way when its connection died is sent again on
-//! the next one, which is harmless because calls change nothing ([`crate::wire::call`]).
+//! been silent for the grace, or the session ends. A call that was under way when its connection
+//! died is sent again on the next one, which is harmless because calls change nothing
+//! ([`crate::wire::call`]).
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
