@@ -85,7 +85,7 @@ fn each_change(dir: &tempfile::TempDir) {
     // the first time, but behind a loss of the handle
     carry_out(&view, write(node), &How::First).unwrap();
     // not even to be read
-    fs::set_permissions(&file, Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&file, Permissions::from_mode(0o0)).unwrap();
     let append = Mutation::Append { node, handle: closed, size: 0 };
     let appended = carry_out(&view, append, &AGAIN);
     assert!(matches!(appended, Ok(Outcome::Appended { offset: 0, .. })), "{appended:?}");
