@@ -216,6 +216,7 @@ pub fn run() -> anyhow::Result<()> {
     let Some(cli) = parse()? else {
         return Ok(());
     };
+    daemon::leave_no_core();
     let dir = daemon::state_dir(cli.state, "hostd")?;
     match cli.command {
         Command::Serve(args) => serve::run(&dir, args)?,

@@ -60,7 +60,7 @@ impl World {
         let handle = runtime.handle().clone();
         serve(fs.clone(), &link, device, Presentation::default(), Arc::default(), false, handle)
             .unwrap();
-        runtime.spawn(fs.clone().forget_for_ever());
+        runtime.block_on(async { fs.clone().keep_up() });
         Some(Self { host, mountpoint, mounted, fs, runtime })
     }
 
