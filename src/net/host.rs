@@ -155,7 +155,7 @@ impl Host {
         self.shared.review();
     }
 
-    /// Puts what clients changed on the disk, as far as that takes no longer than [`SETTLE_MAX`],
+    /// Puts what clients changed on the disk, as far as that takes no longer than five seconds,
     /// and says goodbye to them.
     pub async fn shutdown(&self) {
         let mut settling: JoinSet<()> = {
