@@ -296,7 +296,7 @@ async fn a_host_whose_machine_forgot_gets_again_what_was_not_on_its_disk() {
     let patient = ClientConfig { grace: Some(Duration::from_secs(60)), ..home.client.clone() };
     let session = ClientSession::establish(patient).await.unwrap();
     session.submit(write_at(0), Bytes::from_static(b"kept")).wait().await.unwrap();
-    home.host.shutdown().await;
+    // without an end in order, at which nothing is left to be forgotten
     drop(home.host);
     home.owner.memory.reboot();
     let _host = home.config.start(&home.owner);
