@@ -21,6 +21,8 @@ const WHILE: Duration = Duration::from_millis(700);
 /// A process that locks: told on its standard input, tells on its standard output.
 const LOCKER: &str = r#"
 import errno, fcntl, os, signal, struct, sys
+# whoever starts the tests in the background ignores it
+signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGUSR1, lambda *_: None)
 file = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT, 0o644)
 kinds = {"shared": fcntl.LOCK_SH, "exclusive": fcntl.LOCK_EX, "free": fcntl.LOCK_UN}
