@@ -284,8 +284,10 @@ fn shells_end(home: &Home) {
         ("cat", vec![path.to_owned()]),
         ("bash", vec!["-c".to_owned(), trap]),
     ] {
-        let mut command = Command::new(program);
-        command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::null());
+        // whoever starts the tests in the background ignores it, and a shell cannot change that
+        let mut command = Command::new("env");
+        command.args(["--default-signal=INT", program]).args(arguments);
+        command.stdout(Stdio::piped()).stderr(Stdio::null());
         let mut child = command.spawn().unwrap();
         let said = BufReader::new(child.stdout.take().unwrap());
         let mut caller = Caller { child, said };
