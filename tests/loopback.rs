@@ -58,6 +58,23 @@ fn the_only_share_needs_no_name() {
 }
 
 #[test]
+fn a_mount_of_the_only_share_stays_with_it_when_there_are_more() {
+    need_mount!();
+    let mut home = Home::on_loopback();
+    home.world.mount(home.key.dir.to_str().unwrap(), &home.mountpoint, "timeout=20").ok();
+
+    let more = home.world.directory("more");
+    home.restart_host_with_more(&[format!("more={}", more.display())]);
+    fs::write(home.disk.join("later"), "still at home\n").unwrap();
+    let later = fs::read_to_string(home.mountpoint.join("later")).unwrap();
+    assert_eq!(later, "still at home\n");
+    home.unmount();
+
+    let without = home.world.mount(home.key.dir.to_str().unwrap(), &home.mountpoint, "timeout=20");
+    without.refused(1, "share-unknown");
+}
+
+#[test]
 fn the_status_of_all_three_tells_the_same_story() {
     need_mount!();
     let home = Home::on_loopback();

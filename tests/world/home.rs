@@ -95,7 +95,13 @@ impl Home {
 
     /// Kills the host and starts it again.
     pub(crate) fn restart_host(&mut self) {
+        self.restart_host_with_more(&[]);
+    }
+
+    /// The same, with more shares (`NAME=DIR`).
+    pub(crate) fn restart_host_with_more(&mut self, more: &[String]) {
         let (server, shares) = self.host_args();
+        let shares = [&shares[..], more].concat();
         self.host.kill_now();
         self.host = self.world.host(&server, &shares);
     }

@@ -471,10 +471,13 @@ impl Supervisor {
             return;
         };
         let (held, unanswered) = self.core.unfinished();
+        // the only one there was, though there may be more by now
+        let granted = Some(self.core.grant().share).filter(|share| !share.is_empty());
+        let share = self.config.share.clone().or(granted);
         let request = Identify {
             session: self.session,
             device: self.config.device.clone(),
-            share: self.config.share.clone(),
+            share,
             client_name: self.config.client_name.clone(),
             held,
             unanswered,
