@@ -292,12 +292,8 @@ impl View {
         if !attr.is_file() && !attr.is_dir() {
             return Err(Errno::EINVAL);
         }
-        let reopen = || beneath::reopen(fd.as_fd(), OFlags::WRONLY);
-        let file = match again || handle.is_some() {
-            true => owned::despite_mode(fd, reopen),
-            false => reopen(),
-        };
-        let file = file.map_err(errno)?;
+        let reopen = if again || handle.is_some() { owned::reopen } else { beneath::reopen };
+        let file = reopen(fd.as_fd(), OFlags::WRONLY).map_err(errno)?;
         rustix::fs::ftruncate(file, size).map_err(errno)
     }
 }

@@ -116,12 +116,8 @@ impl View {
         if !attr.is_file() {
             return Err(if attr.is_dir() { Errno::EISDIR } else { Errno::EINVAL });
         }
-        let reopen = || beneath::reopen(path.as_fd(), access_flags(access));
-        let file = match again || handle.is_some() {
-            true => owned::despite_mode(&path, reopen),
-            false => reopen(),
-        };
-        file.map(Data::Again).map_err(errno)
+        let reopen = if again || handle.is_some() { owned::reopen } else { beneath::reopen };
+        reopen(path.as_fd(), access_flags(access)).map(Data::Again).map_err(errno)
     }
 }
 

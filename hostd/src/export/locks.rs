@@ -18,7 +18,7 @@ use p2pfs::wire::errno::Errno;
 use p2pfs::wire::lease::{Blocker, LeaseRequest, Lock, LockFamily, Notice};
 use rustix::io;
 
-use super::{Share, View, access_flags, beneath, locked, owned};
+use super::{Share, View, access_flags, locked, owned};
 
 /// How often a lock that a process of this machine has is tried for.
 const TRY: Duration = Duration::from_millis(20);
@@ -238,7 +238,7 @@ impl Share {
         let (node, access) = self.opens.find(session, lock.handle).ok_or(io::Errno::BADF)?;
         let stale = |_| io::Errno::STALE;
         let path = self.nodes.find(node).map_err(stale)?;
-        owned::despite_mode(&path, || beneath::reopen(path.as_fd(), access_flags(access)))
+        owned::reopen(path.as_fd(), access_flags(access))
     }
 }
 

@@ -177,8 +177,7 @@ impl View {
             if meta::attr(path.as_fd()).map_err(errno)?.is_dir() {
                 flags |= OFlags::DIRECTORY;
             }
-            let reopen = || beneath::reopen(path.as_fd(), flags);
-            let file = owned::despite_mode(&path, reopen).map_err(errno)?;
+            let file = owned::reopen(path.as_fd(), flags).map_err(errno)?;
             Ok::<_, Errno>((path, file))
         })?;
         let open = Arc::new(OpenFile::new(node, path, file, access));

@@ -1,14 +1,23 @@
 //! What is done once more to a file whose mode forbids it by now, or did from the beginning: who
 //! makes a file may write it whatever its mode says, and then closes it.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Mutex;
 
-use rustix::fs::{AtFlags, CWD, Mode};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io;
 use rustix::process::geteuid;
 
 use super::{acting, beneath, lock};
+
+/// Opens what a descriptor holds once more, as [`beneath::reopen`] does.
+///
+/// # Errors
+///
+/// As for [`despite_mode`].
+pub(super) fn reopen(fd: BorrowedFd<'_>, flags: OFlags) -> io::Result<OwnedFd> {
+    despite_mode(fd, || beneath::reopen(fd, flags))
+}
 
 /// Does `work` on the file that `fd` holds, whatever its mode says, for its owner: who could change
 /// the mode gains nothing by that. `work` can be tried more than once.

@@ -147,8 +147,7 @@ impl View {
         stamp(path.as_fd(), at);
         let entry = self.enter(&path, node_id(parent)?, name)?;
         if let Some(Opening { handle, access }) = open {
-            let reopen = || beneath::reopen(path.as_fd(), access_flags(access));
-            let file = owned::despite_mode(&path, reopen).map_err(errno)?;
+            let file = owned::reopen(path.as_fd(), access_flags(access)).map_err(errno)?;
             self.admit(handle, OpenFile::new(entry.node, path, file, access))?;
         }
         Ok(Outcome::Entry(entry))
