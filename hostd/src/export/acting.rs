@@ -213,6 +213,7 @@ mod tests {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
     use super::*;
+    use crate::export::tests::lacks_root;
 
     fn caller(uid: u32, gid: u32, groups: &[u32]) -> Caller {
         Caller { uid, gid, groups: groups.to_vec() }
@@ -220,8 +221,7 @@ mod tests {
 
     #[test]
     fn a_thread_acts_as_the_caller_and_is_itself_again() {
-        if !possible() {
-            eprintln!("SKIPPED: not root");
+        if lacks_root() {
             return;
         }
         let dir = tempfile::tempdir().unwrap();
@@ -247,8 +247,7 @@ mod tests {
 
     #[test]
     fn a_panic_does_not_leave_a_thread_that_is_somebody_else() {
-        if !possible() {
-            eprintln!("SKIPPED: not root");
+        if lacks_root() {
             return;
         }
         let panicked = std::panic::catch_unwind(|| {

@@ -15,8 +15,8 @@ use rustix::fs::Uid;
 use rustix::process::geteuid;
 use rustix::thread::set_thread_res_uid;
 
-use super::ROOT;
 use super::calls::{call, made, name, release};
+use super::{ROOT, lacks_root};
 use crate::export::{Share, View};
 
 const OWNER: u32 = 4711;
@@ -24,8 +24,7 @@ const AGAIN: How = How::Again { told: None };
 
 #[test]
 fn a_host_of_root_writes_an_owners_read_only_file_again() {
-    if !geteuid().is_root() {
-        eprintln!("SKIPPED: not root");
+    if lacks_root() {
         return;
     }
     each_change(&owned_dir(OWNER));
@@ -47,8 +46,7 @@ fn a_host_of_an_ordinary_user_writes_a_read_only_file_again() {
 
 #[test]
 fn nobody_else_writes_what_its_mode_protects() {
-    if !geteuid().is_root() {
-        eprintln!("SKIPPED: not root");
+    if lacks_root() {
         return;
     }
     let dir = owned_dir(OWNER);
