@@ -21,6 +21,7 @@ use p2pfs::limits::{SESSION_RECORD, SESSIONS_MAX};
 use p2pfs::net::daemon;
 use p2pfs::proto::redo::execute::Seen;
 use p2pfs::proto::redo::record::{self, Header, Recovered, Slot};
+use p2pfs::proto::shares::Tally;
 use p2pfs::wire::errno::Errno;
 use p2pfs::wire::log::{Outcome, Refused};
 
@@ -41,7 +42,7 @@ pub struct Records {
     /// How often each disk failed to take data.
     failures: Mutex<BTreeMap<Disk, u64>>,
     /// The sessions that are served now, and by how many views: their records stay.
-    live: Mutex<BTreeMap<SessionId, usize>>,
+    live: Mutex<Tally<SessionId>>,
 }
 
 /// One session's record.
@@ -114,27 +115,22 @@ impl Records {
 
     /// A session is served, and its records stay, until [`Self::detach`].
     pub fn attach(&self, session: SessionId) {
-        *lock(&self.live).entry(session).or_default() += 1;
+        lock(&self.live).add(session);
     }
 
     /// One view less serves a session.
     pub fn detach(&self, session: SessionId) {
-        let mut live = lock(&self.live);
-        if let Some(views) = live.get_mut(&session) {
-            *views -= 1;
-            if *views == 0 {
-                live.remove(&session);
-            }
-        }
+        lock(&self.live).take_back(&session);
     }
 
     pub(crate) fn is_live(&self, session: SessionId) -> bool {
-        lock(&self.live).contains_key(&session)
+        lock(&self.live).of(&session) > 0
     }
 
     fn is_used(&self, path: &Path) -> bool {
         let live = lock(&self.live);
-        live.keys().any(|session| path.file_stem().is_some_and(|is| is == &*session_name(*session)))
+        live.holders()
+            .any(|session| path.file_stem().is_some_and(|is| is == &*session_name(*session)))
     }
 
     /// Makes room for one more: of those that nobody uses now the one goes that was not used for

@@ -15,6 +15,7 @@ mod asks;
 pub mod client;
 pub mod host;
 pub mod matcher;
+mod peers;
 mod registry;
 mod upkeep;
 

@@ -8,13 +8,50 @@ const NETWORK_BITS: u32 = 64;
 /// What a site has of IPv6 at most, bits.
 const SITE_BITS: u32 = 48;
 
+/// How many each has, of those who have any.
+#[derive(Debug)]
+pub struct Tally<K>(BTreeMap<K, usize>);
+
+impl<K: Ord> Tally<K> {
+    /// How many `holder` has.
+    pub fn of(&self, holder: &K) -> usize {
+        self.0.get(holder).copied().unwrap_or_default()
+    }
+
+    /// It has one more.
+    pub fn add(&mut self, holder: K) {
+        *self.0.entry(holder).or_default() += 1;
+    }
+
+    /// It has one less, if it has any.
+    pub fn take_back(&mut self, holder: &K) {
+        if let Some(held) = self.0.get_mut(holder) {
+            *held -= 1;
+            if *held == 0 {
+                self.0.remove(holder);
+            }
+        }
+    }
+
+    /// Who has any.
+    pub fn holders(&self) -> impl Iterator<Item = &K> {
+        self.0.keys()
+    }
+}
+
+impl<K> Default for Tally<K> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
 /// Who has how much. An IPv4 address is one holder, an IPv6 network of 64 bits another; the
 /// networks of a site of 48 bits have a bound together too.
 #[derive(Debug)]
 pub struct Shares {
     of_address: usize,
     of_site: usize,
-    held: BTreeMap<Holder, usize>,
+    held: Tally<Holder>,
 }
 
 /// Who is counted together: the address without its last bits, and how many are left.
@@ -23,19 +60,19 @@ type Holder = (IpAddr, u32);
 impl Shares {
     /// Nobody has anything; each address may have `of_address`, each site `of_site`.
     pub fn new(of_address: usize, of_site: usize) -> Self {
-        Self { of_address, of_site, held: BTreeMap::new() }
+        Self { of_address, of_site, held: Tally::default() }
     }
 
     /// Takes one more for `address`; tells whether there was one left for it.
     pub fn take(&mut self, address: IpAddr) -> bool {
         let holders = holders(address);
         let bounds = [self.of_address, self.of_site];
-        let has_room = |(holder, bound)| self.held.get(holder).is_none_or(|held| *held < bound);
+        let has_room = |(holder, bound)| self.held.of(holder) < bound;
         if !holders.iter().flatten().zip(bounds).all(has_room) {
             return false;
         }
         for holder in holders.into_iter().flatten() {
-            *self.held.entry(holder).or_default() += 1;
+            self.held.add(holder);
         }
         true
     }
@@ -43,12 +80,7 @@ impl Shares {
     /// Gives back one that was taken for `address`.
     pub fn give_back(&mut self, address: IpAddr) {
         for holder in holders(address).into_iter().flatten() {
-            if let Some(held) = self.held.get_mut(&holder) {
-                *held -= 1;
-                if *held == 0 {
-                    self.held.remove(&holder);
-                }
-            }
+            self.held.take_back(&holder);
         }
     }
 }
@@ -91,6 +123,6 @@ mod tests {
         }
         shares.give_back("203.0.113.1".parse().unwrap());
         assert_eq!(take(&mut shares, "203.0.113.1", 9), 5);
-        assert_eq!(shares.held.len(), 7);
+        assert_eq!(shares.held.holders().count(), 7);
     }
 }

@@ -8,30 +8,21 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use crate::identity::{BlindedMac, PeerId};
-use crate::limits::{
-    INDICES_MAX, RELAYS_PER_CLIENT_MAX, SERVER_PEERS_MAX, SERVER_PEERS_PER_ADDRESS_MAX,
-    SERVER_PEERS_PER_KEY_MAX, SERVER_PEERS_PER_SITE_MAX,
-};
+use crate::limits::{INDICES_MAX, RELAYS_PER_CLIENT_MAX};
 use crate::proto::PeerMisbehaved;
 use crate::proto::rendezvous::asks::Asks;
+use crate::proto::rendezvous::peers::{Peer, Peers, RoleState, Seek, Stage};
 use crate::proto::rendezvous::registry::{Registered, Registry};
 use crate::proto::rendezvous::upkeep::Draw;
-use crate::proto::shares::Shares;
 use crate::wire::relay::{RelayGrant, RelayId, RelayToken};
 use crate::wire::rendezvous::{FromServer, MatchId, Public, Role, Sealed, StunAddress, ToServer};
 
 /// A registration that is not refreshed for so long is over; an index stays with its host as long.
 pub const REGISTRATION_LIFE: Duration = Duration::from_secs(60);
-/// Who has not said what it is by then is sent away.
-const HELLO_TIME: Duration = Duration::from_secs(10);
 /// When a client hears that there is no match, whatever the reason.
 const NO_MATCH_AFTER: Duration = Duration::from_secs(1);
 /// Between two looks at who has gone silent.
 const SWEEP: Duration = Duration::from_secs(5);
-/// Messages that a connection may send at once; a host with all its keys sends less.
-const BURST: u32 = 64;
-/// Time in which a connection may send one more message.
-const MESSAGE_EVERY: Duration = Duration::from_millis(125);
 /// A registration that branches from another one's connection costs that one so many messages: it
 /// may send a burst of its own.
 const BRANCH_COST: u32 = 3;
@@ -92,11 +83,7 @@ pub struct Matcher {
     /// Whether matches may be relayed.
     relays: bool,
     draw: Draw,
-    peers: BTreeMap<Link, Peer>,
-    /// What one address has of them.
-    shares: Shares,
-    /// What one key has of them.
-    of_key: BTreeMap<PeerId, usize>,
+    peers: Peers,
     registry: Registry,
     /// Clients by what they look for.
     waiting: BTreeSet<(BlindedMac, Link)>,
@@ -112,52 +99,11 @@ pub struct Matcher {
     outputs: VecDeque<MatcherOutput>,
 }
 
-#[derive(Debug)]
-struct Peer {
-    key: PeerId,
-    /// Where its connection comes from.
-    observed: SocketAddr,
-    /// Whether that is another one's.
-    branch: bool,
-    public: Public,
-    refreshed: Instant,
-    /// When the burst is whole again.
-    whole_at: Instant,
-    role: Option<RoleState>,
-    /// Introductions, oldest first.
-    made: VecDeque<MatchId>,
-}
-
-#[derive(Debug)]
-enum RoleState {
-    Host { indices: BTreeSet<BlindedMac>, asks: Asks },
-    Client { seek: Option<Seek> },
-}
-
 /// A client and a host that were introduced to each other.
 #[derive(Debug)]
 struct Made {
     host: Link,
     client: Link,
-}
-
-#[derive(Debug)]
-struct Seek {
-    index: BlindedMac,
-    sealed: Sealed,
-    stage: Stage,
-    answer_at: Instant,
-}
-
-/// How far a client's request has come.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Stage {
-    /// No host has its index, or that one has declined.
-    Waits,
-    /// This host is to be asked.
-    Queued(Link),
-    /// A host was asked.
-    Asked(MatchId),
 }
 
 /// A client was named to a host, which has not answered yet.
@@ -178,9 +124,7 @@ impl Matcher {
             stun,
             relays,
             draw: Draw::new(seed),
-            peers: BTreeMap::new(),
-            shares: Shares::new(SERVER_PEERS_PER_ADDRESS_MAX, SERVER_PEERS_PER_SITE_MAX),
-            of_key: BTreeMap::new(),
+            peers: Peers::new(),
             registry: Registry::new(),
             waiting: BTreeSet::new(),
             matches: BTreeMap::new(),
@@ -205,7 +149,7 @@ impl Matcher {
         observed: SocketAddr,
         now: Instant,
     ) -> Result<(), Full> {
-        self.add(link, Peer::new(key, observed, false, now))?;
+        self.peers.add(link, Peer::new(key, observed, false, now))?;
         self.sweep_at.get_or_insert(now + SWEEP);
         Ok(())
     }
@@ -228,37 +172,17 @@ impl Matcher {
         }
         let whole_at = peer.charged(BRANCH_COST, now)?;
         let branch = Peer::new(peer.key, peer.observed, true, now);
-        self.add(link, branch).map_err(|Full| PeerMisbehaved::TooMany)?;
+        self.peers.add(link, branch).map_err(|Full| PeerMisbehaved::TooMany)?;
         self.peer(trunk)?.whole_at = whole_at;
-        Ok(())
-    }
-
-    fn add(&mut self, link: Link, peer: Peer) -> Result<(), Full> {
-        let of_key = self.of_key.get(&peer.key).copied().unwrap_or_default();
-        if self.peers.len() >= SERVER_PEERS_MAX
-            || of_key >= SERVER_PEERS_PER_KEY_MAX
-            || !self.shares.take(peer.observed.ip())
-        {
-            return Err(Full);
-        }
-        self.of_key.insert(peer.key, of_key + 1);
-        self.peers.insert(link, peer);
         Ok(())
     }
 
     /// A daemon's connection is gone.
     pub fn handle_disconnected(&mut self, link: Link, now: Instant) {
         self.drop_seek(link);
-        let Some(peer) = self.peers.remove(&link) else {
+        let Some(peer) = self.peers.remove(link) else {
             return;
         };
-        self.shares.give_back(peer.observed.ip());
-        if let Some(of_key) = self.of_key.get_mut(&peer.key) {
-            *of_key -= 1;
-            if *of_key == 0 {
-                self.of_key.remove(&peer.key);
-            }
-        }
         if let Some(RoleState::Host { indices, asks }) = peer.role {
             for index in indices {
                 self.registry.release(index, link, now);
@@ -292,7 +216,7 @@ impl Matcher {
         if !message.is_bounded() {
             return Err(PeerMisbehaved::TooMany);
         }
-        let peer = self.peers.get(&link).ok_or(PeerMisbehaved::Sequence)?;
+        let peer = self.peers.find(link).ok_or(PeerMisbehaved::Sequence)?;
         // an answer to what we asked costs nothing: others decide how often a host is asked
         let whole_at =
             if self.is_answer(link, &message) { peer.whole_at } else { peer.charged(1, now)? };
@@ -309,7 +233,7 @@ impl Matcher {
             // read on the way here, by the relay and by what splits a connection
             ToServer::Relayed(_) | ToServer::Branch(_) | ToServer::EndBranch { .. } => {}
         }
-        if let Some(peer) = self.peers.get_mut(&link) {
+        if let Some(peer) = self.peers.find_mut(link) {
             peer.whole_at = whole_at;
         }
         Ok(())
@@ -335,12 +259,8 @@ impl Matcher {
     }
 
     fn sweep(&mut self, now: Instant) {
-        let over: Vec<_> = self
-            .peers
-            .iter()
-            .filter(|(_, peer)| peer.end() <= now)
-            .map(|(link, _)| *link)
-            .collect();
+        let over: Vec<_> =
+            self.peers.iter().filter(|(_, peer)| peer.end() <= now).map(|(link, _)| link).collect();
         for link in over {
             self.handle_disconnected(link, now);
             self.outputs.push_back(MatcherOutput::Close(link));
@@ -364,7 +284,7 @@ impl Matcher {
     /// How many there are.
     pub fn stats(&self) -> MatcherStats {
         let mut stats = MatcherStats { matches: self.introductions, ..MatcherStats::default() };
-        for peer in self.peers.values() {
+        for (_, peer) in self.peers.iter() {
             match peer.role {
                 Some(RoleState::Host { .. }) => stats.hosts += 1,
                 Some(RoleState::Client { .. }) => stats.clients += 1,
@@ -412,7 +332,7 @@ impl Matcher {
     /// Those who were introduced to a peer hear where it is now.
     fn tell_moved(&mut self, link: Link, public: Public) {
         let made: Vec<_> =
-            self.peers.get(&link).into_iter().flat_map(|peer| &peer.made).copied().collect();
+            self.peers.find(link).into_iter().flat_map(|peer| &peer.made).copied().collect();
         for match_id in made {
             let Some(one) = self.made.get(&match_id) else {
                 continue;
@@ -545,7 +465,7 @@ impl Matcher {
     /// Names a client to the host that has its index, or had it when the client came.
     fn ask(&mut self, host: Link, client: Link) {
         let match_id = MatchId(self.draw.bytes());
-        let Some(peer) = self.peers.get_mut(&client) else {
+        let Some(peer) = self.peers.find_mut(client) else {
             return;
         };
         let (key, public) = (peer.key, peer.public);
@@ -697,69 +617,17 @@ impl Matcher {
         let (ToServer::Accept { match_id, .. } | ToServer::Decline { match_id }) = message else {
             return false;
         };
-        match self.peers.get(&link).and_then(|peer| peer.role.as_ref()) {
+        match self.peers.find(link).and_then(|peer| peer.role.as_ref()) {
             Some(RoleState::Host { asks, .. }) => asks.is_unanswered(*match_id),
             _ => false,
         }
     }
 
     fn peer(&mut self, link: Link) -> Result<&mut Peer, PeerMisbehaved> {
-        self.peers.get_mut(&link).ok_or(PeerMisbehaved::Sequence)
+        self.peers.find_mut(link).ok_or(PeerMisbehaved::Sequence)
     }
 
     fn send(&mut self, to: Link, message: FromServer) {
         self.outputs.push_back(MatcherOutput::Send(to, message));
-    }
-}
-
-impl Peer {
-    fn new(key: PeerId, observed: SocketAddr, branch: bool, now: Instant) -> Self {
-        Self {
-            key,
-            observed,
-            branch,
-            public: Public { tcp: (!branch).then_some(observed), udp: None },
-            refreshed: now,
-            whole_at: now,
-            role: None,
-            made: VecDeque::new(),
-        }
-    }
-
-    /// The time at which its burst is whole again after so many messages more.
-    fn charged(&self, messages: u32, now: Instant) -> Result<Instant, PeerMisbehaved> {
-        let whole_at = self.whole_at.max(now) + MESSAGE_EVERY * messages;
-        if whole_at - now > MESSAGE_EVERY * BURST {
-            return Err(PeerMisbehaved::TooMany);
-        }
-        Ok(whole_at)
-    }
-
-    fn end(&self) -> Instant {
-        match self.role {
-            Some(_) => self.refreshed + REGISTRATION_LIFE,
-            None => self.refreshed + HELLO_TIME,
-        }
-    }
-
-    fn indices(&mut self) -> Result<&mut BTreeSet<BlindedMac>, PeerMisbehaved> {
-        match &mut self.role {
-            Some(RoleState::Host { indices, .. }) => Ok(indices),
-            _ => Err(PeerMisbehaved::Sequence),
-        }
-    }
-
-    fn asks(&mut self) -> Result<&mut Asks, PeerMisbehaved> {
-        match &mut self.role {
-            Some(RoleState::Host { asks, .. }) => Ok(asks),
-            _ => Err(PeerMisbehaved::Sequence),
-        }
-    }
-
-    fn wanted(&mut self) -> Result<&mut Option<Seek>, PeerMisbehaved> {
-        match &mut self.role {
-            Some(RoleState::Client { seek }) => Ok(seek),
-            _ => Err(PeerMisbehaved::Sequence),
-        }
     }
 }

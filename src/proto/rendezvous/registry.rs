@@ -10,7 +10,7 @@ use crate::limits::{
     SERVER_INDICES_PER_SITE_MAX,
 };
 use crate::proto::rendezvous::matcher::{Link, REGISTRATION_LIFE};
-use crate::proto::shares::Shares;
+use crate::proto::shares::{Shares, Tally};
 
 #[derive(Debug)]
 pub(super) struct Registry {
@@ -20,7 +20,7 @@ pub(super) struct Registry {
     /// What hosts at one address have of the bindings.
     shares: Shares,
     /// What one host's key has of them.
-    of_host: BTreeMap<PeerId, usize>,
+    of_host: Tally<PeerId>,
 }
 
 #[derive(Debug)]
@@ -55,7 +55,7 @@ impl Registry {
             bindings: BTreeMap::new(),
             lingering: VecDeque::new(),
             shares: Shares::new(SERVER_INDICES_PER_ADDRESS_MAX, SERVER_INDICES_PER_SITE_MAX),
-            of_host: BTreeMap::new(),
+            of_host: Tally::default(),
         }
     }
 
@@ -81,14 +81,13 @@ impl Registry {
             return Registered::Bound { before };
         }
         self.remove(index);
-        let of_host = self.of_host.get(&host).copied().unwrap_or_default();
         if self.bindings.len() >= SERVER_INDICES_MAX
-            || of_host >= SERVER_INDICES_PER_KEY_MAX
+            || self.of_host.of(&host) >= SERVER_INDICES_PER_KEY_MAX
             || !self.shares.take(from)
         {
             return Registered::Full;
         }
-        self.of_host.insert(host, of_host + 1);
+        self.of_host.add(host);
         let state = State::Linked(link);
         self.bindings.insert(index, Binding { host, from, state });
         Registered::Bound { before: None }
@@ -140,12 +139,7 @@ impl Registry {
             return;
         };
         self.shares.give_back(from);
-        if let Some(of_host) = self.of_host.get_mut(&host) {
-            *of_host -= 1;
-            if *of_host == 0 {
-                self.of_host.remove(&host);
-            }
-        }
+        self.of_host.take_back(&host);
     }
 }
 
