@@ -10,6 +10,7 @@ mod link;
 mod loans;
 mod locks;
 mod supervisor;
+mod view;
 
 use std::path::PathBuf;
 use std::sync::Arc;

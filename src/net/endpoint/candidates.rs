@@ -135,6 +135,7 @@ mod tests {
         assert!(found.udp.contains(&(address("10.1.0.2:3"), Rung::UdpPrivate)));
         assert_eq!(found.udp.len(), 2);
     }
+
     #[test]
     fn no_other_spelling_of_an_address_passes_the_rules() {
         let own = Routing {

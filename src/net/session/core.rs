@@ -5,27 +5,25 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::AbortHandle;
 
-use crate::id::{ConnectionId, HandleId, HostRun, NodeId, RequestId, Seq, SessionId};
+use crate::id::{ConnectionId, HandleId, NodeId, RequestId, Seq, SessionId};
 use crate::limits::LOG_BYTES_UNAPPLIED_MAX;
 use crate::net::direct::directly;
-use crate::net::endpoint::{Auth, PathInfo, path_json};
-use crate::net::nat::routing_json;
+use crate::net::endpoint::PathInfo;
 use crate::net::remote::Submitted;
 use crate::net::session::PutAway;
 use crate::net::session::link::Link;
 use crate::net::session::locks::{AnyLost, LockDesk};
+use crate::net::session::view::{Pending, View};
 use crate::proto::PeerMisbehaved;
 use crate::proto::calls::{self, Caller};
-use crate::proto::ladder::Tried;
 use crate::proto::redo::log::{self, Log};
 use crate::wire::call::{Call, Reply};
 use crate::wire::errno::Errno;
-use crate::wire::log::{Change, Cursor, LogAck, LogEntry, Mutation, Outcome, Promise, Sent};
-use crate::wire::rendezvous::Routing;
+use crate::wire::log::{Change, LogAck, LogEntry, Mutation, Outcome, Promise, Sent};
 use crate::wire::session::Grant;
 
 /// Beside so many others under way, what is asked or changed is sent by the caller's own thread;
@@ -81,26 +79,6 @@ struct Inner {
     view: View,
 }
 
-/// What `status` shows beside the machines.
-#[derive(Clone, Debug)]
-pub(crate) struct View {
-    pub(crate) state: &'static str,
-    pub(crate) connection: ConnectionId,
-    pub(crate) grant: Grant,
-    /// Whether the host acts as who asks.
-    pub(crate) identity: bool,
-    pub(crate) path: Option<PathInfo>,
-    pub(crate) tried: Vec<Tried>,
-    pub(crate) auth: Option<Auth>,
-    pub(crate) host: String,
-    pub(crate) own: Routing,
-    pub(crate) peer: Routing,
-    pub(crate) rendezvous_age: Option<Duration>,
-    /// Whether the registration is another process's.
-    pub(crate) borrowed: bool,
-    pub(crate) refused_writes: u64,
-}
-
 impl Core {
     /// `log`: empty, or one that was put away before.
     pub(crate) fn new(
@@ -109,30 +87,8 @@ impl Core {
         session: SessionId,
         log: Log<Bytes>,
     ) -> Arc<Self> {
-        let grant = Grant {
-            share: String::new(),
-            read_only: false,
-            run: HostRun(0),
-            cursor: Cursor::default(),
-            host_name: String::new(),
-            host_mac: [0; 6],
-        };
-        let view = View {
-            state: "reconnecting",
-            connection: ConnectionId(0),
-            grant,
-            identity: false,
-            path: None,
-            tried: Vec::new(),
-            auth: None,
-            host,
-            own: Routing::default(),
-            peer: Routing::default(),
-            rendezvous_age: None,
-            borrowed: false,
-            // by earlier runs that could not bring all of it
-            refused_writes: log.aside().count() as u64,
-        };
+        // by earlier runs that could not bring all of it
+        let view = View::new(host, log.aside().count() as u64);
         let inner = Inner {
             session,
             caller: Caller::new(grace, Instant::now()),
@@ -516,33 +472,9 @@ impl Core {
 
     pub(crate) fn status(&self) -> Value {
         let inner = self.lock();
-        let view = &inner.view;
         let (unapplied, bytes) = inner.log.unapplied();
         let (unstable, _) = inner.log.unstable();
-        json!({
-            "state": view.state,
-            "connection_id": view.connection.0,
-            "host": {
-                "id": view.host,
-                "name": view.grant.host_name,
-                "mac": crate::identity::MacAddress(view.grant.host_mac).to_string(),
-            },
-            "map": if view.identity { "identity" } else { "squash" },
-            "path": path_json(view.path.as_ref(), &view.tried),
-            "auth": view.auth.map(Auth::to_json),
-            "routing": { "own": routing_json(&view.own), "peer": routing_json(&view.peer) },
-            "rendezvous": {
-                "age_s": view.rendezvous_age.map(|age| age.as_secs_f64()),
-                "borrowed": view.borrowed,
-            },
-            "pending": {
-                "entries": unstable,
-                "unapplied": unapplied,
-                "bytes": bytes,
-                "eta_s": (unapplied == 0).then_some(0),
-                "errors": view.refused_writes,
-            },
-        })
+        inner.view.to_json(Pending { unstable, unapplied, bytes })
     }
 
     pub(super) fn with_locks<T>(
