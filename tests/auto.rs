@@ -126,8 +126,7 @@ fn what_is_pending_when_it_ends_is_sealed() {
     });
     kill_process(watcher.pid(), Signal::TERM).unwrap();
     homes.world.assert_nothing_left(&folder);
-    let sealed = fs::read_dir(homes.world.state(Side::Client).join("sealed")).unwrap();
-    assert_eq!(sealed.count(), 1);
+    assert_eq!(homes.world.sealed_files().len(), 1);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -52,22 +52,8 @@ impl Home {
         });
     }
 
-    fn pull_key(&self) -> Instant {
-        fs::rename(&self.key.dir, self.key.dir.with_extension("away")).unwrap();
-        Instant::now()
-    }
-
-    fn bring_key(&self) {
-        fs::rename(self.key.dir.with_extension("away"), &self.key.dir).unwrap();
-    }
-
     fn has_file(&self) -> bool {
         fs::read_to_string(self.mountpoint.join("file")).is_ok_and(|text| text == MARKER)
-    }
-
-    fn sealed_files(&self) -> usize {
-        let sealed = fs::read_dir(self.world.state(Side::Client).join("sealed"));
-        sealed.into_iter().flatten().count()
     }
 }
 
@@ -98,13 +84,13 @@ fn a_key_that_is_pulled_while_the_mount_ends_leaves_nothing_to_read() {
     assert_eq!(writer.look(), "accepted");
     home.signal(Signal::TERM);
     home.is_draining();
-    let pulled = home.pull_key();
+    let pulled = home.key.pull();
     eventually("nothing to be left to read", Duration::from_secs(5), || holder.look().is_empty());
     println!("nothing left to read after {} ms", pulled.elapsed().as_millis());
     assert!(pulled.elapsed() < Duration::from_secs(1), "{:?}", pulled.elapsed());
     // nobody waits for the key: an end was asked for
     home.world.assert_nothing_left(&home.mountpoint);
-    assert_eq!(home.sealed_files(), 1);
+    assert_eq!(home.world.sealed_files().len(), 1);
 }
 
 /// N1: who asks twice does not want to wait for the host; nothing is lost.
@@ -117,7 +103,7 @@ fn a_second_signal_ends_at_once_and_loses_nothing() {
     home.is_draining();
     home.signal(Signal::TERM);
     home.world.assert_nothing_left(&home.mountpoint);
-    assert_eq!(home.sealed_files(), 1);
+    assert_eq!(home.world.sealed_files().len(), 1);
     home.host = home.world.start(Side::Host, &["serve"]);
     home.mount("rw");
     assert_eq!(fs::read(home.disk.join("late")).unwrap(), b"late");
@@ -142,11 +128,11 @@ fn a_mount_that_is_killed_after_the_key_was_pulled_waits_for_the_key() {
     need_mount!();
     need_python!();
     let (mut home, _late) = home_with_something_pending("grace=60,drain=60");
-    home.pull_key();
+    home.key.pull();
     eventually("the mount to be gone", Duration::from_secs(5), || !is_mounted(&home.mountpoint));
     home.signal(Signal::KILL);
     home.host = home.world.start(Side::Host, &["serve"]);
-    home.bring_key();
+    home.key.plug_in();
     eventually("the mount to be back", Duration::from_secs(20), || home.has_file());
     home.unmount();
 }
@@ -169,11 +155,9 @@ fn a_mount_comes_back_when_its_program_was_removed() {
 
     home.signal(Signal::KILL);
     eventually("the mount to be back", Duration::from_secs(10), || home.has_file());
-    home.pull_key();
-    eventually("the mount to be locked", Duration::from_secs(10), || {
-        home.world.status(Side::Client)["mounts"][0]["state"] == "locked"
-    });
-    home.bring_key();
+    home.key.pull();
+    eventually("the mount to be locked", Duration::from_secs(10), || home.world.is_locked());
+    home.key.plug_in();
     eventually("the mount to be back", Duration::from_secs(10), || home.has_file());
     let name = fs::read_to_string(format!("/proc/{}/comm", home.mountds()[0].as_raw_nonzero()));
     assert_eq!(name.unwrap(), "p2pfs-mountd\n");

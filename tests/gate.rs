@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::world::looker::Looker;
 use crate::world::{
@@ -52,21 +52,6 @@ fn home(options: &str) -> Home {
 }
 
 impl Home {
-    fn pull(&self) -> Instant {
-        fs::rename(&self.key.dir, self.key.dir.with_extension("away")).unwrap();
-        Instant::now()
-    }
-
-    fn plug_in(&self) -> Instant {
-        fs::rename(self.key.dir.with_extension("away"), &self.key.dir).unwrap();
-        Instant::now()
-    }
-
-    fn is_locked(&self) -> bool {
-        // between the mount's end and the wait for the key there is a moment of neither
-        self.world.status(Side::Client)["mounts"][0]["state"] == "locked"
-    }
-
     fn reads(&self) -> bool {
         fs::read_to_string(self.mountpoint.join("file")).is_ok_and(|text| text == MARKER)
     }
@@ -88,7 +73,7 @@ fn a_pulled_key_leaves_nothing_to_read() {
     assert_eq!(holder.look(), Looker::EVERY_WAY);
     assert_eq!(elsewhere.look(), MARKER);
     fs::write(home.mountpoint.join("last"), "written just before").unwrap();
-    let pulled = home.pull();
+    let pulled = home.key.pull();
     eventually("the key's removal to show", Duration::from_secs(5), || {
         holder.look().is_empty() && elsewhere.look().is_empty() && !is_mounted(&home.mountpoint)
     });
@@ -96,9 +81,9 @@ fn a_pulled_key_leaves_nothing_to_read() {
     println!("nothing left to read after {} ms", gone.as_millis());
     assert!(gone < Duration::from_secs(1), "{gone:?}");
     assert_eq!(fs::read_to_string(home.disk.join("last")).unwrap(), "written just before");
-    eventually("the mount to be locked", Duration::from_secs(5), || home.is_locked());
+    eventually("the mount to be locked", Duration::from_secs(5), || home.world.is_locked());
     assert_eq!(in_memory_of(&home.world, MARKER), Vec::<String>::new());
-    let back = home.plug_in();
+    let back = home.key.plug_in();
     eventually("the mount to be back", Duration::from_secs(10), || home.reads());
     println!("mounted again after {} ms", back.elapsed().as_millis());
     assert!(back.elapsed() < Duration::from_secs(2), "{:?}", back.elapsed());
@@ -114,8 +99,8 @@ fn a_short_removal_only_makes_requests_wait() {
     assert!(home.reads());
     let before = home.world.mount_status()["connection_id"].clone();
     let open = fs::File::open(home.mountpoint.join("file")).unwrap();
-    home.pull();
-    home.plug_in();
+    home.key.pull();
+    home.key.plug_in();
     let mut text = String::new();
     std::io::Read::read_to_string(&mut &open, &mut text).unwrap();
     assert_eq!(text, MARKER);
@@ -129,9 +114,9 @@ fn a_short_removal_only_makes_requests_wait() {
 fn a_locked_mount_can_be_unmounted() {
     need_mount!();
     let home = home("rw");
-    home.pull();
+    home.key.pull();
     eventually("the mount to be gone", Duration::from_secs(5), || !is_mounted(&home.mountpoint));
-    eventually("the mount to be locked", Duration::from_secs(5), || home.is_locked());
+    eventually("the mount to be locked", Duration::from_secs(5), || home.world.is_locked());
     home.world.unmount(&home.mountpoint);
 }
 
@@ -140,10 +125,10 @@ fn a_locked_mount_can_be_unmounted() {
 fn a_mount_by_hand_takes_the_place_of_a_locked_one() {
     need_mount!();
     let home = home("timeout=10");
-    home.pull();
-    eventually("the mount to be locked", Duration::from_secs(5), || home.is_locked());
+    home.key.pull();
+    eventually("the mount to be locked", Duration::from_secs(5), || home.world.is_locked());
     let other = home.world.directory("other");
-    fs::rename(home.key.dir.with_extension("away"), other.join("K")).unwrap();
+    fs::rename(home.key.away(), other.join("K")).unwrap();
     let source = format!("{}:docs", other.join("K").display());
     home.world.mount(&source, &home.mountpoint, "timeout=10").ok();
     assert!(home.reads());
@@ -186,22 +171,22 @@ fn what_cannot_be_delivered_is_sealed_until_the_key_is_back() {
     late.sync_all().unwrap();
     home.host.take().unwrap().kill();
     late.write_all(MARKER.as_bytes()).unwrap();
-    home.pull();
-    eventually("the mount to be locked", Duration::from_secs(10), || home.is_locked());
+    home.key.pull();
+    eventually("the mount to be locked", Duration::from_secs(10), || home.world.is_locked());
     assert_eq!(in_memory_of(&home.world, MARKER), Vec::<String>::new());
-    let sealed = sealed_files(&home.world);
+    let sealed = home.world.sealed_files();
     assert_eq!(sealed.len(), 1);
     let bytes = fs::read(&sealed[0]).unwrap();
     assert!(!bytes.windows(32).any(|window| window == &MARKER.as_bytes()[..32]), "in clear text");
     assert!(!bytes.windows(4).any(|window| window == b"late"), "a name in clear text");
     drop(late);
     home.host = Some(home.world.start(Side::Host, &["serve"]));
-    home.plug_in();
+    home.key.plug_in();
     eventually("the mount to be back", Duration::from_secs(30), || home.reads());
     let wanted = format!("before, {MARKER}");
     assert_eq!(fs::read_to_string(&path).unwrap(), wanted);
     assert_eq!(fs::read_to_string(home.disk.join("late")).unwrap(), wanted);
-    assert_eq!(sealed_files(&home.world), Vec::<std::path::PathBuf>::new());
+    assert_eq!(home.world.sealed_files(), Vec::<std::path::PathBuf>::new());
     home.world.unmount(&home.mountpoint);
 }
 
@@ -221,7 +206,7 @@ fn what_cannot_be_delivered_at_unmount_arrives_with_the_next_mount() {
     let mountd = home.world.processes_of(b"p2pfs-mountd");
     rustix::process::kill_process(mountd[0], rustix::process::Signal::TERM).unwrap();
     home.world.assert_nothing_left(&home.mountpoint);
-    assert_eq!(sealed_files(&home.world).len(), 1);
+    assert_eq!(home.world.sealed_files().len(), 1);
     home.host = Some(home.world.start(Side::Host, &["serve"]));
     home.world.mount(&home.key.source("docs"), &home.mountpoint, "rw").ok();
     assert_eq!(fs::read_to_string(&path).unwrap(), MARKER);
@@ -250,24 +235,19 @@ fn what_a_revoked_key_has_left_arrives_when_it_is_authorised_again() {
     // by the revocation, long before the grace is over
     assert_eq!(late.answer(), "ENOTCONN");
     home.world.assert_nothing_left(&home.mountpoint);
-    let sealed = sealed_files(&home.world);
+    let sealed = home.world.sealed_files();
     assert_eq!(sealed.len(), 1);
     let bytes = fs::read(&sealed[0]).unwrap();
     assert!(!bytes.windows(32).any(|window| window == &MARKER.as_bytes()[..32]), "in clear text");
     assert_eq!(fs::read(home.disk.join("late")).unwrap(), b"before, ");
 
     home.world.mount(&home.key.source("docs"), &home.mountpoint, "rw").refused(1, "key-revoked");
-    assert_eq!(sealed_files(&home.world).len(), 1);
+    assert_eq!(home.world.sealed_files().len(), 1);
     home.world.hostd(&["keys", "authorise", &home.key.id]).ok();
     home.world.mount(&home.key.source("docs"), &home.mountpoint, "rw").ok();
     assert_eq!(fs::read_to_string(&path).unwrap(), format!("before, {MARKER}"));
-    assert_eq!(sealed_files(&home.world), Vec::<std::path::PathBuf>::new());
+    assert_eq!(home.world.sealed_files(), Vec::<std::path::PathBuf>::new());
     home.world.unmount(&home.mountpoint);
-}
-
-fn sealed_files(world: &World) -> Vec<std::path::PathBuf> {
-    let entries = fs::read_dir(world.state(Side::Client).join("sealed"));
-    entries.into_iter().flatten().flatten().map(|entry| entry.path()).collect()
 }
 
 /// That looking into the memory finds what is there.

@@ -58,17 +58,14 @@ fn a_killed_mountd_leaves_nothing_to_read_when_the_key_is_pulled() {
     assert_eq!(elsewhere.look(), MARKER);
 
     home.kill_mountd();
-    let away = home.key.dir.with_extension("away");
-    fs::rename(&home.key.dir, &away).unwrap();
-    let pulled = Instant::now();
+    let pulled = home.key.pull();
     eventually("nothing to be left to read", Duration::from_secs(5), || {
         holder.look().is_empty() && elsewhere.look().is_empty() && !is_mounted(&home.mountpoint)
     });
     println!("nothing left to read after {} ms", pulled.elapsed().as_millis());
     assert!(pulled.elapsed() < Duration::from_secs(1), "{:?}", pulled.elapsed());
 
-    fs::rename(&away, &home.key.dir).unwrap();
-    let back = Instant::now();
+    let back = home.key.plug_in();
     eventually("the mount to be back", Duration::from_secs(10), || home.reads());
     println!("mounted again after {} ms", back.elapsed().as_millis());
     assert!(back.elapsed() < Duration::from_secs(2), "{:?}", back.elapsed());

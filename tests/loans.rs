@@ -207,13 +207,11 @@ fn the_key_that_is_pulled_ends_both_and_back_it_opens_both() {
     assert_eq!(two.status(&two.mountpoint)["rendezvous"]["borrowed"], true);
     let films = [&two.home.mountpoint, &two.mountpoint]
         .map(|mountpoint| File::open(mountpoint.join("film")).unwrap());
-    let key = &two.home.key.dir;
-    let away = key.with_extension("away");
-    fs::rename(key, &away).unwrap();
+    two.home.key.pull();
     eventually("nothing to be readable", Duration::from_secs(3), || {
         films.iter().all(|film| film.read_exact_at(&mut [0; 100], 9_000_000).is_err())
     });
-    fs::rename(&away, key).unwrap();
+    two.home.key.plug_in();
     for mountpoint in [&two.home.mountpoint, &two.mountpoint] {
         eventually("the mount to be back", SOON, || {
             fs::read(mountpoint.join("hello")).is_ok_and(|read| read == b"from home\n")

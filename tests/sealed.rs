@@ -17,24 +17,18 @@ fn pulled(mut home: Home) -> Home {
     late.sync_all().unwrap();
     home.host.kill_now();
     late.write_all(&vec![b'x'; BYTES]).unwrap();
-    fs::rename(&home.key.dir, home.key.dir.with_extension("away")).unwrap();
+    home.key.pull();
     eventually("the mount to be gone", Duration::from_secs(10), || !is_mounted(&home.mountpoint));
     home
 }
 
 impl Home {
     fn wait_until_locked(&self) {
-        eventually("the mount to be locked", Duration::from_secs(20), || {
-            self.world.status(Side::Client)["mounts"][0]["state"] == "locked"
-        });
+        eventually("the mount to be locked", Duration::from_secs(20), || self.world.is_locked());
     }
 
     fn start_host(&mut self) {
         self.host = self.world.start(Side::Host, &["serve"]);
-    }
-
-    fn plug_in(&self) {
-        fs::rename(self.key.dir.with_extension("away"), &self.key.dir).unwrap();
     }
 
     fn is_back(&self) {
@@ -43,15 +37,10 @@ impl Home {
         });
     }
 
-    fn sealed(&self) -> Vec<PathBuf> {
-        let entries = fs::read_dir(self.world.state(Side::Client).join("sealed"));
-        entries.into_iter().flatten().flatten().map(|entry| entry.path()).collect()
-    }
-
     fn has_arrived(&self) {
         let arrived = fs::read(self.disk.join("late")).unwrap();
         assert!(arrived.len() == BYTES && arrived.iter().all(|byte| *byte == b'x'));
-        assert_eq!(self.sealed(), Vec::<PathBuf>::new());
+        assert_eq!(self.world.sealed_files(), Vec::<PathBuf>::new());
     }
 }
 
@@ -63,9 +52,9 @@ fn what_the_host_refuses_of_what_was_sealed_is_kept() {
     home.wait_until_locked();
     fs::remove_file(home.disk.join("late")).unwrap();
     home.start_host();
-    home.plug_in();
+    home.key.plug_in();
     home.is_back();
-    let kept = home.sealed();
+    let kept = home.world.sealed_files();
     assert_eq!(kept.len(), 1);
     assert!(kept[0].extension().is_some_and(|extension| extension == "refused"), "{kept:?}");
     assert!(fs::metadata(&kept[0]).unwrap().len() > BYTES as u64);
@@ -81,7 +70,7 @@ fn what_was_sealed_is_delivered_once() {
     home.wait_until_locked();
     home.start_host();
     let other = home.world.directory("other");
-    home.plug_in();
+    home.key.plug_in();
     home.world.mount(&home.key.source("disk"), &other, "timeout=20").ok();
     home.has_arrived();
     home.is_back();
@@ -103,9 +92,9 @@ fn what_there_is_no_room_to_seal_is_not_lost() {
     assert_eq!(home.world.status(Side::Client)["mounts"][0]["state"], "draining");
     tool("mount", &["-o", "remount,size=64m", small]);
     home.wait_until_locked();
-    assert_eq!(home.sealed().len(), 1);
+    assert_eq!(home.world.sealed_files().len(), 1);
     home.start_host();
-    home.plug_in();
+    home.key.plug_in();
     home.is_back();
     home.has_arrived();
     home.unmount();

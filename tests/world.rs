@@ -107,6 +107,18 @@ impl World {
         self.path("state").join(side.word())
     }
 
+    /// Whether the client's mount waits for its key. Between the mount's end and that there is a
+    /// moment of neither.
+    pub(crate) fn is_locked(&self) -> bool {
+        self.status(Side::Client)["mounts"][0]["state"] == "locked"
+    }
+
+    /// What clients could not deliver.
+    pub(crate) fn sealed_files(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(self.state(Side::Client).join("sealed"));
+        entries.into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+    }
+
     /// A command on one of the machines.
     pub(crate) fn command(&self, side: Side, program: impl AsRef<OsStr>) -> Command {
         match &self.lab {
@@ -344,6 +356,23 @@ impl Paired {
     /// `K:SHARE`.
     pub(crate) fn source(&self, share: &str) -> String {
         format!("{}:{share}", self.dir.display())
+    }
+
+    /// Where it is when it is pulled.
+    pub(crate) fn away(&self) -> PathBuf {
+        self.dir.with_extension("away")
+    }
+
+    /// Pulls it; tells when.
+    pub(crate) fn pull(&self) -> Instant {
+        fs::rename(&self.dir, self.away()).unwrap();
+        Instant::now()
+    }
+
+    /// Brings it back; tells when.
+    pub(crate) fn plug_in(&self) -> Instant {
+        fs::rename(self.away(), &self.dir).unwrap();
+        Instant::now()
     }
 }
 
