@@ -9,6 +9,7 @@ use p2pfs::wire::call::XattrName;
 use p2pfs::wire::errno::Errno;
 use p2pfs::wire::log::{Change, LogAck, LogEntry, Mutation, Promise, Refused, RenameMode, Sent};
 
+use crate::sim::apps::name;
 use crate::sim::script::{ROOT, Script, copy, create, rename, unlink, write};
 
 const FILE: NodeId = NodeId { ino: 7, generation: 1 };
@@ -303,4 +304,25 @@ fn a_call_waits_for_the_changes_before_it_also_when_they_come_again() {
     assert_eq!(reached(&mut wire), 0, "it reads what is half done again");
     wire.applier.handle_result(later, done, wire.now);
     assert_eq!(reached(&mut wire), 1);
+}
+
+/// Rule 1. A file was created and renamed; a crash keeps both, and by then the disk is full. What
+/// was created is found by its new name: nothing has to be made once more, which is refused, and
+/// sets aside what comes after it.
+#[test]
+fn what_has_another_name_since_is_found_on_a_full_disk() {
+    let mut script = Script::new();
+    let create = create(&mut script.world, "a");
+    script.ask(create, &[]);
+    script.answered();
+    script.ask(rename((ROOT, "a"), (ROOT, "b"), RenameMode::Replace), &[]);
+    script.until(|world| world.host.disk.borrow().now.lookup(ROOT, &name("b")).is_some());
+    script.crash_with_everything();
+    script.world.host.disk.borrow_mut().full = true;
+    script.until(|world| !world.clients[0].connected);
+    script.answered();
+    assert!(script.asides().is_empty(), "{:?}", script.asides());
+    script.world.host.disk.borrow_mut().full = false;
+    script.rest();
+    assert!(script.data("b").is_some());
 }
