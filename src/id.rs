@@ -79,6 +79,11 @@ impl Seq {
     pub fn next(self) -> Self {
         Self(self.0 + 1)
     }
+
+    /// The entry before this one; nothing is before [`Self::ZERO`].
+    pub fn previous(self) -> Self {
+        Self(self.0.saturating_sub(1))
+    }
 }
 
 /// A session of one key with one host; random, chosen by the client.

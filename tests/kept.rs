@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::fs::{Dir, RawDir};
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::world::{Home, eventually, need_mount, need_root};
 
@@ -258,6 +259,49 @@ fn what_another_client_has_open_stays() {
     drop(open);
     eventually("what nobody has open to go", Duration::from_secs(10), || held(&home).is_empty());
     second.unmount(&home);
+    home.unmount();
+}
+
+/// A power cut right after one client's `fsync`. Another one, whose older write of the same file
+/// was not on the disk before, is the first to come back.
+#[test]
+fn what_fsync_confirmed_is_not_overwritten_by_what_another_client_does_again() {
+    need_mount!();
+    need_root!();
+    let mut home = Home::on_loopback();
+    home.mount("timeout=20,grace=60");
+    let first = home.world.processes_of(b"p2pfs-mountd");
+    let second_mount = home.second_mount("timeout=20,grace=60");
+    let mut second = home.world.processes_of(b"p2pfs-mountd");
+    second.retain(|pid| !first.contains(pid));
+    let tell = |pids: &[Pid], signal| {
+        pids.iter().for_each(|pid| kill_process(*pid, signal).unwrap());
+    };
+    let on_disk = home.disk.join("shared");
+    for (older, newer) in [("an older one\n", "a newer one\n"), ("the first\n", "the last\n")] {
+        fs::write(home.mountpoint.join("shared"), older).unwrap();
+        eventually("the host to have it", Duration::from_secs(4), || {
+            fs::read_to_string(&on_disk).is_ok_and(|content| content == older)
+        });
+        tell(&first, Signal::STOP);
+        let by_second = second_mount.mountpoint.join("shared");
+        let newest = File::options().write(true).truncate(true).open(&by_second).unwrap();
+        newest.write_all_at(newer.as_bytes(), 0).unwrap();
+        newest.sync_all().unwrap();
+        // closing it asks who is stopped by then
+        drop(newest);
+        home.reboot_host_after(|| {
+            tell(&second, Signal::STOP);
+            tell(&first, Signal::CONT);
+        });
+        // it goes on: what is to come again has come before
+        fs::write(home.mountpoint.join("other"), "goes on\n").unwrap();
+        home.sync();
+        assert_eq!(fs::read_to_string(&on_disk).unwrap(), newer);
+        tell(&second, Signal::CONT);
+        assert_eq!(fs::read_to_string(&by_second).unwrap(), newer);
+    }
+    second_mount.unmount(&home);
     home.unmount();
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use p2pfs::address::ServerAddress;
 use p2pfs::failure::Code;
-use p2pfs::id::{Epoch, HandleId, NodeId, Seq};
+use p2pfs::id::{Epoch, HandleId, NodeId, Seq, SessionId};
 use p2pfs::identity::{MacAddress, PairKey, PeerId, SecretKey};
 use p2pfs::limits::SESSIONS_PER_KEY_MAX;
 use p2pfs::net::host::{Host, HostConfig};
@@ -20,7 +20,7 @@ use p2pfs::net::session::{ClientConfig, ClientSession};
 use p2pfs::proto::PeerMisbehaved;
 use p2pfs::proto::path::{Side, Wanted};
 use p2pfs::proto::redo::execute::How;
-use p2pfs::proto::redo::record::{Header, Recovered};
+use p2pfs::proto::redo::record::{Begun, Header, Recovered, Slot};
 use p2pfs::wire::call::{Call, Reply};
 use p2pfs::wire::errno::Errno;
 use p2pfs::wire::lease::LeaseRequest;
@@ -108,9 +108,16 @@ impl Export for Memory {
         self.recorded.lock().unwrap().clone()
     }
 
-    fn begin(&self, header: &Header) -> Result<(), Errno> {
-        let (done, intents) = (BTreeMap::new(), BTreeMap::new());
-        *self.recorded.lock().unwrap() = Some(Recovered { header: *header, done, intents });
+    fn begin(&self, begun: Begun, done: &[(Seq, Slot)]) -> Result<(), Errno> {
+        let Begun { epoch, first, stable } = begun;
+        let session = SessionId([0; 16]);
+        let header = Header { session, epoch, first, stable, fsid: 1, inode: 2 };
+        let done = done.iter().filter_map(|(seq, slot)| match slot {
+            Slot::Done { result, poisons } => Some((*seq, (*result, *poisons))),
+            Slot::Intent(_) => None,
+        });
+        let (done, intents) = (done.collect(), BTreeMap::new());
+        *self.recorded.lock().unwrap() = Some(Recovered { header, done, intents });
         Ok(())
     }
 

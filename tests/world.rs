@@ -209,7 +209,9 @@ impl World {
     /// The same host, after its machine has booted again: the kernel says another boot id.
     pub(crate) fn host_after_boot(&self, server: &str, shares: &[String], more: &[&str]) -> Daemon {
         let id = self.path("boot_id");
-        fs::write(&id, "00000000-1111-2222-3333-444444444444\n").unwrap();
+        let last = fs::read_to_string(&id).unwrap_or_default();
+        let boots = last.get(..8).map_or(0, |number| number.parse::<u32>().unwrap() + 1);
+        fs::write(&id, format!("{boots:08}-1111-2222-3333-444444444444\n")).unwrap();
         let within = "mount --bind \"$0\" /proc/sys/kernel/random/boot_id && exec \"$@\"";
         let mut command = self.command(Side::Host, "unshare");
         command.args(["--mount", "sh", "-c", within]).arg(&id);

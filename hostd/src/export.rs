@@ -38,7 +38,7 @@ use p2pfs::net::daemon;
 use p2pfs::net::serve::{Export, Notices, Rest};
 use p2pfs::proto::PeerMisbehaved;
 use p2pfs::proto::redo::execute::How;
-use p2pfs::proto::redo::record::{Header, Recovered};
+use p2pfs::proto::redo::record::{Begun, Recovered, Slot};
 use p2pfs::wire::call::{Access, Call, Entry, ReadVersion, Reply};
 use p2pfs::wire::errno::Errno;
 use p2pfs::wire::lease::LeaseRequest;
@@ -317,14 +317,22 @@ impl Export for View {
         self.record.as_ref()?.recover()
     }
 
-    fn begin(&self, header: &Header) -> Result<(), Errno> {
-        self.record.as_ref().map_or(Ok(()), |record| record.begin(header))
+    fn file_system(&self) -> Option<u64> {
+        Some(self.nodes().device())
+    }
+
+    fn begin(&self, begun: Begun, done: &[(Seq, Slot)]) -> Result<(), Errno> {
+        self.record.as_ref().map_or(Ok(()), |record| record.begin(begun, done))
     }
 
     fn note_stable(&self, upto: Seq) {
         if let Some(record) = &self.record {
             record.note_stable(upto);
         }
+    }
+
+    fn keep_record(&self) -> Result<(), Errno> {
+        self.record.as_ref().map_or(Ok(()), Record::keep)
     }
 
     fn attend_locks(&self, notices: Notices) {

@@ -1,8 +1,9 @@
 //! What this host remembers of its sessions when it is killed: a file for each.
 //!
 //! `sessions/` in the state directory. A process that is killed leaves every write that it made, so
-//! the files are written and never synced: after a crash of the machine another epoch begins, and
-//! nobody reads them. What is open is another matter (`opens`).
+//! the files are written and hardly ever synced: after a crash of the machine another epoch begins,
+//! which only asks what was stable. That is synced where another session's data depends on it. What
+//! is open is another matter (`opens`).
 
 mod opens;
 
@@ -20,7 +21,7 @@ use p2pfs::id::{Epoch, Seq, SessionId};
 use p2pfs::limits::{SESSION_RECORD, SESSIONS_MAX};
 use p2pfs::net::daemon;
 use p2pfs::proto::redo::execute::Seen;
-use p2pfs::proto::redo::record::{self, Header, Recovered, Slot};
+use p2pfs::proto::redo::record::{self, Begun, Header, Recovered, Slot};
 use p2pfs::proto::shares::Tally;
 use p2pfs::wire::errno::Errno;
 use p2pfs::wire::log::{Outcome, Refused};
@@ -195,29 +196,37 @@ impl Record {
         self.records.handle_failure(self.disk);
     }
 
-    /// What a killed run has recorded in this epoch; it is written on from here.
+    /// What a killed run has recorded; if it did so in this epoch it is written on from here.
     pub fn recover(&self) -> Option<Recovered> {
         let path = self.path();
         let bytes = fs::read(&path).ok()?;
         let recovered = record::recover(&bytes)
             .inspect_err(|error| tracing::warn!(%error, "a session's record is of no use"))
             .ok()?;
-        if recovered.header.session != self.session || recovered.header.epoch != self.epoch() {
+        let header = recovered.header;
+        if header.session != self.session {
             return None;
         }
-        let file = OpenOptions::new().write(true).open(&path).ok()?;
-        *lock(&self.kept) = Some(Kept { file: Arc::new(file), header: recovered.header });
-        Some(recovered)
+        if header.epoch == self.epoch() {
+            let file = OpenOptions::new().write(true).open(&path).ok()?;
+            *lock(&self.kept) = Some(Kept { file: Arc::new(file), header });
+            return Some(recovered);
+        }
+        let same_disk = (header.fsid, header.inode) == (self.disk.fsid, self.disk.inode);
+        same_disk.then_some(recovered)
     }
 
-    /// Begins anew.
+    /// Begins anew, with entries that were done before.
     ///
     /// # Errors
     ///
     /// What the system says; then no record is kept.
-    pub fn begin(&self, header: &Header) -> Result<(), Errno> {
+    pub fn begin(&self, begun: Begun, done: &[(Seq, Slot)]) -> Result<(), Errno> {
         *lock(&self.kept) = None;
         let path = self.path();
+        let Begun { epoch, first, stable } = begun;
+        let (session, Disk { fsid, inode, .. }) = (self.session, self.disk);
+        let header = Header { session, epoch, first, stable, fsid, inode };
         let begin = || {
             if !path.exists() {
                 self.records.make_room(EXTENSION)?;
@@ -226,14 +235,37 @@ impl Record {
             let mut options = OpenOptions::new();
             options.write(true).create(true).truncate(true).mode(0o600);
             let file = options.open(&unnamed)?;
-            file.write_all_at(&record::encode_header(header), 0)?;
+            file.write_all_at(&record::encode_header(&header), 0)?;
+            for (seq, slot) in done {
+                let piece = record::encode_slot(epoch, *seq, slot);
+                file.write_all_at(&piece.bytes, piece.offset)?;
+            }
+            // what takes the place of a record that has to outlive a crash has to do so too
+            if !done.is_empty() {
+                file.sync_data()?;
+            }
             fs::rename(&unnamed, &path)?;
             Ok(file)
         };
         let file: io::Result<File> = begin();
         let file = Arc::new(file.map_err(Errno::from)?);
-        *lock(&self.kept) = Some(Kept { file, header: *header });
+        *lock(&self.kept) = Some(Kept { file, header });
         Ok(())
+    }
+
+    /// What it says of stable entries outlives a crash of the machine from now on.
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    pub fn keep(&self) -> Result<(), Errno> {
+        let kept = lock(&self.kept).clone();
+        let Some(Kept { file, .. }) = kept else { return Ok(()) };
+        let keep = || {
+            file.sync_data()?;
+            File::open(&self.records.dir)?.sync_all()
+        };
+        keep().map_err(Errno::from)
     }
 
     /// The session is over: nobody comes back for its results.
@@ -345,20 +377,40 @@ mod tests {
     }
 
     #[test]
-    fn another_session_and_another_epoch_recover_nothing() {
+    fn another_epoch_recovers_what_was_stable_on_the_same_disk() {
+        let state = tempfile::tempdir().unwrap();
+        let record = begun(state.path(), SESSION);
+        let done = Ok(Outcome::Done);
+        record.done(Seq(1), &done, false);
+        record.note_stable(Seq(1));
+        record.keep().unwrap();
+        record.handle_disk_failed();
+        let outlived = of(state.path(), SESSION).recover().unwrap();
+        assert_ne!(outlived.header.epoch, record.epoch());
+        assert_eq!((outlived.header.stable, outlived.done.len()), (Seq(1), 1));
+        let (epoch, slot) = (record.epoch(), Slot::Done { result: done, poisons: false });
+        let again = of(state.path(), SESSION);
+        // nothing is written on in an epoch that has ended
+        again.done(Seq(2), &done, false);
+        assert_eq!(again.recover().unwrap(), outlived);
+        again.begin(Begun { epoch, first: Seq(1), stable: Seq(1) }, &[(Seq(1), slot)]).unwrap();
+        let recovered = of(state.path(), SESSION).recover().unwrap();
+        assert_eq!((recovered.header.epoch, &recovered.done), (epoch, &outlived.done));
+    }
+
+    #[test]
+    fn another_session_and_another_disk_recover_nothing() {
         let state = tempfile::tempdir().unwrap();
         let record = begun(state.path(), SESSION);
         assert!(of(state.path(), SessionId([1; 16])).recover().is_none());
-        let elsewhere = Disk { sequence: 4, ..DISK };
         let records = Records::open(state.path()).unwrap();
+        let elsewhere = Disk { sequence: 4, inode: 9, ..DISK };
         assert!(records.of(SESSION, elsewhere).recover().is_none());
         let before = record.epoch();
         record.handle_disk_failed();
         assert_ne!(record.epoch(), before);
-        assert!(record.recover().is_none());
         let restarted = of(state.path(), SESSION);
         assert_eq!(restarted.epoch(), record.epoch());
-        assert!(restarted.recover().is_none());
         assert_eq!(records.of(SESSION, Disk { inode: 9, ..DISK }).epoch(), before);
     }
 
@@ -410,7 +462,7 @@ mod tests {
         let begin = |session| {
             let record = records.of(session, DISK);
             let epoch = record.epoch();
-            record.begin(&Header { session, epoch, first: Seq(1), stable: Seq::ZERO }).unwrap();
+            record.begin(Begun { epoch, first: Seq(1), stable: Seq::ZERO }, &[]).unwrap();
         };
         for session in all {
             begin(session);
@@ -443,7 +495,7 @@ mod tests {
     fn begun(state: &Path, session: SessionId) -> Record {
         let record = of(state, session);
         let epoch = record.epoch();
-        record.begin(&Header { session, epoch, first: Seq(1), stable: Seq::ZERO }).unwrap();
+        record.begin(Begun { epoch, first: Seq(1), stable: Seq::ZERO }, &[]).unwrap();
         record
     }
 }

@@ -27,7 +27,7 @@ use bytes::Bytes;
 use p2pfs::id::{Seq, SessionId};
 use p2pfs::net::serve::Export;
 use p2pfs::proto::redo::applier::{self, Applier};
-use p2pfs::proto::redo::record::Header;
+use p2pfs::proto::redo::record::Begun;
 use p2pfs::wire::log::{LogAck, Outcome, Refused};
 use p2pfs_hostd::export::Share;
 use p2pfs_hostd::keys::Map;
@@ -189,8 +189,7 @@ fn serve(work: &Path) {
         Some(recovered) => Applier::recover(recovered),
         None => {
             let epoch = view.epoch();
-            let header = Header { session: SESSION, epoch, first: Seq(1), stable: Seq::ZERO };
-            view.begin(&header).unwrap();
+            view.begin(Begun { epoch, first: Seq(1), stable: Seq::ZERO }, &[]).unwrap();
             Applier::new(epoch, Seq(1))
         }
     };

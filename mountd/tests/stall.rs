@@ -8,7 +8,7 @@ use p2pfs::id::{Epoch, HandleId, Seq};
 use p2pfs::net::serve::{Export, Notices};
 use p2pfs::proto::PeerMisbehaved;
 use p2pfs::proto::redo::execute::How;
-use p2pfs::proto::redo::record::{Header, Recovered};
+use p2pfs::proto::redo::record::{Begun, Recovered, Slot};
 use p2pfs::wire::call::{Call, Reply};
 use p2pfs::wire::errno::Errno;
 use p2pfs::wire::lease::LeaseRequest;
@@ -98,8 +98,8 @@ impl Export for Stall {
         self.view.recover()
     }
 
-    fn begin(&self, header: &Header) -> Result<(), Errno> {
-        self.view.begin(header)
+    fn begin(&self, begun: Begun, done: &[(Seq, Slot)]) -> Result<(), Errno> {
+        self.view.begin(begun, done)
     }
 
     fn note_stable(&self, upto: Seq) {

@@ -5,6 +5,7 @@ mod lane;
 mod matches;
 mod redoing;
 mod session;
+mod syncing;
 mod work;
 
 use std::collections::{BTreeMap, HashSet};
@@ -37,6 +38,7 @@ use crate::wire::session::CloseReason;
 use self::matches::{Introduced, Matches};
 use self::redoing::Redoing;
 use self::session::HostSession;
+use self::syncing::Neighbours;
 use self::work::Work;
 
 /// How often sessions without a connection are looked for.
@@ -91,6 +93,7 @@ struct Shared {
     auth_wait: Duration,
     work: Work,
     redoing: Redoing,
+    neighbours: Neighbours,
     registrations: Mutex<Vec<Registration>>,
     state: Mutex<HostState>,
 }
@@ -130,6 +133,7 @@ impl Host {
             auth_wait: config.auth_wait,
             work: if config.reserve { Work::here(&Handle::current()) } else { Work::elsewhere() },
             redoing: Redoing::new(Instant::now()),
+            neighbours: Neighbours::default(),
             registrations: Mutex::new(registrations),
             state: Mutex::new(HostState {
                 matches: Matches::new(config.auth_wait),

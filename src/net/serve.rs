@@ -10,7 +10,7 @@ use crate::identity::PeerId;
 use crate::net::outbox::Outbox;
 use crate::proto::PeerMisbehaved;
 use crate::proto::redo::execute::How;
-use crate::proto::redo::record::{Header, Recovered};
+use crate::proto::redo::record::{Begun, Recovered, Slot};
 use crate::wire::call::{Call, Reply};
 use crate::wire::errno::Errno;
 use crate::wire::lease::{LeaseRequest, Notice};
@@ -150,14 +150,27 @@ pub trait Export: Send + Sync {
     /// the disk failed to take data.
     fn epoch(&self) -> Epoch;
 
-    /// What a killed run of this host has recorded of the session, in the same epoch.
+    /// The file system that is synced, by a number that holds until the next boot: what one session
+    /// has it sync is stable for all sessions with it. `None` if it is not known.
+    fn file_system(&self) -> Option<u64> {
+        None
+    }
+
+    /// What this host has recorded of the session on this disk: a killed run of the same epoch, or
+    /// one of an epoch that has ended.
     fn recover(&self) -> Option<Recovered>;
 
-    /// Begins the session's record anew.
-    fn begin(&self, header: &Header) -> Result<(), Errno>;
+    /// Begins the session's record anew, in an epoch, with entries that were done before.
+    fn begin(&self, begun: Begun, done: &[(Seq, Slot)]) -> Result<(), Errno>;
 
     /// All entries up to `upto` are on the disk: for the record.
     fn note_stable(&self, upto: Seq);
+
+    /// Puts on the disk what the record says of entries that are stable, so that it outlives a
+    /// crash of the machine.
+    fn keep_record(&self) -> Result<(), Errno> {
+        Ok(())
+    }
 
     /// From now on what this host says of the session's locks goes to `notices`.
     fn attend_locks(&self, notices: Notices);

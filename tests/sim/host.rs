@@ -9,11 +9,12 @@ use p2pfs::proto::lease::uses::uses;
 use p2pfs::proto::redo::applier::{self, Applier};
 use p2pfs::proto::redo::execute::{How, execute};
 use p2pfs::proto::redo::opens::{self, Opens};
-use p2pfs::proto::redo::record::{self, Header};
+use p2pfs::proto::redo::record::{self, Header, Piece, Slot};
 use p2pfs::wire::call::Access;
 use p2pfs::wire::errno::Errno;
 use p2pfs::wire::log::{Change, LogAck, Outcome, Reason, Refused};
 
+use super::dice::Dice;
 use super::disk::Disk;
 use super::net::{Call, Down, Lane, Reply, Up};
 use super::posix::Body;
@@ -30,6 +31,8 @@ pub(crate) struct Host {
     pub(crate) process: Option<Process>,
     /// What a kill leaves of the sessions' records.
     pub(crate) records: BTreeMap<usize, RefCell<Vec<u8>>>,
+    /// What a crash of the machine leaves of them.
+    kept: BTreeMap<usize, Vec<u8>>,
     /// What was open, as recorded.
     opened: Opened,
     /// Sessions that it has ever seen.
@@ -86,6 +89,15 @@ fn record_opens(opened: &mut Opened, opens: &Opens, clients: usize) {
     }
 }
 
+/// Writes a piece of a record, whole or in part.
+pub(super) fn write_piece(record: &mut Vec<u8>, piece: &Piece) {
+    let at = piece.offset as usize;
+    if record.len() < at + piece.bytes.len() {
+        record.resize(at + record::SLOT_BYTES, 0);
+    }
+    record[at..at + piece.bytes.len()].copy_from_slice(&piece.bytes);
+}
+
 impl Host {
     fn new_epoch(&mut self) -> Epoch {
         self.boots += 1;
@@ -95,8 +107,45 @@ impl Host {
         self.epoch
     }
 
+    fn note_stable(&mut self, client: usize, upto: Seq) {
+        let first = record::recover(&self.records[&client].borrow());
+        let first = first.expect("a record of this run").header.first;
+        self.write_header(client, first, upto);
+    }
+
+    /// Begins a session's record anew, in the epoch of now.
+    fn begin_record(&mut self, client: usize, applier: &Applier<Body, u64>) {
+        self.records.remove(&client);
+        let stable = applier.stable();
+        let done: Vec<_> = applier.results().filter(|(seq, ..)| *seq <= stable).collect();
+        let first = done.first().map_or_else(|| stable.next(), |(seq, ..)| *seq);
+        self.write_header(client, first, stable);
+        let mut record = self.records[&client].borrow_mut();
+        for &(seq, result, poisons) in &done {
+            let slot = Slot::Done { result, poisons };
+            write_piece(&mut record, &record::encode_slot(self.epoch, seq, &slot));
+        }
+        if !done.is_empty() {
+            self.kept.insert(client, record.clone());
+        }
+    }
+
+    /// What is left of the records when the machine loses power: what was synced, and of some of
+    /// the others all. By its own dice, so that the seeds that failed once stay what they are.
+    fn forget_records(&mut self, dice: &Dice) {
+        let mut dice = dice.clone();
+        for (client, record) in std::mem::take(&mut self.records) {
+            if dice.percent(40) {
+                self.records.insert(client, record);
+            } else if let Some(kept) = self.kept.get(&client) {
+                self.records.insert(client, kept.clone().into());
+            }
+        }
+    }
+
     fn write_header(&mut self, client: usize, first: Seq, stable: Seq) {
-        let header = Header { session: session_id(client), epoch: self.epoch, first, stable };
+        let (session, epoch) = (session_id(client), self.epoch);
+        let header = Header { session, epoch, first, stable, fsid: 1, inode: 2 };
         let bytes = record::encode_header(&header);
         let mut record = self.records.entry(client).or_default().borrow_mut();
         if record.len() < bytes.len() {
@@ -168,7 +217,7 @@ impl World {
     /// The machine loses power.
     pub(crate) fn crash_host(&mut self) {
         self.kill_host();
-        self.host.records.clear();
+        self.host.forget_records(&self.dice);
         self.host.disk.borrow_mut().crash(&mut self.dice);
         self.host.new_epoch();
         self.check_fsynced();
@@ -178,7 +227,7 @@ impl World {
     /// The machine loses power, and what survives is known.
     pub(crate) fn crash_host_after(&mut self, steps: usize, data: bool) {
         self.kill_host();
-        self.host.records.clear();
+        self.host.forget_records(&self.dice);
         self.host.disk.borrow_mut().crash_after(steps, data);
         self.host.new_epoch();
     }
@@ -190,15 +239,14 @@ impl World {
         self.check_fsynced();
         self.drop_struck();
         let Some(process) = &mut self.host.process else { return };
-        let mut stable = Vec::new();
-        for (&client, session) in &mut process.sessions {
+        let mut sessions = std::mem::take(&mut process.sessions);
+        for (&client, session) in &mut sessions {
             session.applier.handle_disk_failed(epoch, now);
             session.redone = false;
-            stable.push((client, session.applier.stable()));
+            self.host.begin_record(client, &session.applier);
         }
-        for (client, stable) in stable {
-            self.host.records.remove(&client);
-            self.host.write_header(client, stable.next(), stable);
+        if let Some(process) = &mut self.host.process {
+            process.sessions = sessions;
         }
     }
 
@@ -251,10 +299,15 @@ impl World {
         let now = self.host_now();
         let epoch = self.host.epoch;
         let Some(process) = &mut self.host.process else { return };
-        if let std::collections::btree_map::Entry::Vacant(vacant) = process.sessions.entry(client) {
-            let applier = Applier::new(epoch, held);
-            vacant.insert(Session { applier, connection: None, redone: false });
-            self.host.write_header(client, held, Seq(held.0.saturating_sub(1)));
+        if !process.sessions.contains_key(&client) {
+            let recorded = self.host.records.get(&client);
+            let recorded = recorded.and_then(|bytes| record::recover(&bytes.borrow()).ok());
+            let outlived =
+                recorded.and_then(|recorded| Applier::outlive(recorded, epoch, held, unanswered));
+            let applier = outlived.unwrap_or_else(|| Applier::new(epoch, held));
+            self.host.begin_record(client, &applier);
+            let process = self.host.process.as_mut().expect("it was there");
+            process.sessions.insert(client, Session { applier, connection: None, redone: false });
             self.host.known.insert(client);
         }
         let session = self.session(client);
@@ -404,9 +457,7 @@ impl World {
             }
             applier::Output::Ack(ack) => {
                 if let LogAck::Stable { upto } = ack {
-                    let first = record::recover(&self.host.records[&client].borrow());
-                    let first = first.expect("a record of this run").header.first;
-                    self.host.write_header(client, first, upto);
+                    self.host.note_stable(client, upto);
                 }
                 self.send_down(client, Lane::Acks, Down::Ack(ack));
             }
@@ -610,7 +661,10 @@ impl World {
                 let upto = self.session(client).applier.cursor();
                 let done = self.host.disk.borrow_mut().sync(&mut self.dice);
                 match done {
-                    Ok(()) => self.session(client).applier.handle_synced(upto, now),
+                    Ok(()) => {
+                        self.synced_for_neighbours(client);
+                        self.session(client).applier.handle_synced(upto, now);
+                    }
                     Err(_) => self.disk_failed(),
                 }
                 done.map(|()| Reply::Done)
@@ -628,6 +682,29 @@ impl World {
         }
         self.note(|| format!("host: {client} {call:?} -> {:?}", reply.is_ok()));
         self.send_down(client, Lane::Replies, Down::Reply { request, reply });
+    }
+
+    /// What others changed is stable too, and where one was told that its data is on the disk that
+    /// outlives a crash.
+    fn synced_for_neighbours(&mut self, client: usize) {
+        let now = self.host_now();
+        let nodes = self.session(client).applier.unstable_nodes();
+        let process = self.host.process.as_mut().expect("the host runs");
+        let mut stable = Vec::new();
+        for (&other, session) in process.sessions.iter_mut().filter(|(other, _)| **other != client)
+        {
+            let shared = session.applier.last_unstable(nodes.as_ref()).is_some();
+            let cursor = session.applier.cursor();
+            session.applier.handle_synced_unasked(cursor, now);
+            stable.push((other, session.applier.stable(), shared));
+        }
+        for (other, upto, shared) in stable {
+            self.host.note_stable(other, upto);
+            if shared {
+                let record = self.host.records[&other].borrow().clone();
+                self.host.kept.insert(other, record);
+            }
+        }
     }
 
     /// The sync that an applier asked for is over.

@@ -12,7 +12,7 @@ use p2pfs::wire::log::{Change, Mutation, Outcome, Refused};
 
 use super::dice::Dice;
 use super::disk::Disk;
-use super::host::{Host, session_id};
+use super::host::{Host, session_id, write_piece};
 use super::posix::{Body, Kind, WORD, id};
 
 /// What an execution did.
@@ -59,11 +59,7 @@ impl View<'_> {
             let whole = if first { piece.bytes.len() as u64 } else { 0 };
             piece.bytes.truncate(self.dice.borrow_mut().below(whole + 1) as usize);
         }
-        let at = piece.offset as usize;
-        if record.len() < at + piece.bytes.len() {
-            record.resize(at + record::SLOT_BYTES, 0);
-        }
-        record[at..at + piece.bytes.len()].copy_from_slice(&piece.bytes);
+        write_piece(&mut record, &piece);
         alive
     }
 

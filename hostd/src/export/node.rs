@@ -41,6 +41,7 @@ const DEPTH_MAX: usize = 1024;
 pub(super) struct Nodes {
     root: Arc<OwnedFd>,
     root_ino: u64,
+    device: u64,
     fsid: u64,
     /// Which plugging in of the disk it is on.
     sequence: u64,
@@ -103,6 +104,7 @@ impl Nodes {
             .filter(|handle| handles && handle.hold(root.as_fd()).is_ok());
         Ok(Self {
             root_ino: stat.stx_ino,
+            device: rustix::fs::makedev(stat.stx_dev_major, stat.stx_dev_minor),
             sequence: meta::disk_sequence(&stat),
             fsid: rustix::fs::fstatvfs(&root)?.f_fsid,
             root: Arc::new(root),
@@ -123,6 +125,11 @@ impl Nodes {
     /// The disk that the share is on.
     pub(super) fn disk(&self) -> Disk {
         Disk { fsid: self.fsid, inode: self.root_ino, sequence: self.sequence }
+    }
+
+    /// The number of the device that the share is on, until the next boot.
+    pub(super) fn device(&self) -> u64 {
+        self.device
     }
 
     /// The file system's id and the root's inode number: how a share knows its disk.

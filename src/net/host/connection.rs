@@ -187,7 +187,7 @@ fn decide(
         request,
         authorised,
         (connection.clone(), auth),
-        (shared.work.clone(), shared.redoing.clone()),
+        (shared.work.clone(), shared.redoing.clone(), shared.neighbours.clone()),
     );
     state.sessions.insert(request.session, Arc::clone(&session));
     Some(Ok((session, cursor)))

@@ -19,14 +19,15 @@ use crate::net::direct::directly;
 use crate::net::endpoint::Auth;
 use crate::net::host::connection::close;
 use crate::net::host::redoing::Redoing;
+use crate::net::host::syncing::Neighbours;
 use crate::net::host::work::Work;
 use crate::net::nat::routing_json;
 use crate::net::outbox::Outbox;
-use crate::net::serve::{Authorised, Notices, Rights};
+use crate::net::serve::{Authorised, Export, Notices, Rights};
 use crate::net::stream::{self, ReceiveError};
 use crate::proto::redo::applier::{Applier, Output};
 use crate::proto::redo::execute::How;
-use crate::proto::redo::record::Header;
+use crate::proto::redo::record::{Begun, Slot};
 use crate::wire::call::{Call, Reply};
 use crate::wire::errno::Errno;
 use crate::wire::lease::{LeaseRequest, Notice};
@@ -37,28 +38,29 @@ use crate::wire::session::{CloseReason, Identify};
 /// How often a sync is tried whose data a failing disk takes away meanwhile.
 const SYNCS_MAX: usize = 3;
 
-type SessionApplier = Applier<Bytes, oneshot::Sender<()>>;
+pub(super) type SessionApplier = Applier<Bytes, oneshot::Sender<()>>;
 
 /// A session.
 pub(super) struct HostSession {
     id: SessionId,
     pub(super) peer: PeerId,
     client_name: String,
-    authorised: Authorised,
+    pub(super) authorised: Authorised,
     /// Changes are refused; once that is so it stays so.
     read_only: AtomicBool,
     began: Instant,
     work: Work,
     /// Of all sessions.
     redoing: Redoing,
+    pub(super) neighbours: Neighbours,
     state: Mutex<State>,
 }
 
-struct State {
-    applier: SessionApplier,
+pub(super) struct State {
+    pub(super) applier: SessionApplier,
     /// The one that the applier is in.
-    epoch: Epoch,
-    acks: Outbox,
+    pub(super) epoch: Epoch,
+    pub(super) acks: Outbox,
     /// Whether the first lane of the connection is there, which carries all acknowledgements.
     acks_open: bool,
     connection: Connection,
@@ -76,7 +78,7 @@ impl HostSession {
         request: &Identify,
         authorised: Authorised,
         (connection, auth): (Connection, Option<Auth>),
-        (work, redoing): (Work, Redoing),
+        (work, redoing, neighbours): (Work, Redoing, Neighbours),
     ) -> (Arc<Self>, Cursor) {
         let state = State {
             applier: applier(request, &authorised),
@@ -99,8 +101,10 @@ impl HostSession {
             began: Instant::now(),
             work,
             redoing,
+            neighbours,
             state: Mutex::new(state),
         });
+        session.neighbours.join(&session);
         let cursor = session.change(|applier| applier.resume(request.unanswered));
         (session, cursor)
     }
@@ -264,10 +268,12 @@ impl HostSession {
             self.change(|applier| applier.wait_for(upto, reached));
             is_reached.await.ok()?;
             self.redoing.wait(self.id, self.share()).await;
+            if is_sync {
+                self.wait_for_neighbours().await;
+            }
             let (epoch, cursor) = self.applied_now();
-            let export = Arc::clone(&self.authorised.export);
-            let same = call.clone();
-            let answer = blocking(move || export.call(same)).await;
+            let (session, same) = (Arc::clone(self), call.clone());
+            let answer = blocking(move || session.carry_out(same)).await;
             if !is_sync {
                 return Some(answer);
             }
@@ -362,29 +368,6 @@ impl HostSession {
         }
     }
 
-    /// This host ends: what was applied goes to the disk, and the client hears of it. Else another
-    /// boot of the machine would have all of that carried out again, over what others did since.
-    pub(super) async fn settle(self: Arc<Self>) {
-        let (epoch, cursor) = self.applied_now();
-        if cursor <= self.lock().applier.stable() {
-            return;
-        }
-        let export = Arc::clone(&self.authorised.export);
-        match blocking(move || export.sync_all()).await {
-            Ok(()) => {
-                self.synced(epoch, |applier, now| applier.handle_synced_unasked(cursor, now));
-                let acks = self.lock().acks.clone();
-                if self.is_connected() {
-                    acks.finish().await;
-                }
-            }
-            Err(error) => {
-                tracing::warn!(%error, "the disk could not be synced");
-                self.disk_failed();
-            }
-        }
-    }
-
     /// Nobody comes back: neither to what is open nor to locks.
     pub(super) fn end(&self) {
         let export = Arc::clone(&self.authorised.export);
@@ -435,7 +418,7 @@ impl HostSession {
     }
 
     /// Changes the applier and does what it says.
-    fn change<T>(self: &Arc<Self>, change: impl FnOnce(&mut SessionApplier) -> T) -> T {
+    pub(super) fn change<T>(self: &Arc<Self>, change: impl FnOnce(&mut SessionApplier) -> T) -> T {
         let mut state = self.lock();
         let changed = change(&mut state.applier);
         while let Some(output) = state.applier.poll_output() {
@@ -512,55 +495,8 @@ impl HostSession {
         self.change(|applier| applier.handle_result(seq, result, Instant::now()));
     }
 
-    fn sync(self: &Arc<Self>, epoch: Epoch, upto: Seq) {
-        let session = Arc::clone(self);
-        tokio::task::spawn_blocking(move || match session.authorised.export.sync_all() {
-            Ok(()) => session.synced(epoch, |applier, now| applier.handle_synced(upto, now)),
-            Err(error) => {
-                tracing::warn!(%error, "the disk could not be synced");
-                session.disk_failed();
-            }
-        });
-    }
-
-    /// A sync has ended that began in `epoch`. The kernel tells a failure to one of those who sync:
-    /// another session may have heard of it.
-    fn synced(self: &Arc<Self>, epoch: Epoch, change: impl FnOnce(&mut SessionApplier, Instant)) {
-        if self.lock().epoch != self.authorised.export.epoch() {
-            return self.disk_failed();
-        }
-        self.change(|applier| {
-            // what was applied when it began may be lost
-            if applier.epoch() == epoch {
-                change(applier, Instant::now());
-            }
-        });
-    }
-
-    /// The epoch, and the entry up to which all are applied in it.
-    fn applied_now(&self) -> (Epoch, Seq) {
-        let state = self.lock();
-        (state.applier.epoch(), state.applier.cursor())
-    }
-
-    /// What is not on the disk yet may be lost: the client sends it again.
-    fn disk_failed(self: &Arc<Self>) {
-        let export = &self.authorised.export;
-        let epoch = export.epoch();
-        let stable = {
-            let mut state = self.lock();
-            state.epoch = epoch;
-            state.applier.stable()
-        };
-        let header = Header { session: self.id, epoch, first: stable.next(), stable };
-        if let Err(error) = export.begin(&header) {
-            tracing::warn!(%error, "no record of the session can be kept: a restart forgets it");
-        }
-        self.change(|applier| applier.handle_disk_failed(epoch, Instant::now()));
-    }
-
     /// The applier is changed in whole steps, so a panic elsewhere does not spoil it.
-    fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -568,22 +504,35 @@ impl HostSession {
 /// Where the session's entries go on: from the record of a run that was killed, or anew.
 fn applier(request: &Identify, authorised: &Authorised) -> SessionApplier {
     let export = &authorised.export;
+    let epoch = export.epoch();
     // Nothing is ever carried out for a session that only reads
-    if !authorised.rights.read_only {
-        if let Some(recovered) = export.recover() {
-            return Applier::recover(recovered);
-        }
-        let header = Header {
-            session: request.session,
-            epoch: export.epoch(),
-            first: request.held,
-            stable: Seq(request.held.0 - 1),
-        };
-        if let Err(error) = export.begin(&header) {
-            tracing::warn!(%error, "no record of the session can be kept: a restart forgets it");
-        }
+    if authorised.rights.read_only {
+        return Applier::new(epoch, request.held);
     }
-    Applier::new(export.epoch(), request.held)
+    let recorded = match export.recover() {
+        Some(recovered) if recovered.header.epoch == epoch => return Applier::recover(recovered),
+        recorded => recorded,
+    };
+    let outlived = recorded
+        .and_then(|recorded| Applier::outlive(recorded, epoch, request.held, request.unanswered));
+    let applier = outlived.unwrap_or_else(|| Applier::new(epoch, request.held));
+    begin_record(export, &applier);
+    applier
+}
+
+/// Begins the session's record anew, in the applier's epoch.
+pub(super) fn begin_record(export: &Arc<dyn Export>, applier: &SessionApplier) {
+    let stable = applier.stable();
+    let done: Vec<(Seq, Slot)> = applier
+        .results()
+        .filter(|(seq, ..)| *seq <= stable)
+        .map(|(seq, result, poisons)| (seq, Slot::Done { result, poisons }))
+        .collect();
+    let first = done.first().map_or_else(|| stable.next(), |(seq, _)| *seq);
+    let begun = Begun { epoch: applier.epoch(), first, stable };
+    if let Err(error) = export.begin(begun, &done) {
+        tracing::warn!(%error, "no record of the session can be kept: a restart forgets it");
+    }
 }
 
 async fn wake(session: Weak<HostSession>, at: Instant) {
@@ -604,7 +553,7 @@ fn upto(call: &Call) -> Option<Seq> {
     }
 }
 
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Errno> + Send + 'static,
 ) -> Result<T, Errno> {
     tokio::task::spawn_blocking(work).await.unwrap_or(Err(Errno::EIO))

@@ -1,5 +1,6 @@
 //! The host's half: applies entries in the order that they ask for, each once.
 
+mod begin;
 mod order;
 mod sync;
 #[cfg(test)]
@@ -16,7 +17,7 @@ use crate::limits::{
 };
 use crate::proto::PeerMisbehaved;
 use crate::proto::redo::execute::{How, Seen, moves_data};
-use crate::proto::redo::record::{Recovered, SLOTS};
+use crate::proto::redo::record::SLOTS;
 use crate::wire::log::{
     Change, Cursor, LogAck, LogEntry, Mutation, Outcome, Promise, Reason, Refused, Sent,
 };
@@ -126,59 +127,6 @@ pub enum Output<B, W> {
 }
 
 impl<B, W> Applier<B, W> {
-    /// For a session that this host does not know; its first entry will be `held`.
-    pub fn new(epoch: Epoch, held: Seq) -> Self {
-        Self::at(epoch, Seq(held.0.saturating_sub(1)))
-    }
-
-    /// For a session that a killed run of this host has recorded in the same epoch.
-    pub fn recover(recovered: Recovered) -> Self {
-        let header = recovered.header;
-        let begin = header.stable.max(Seq(header.first.0.saturating_sub(1)));
-        let mut applier = Self::at(header.epoch, begin);
-        applier.known = !recovered.done.is_empty()
-            || !recovered.intents.is_empty()
-            || header.stable >= header.first;
-        for (seq, (result, poisons)) in recovered.done {
-            if seq > begin {
-                applier.ahead.insert(seq);
-            }
-            applier.results.insert(seq, Applied { result, poisons, bytes: 0, at: None });
-        }
-        applier.intents = recovered.intents;
-        applier.advance();
-        applier.untold = applier.ahead.last().copied().unwrap_or(applier.cursor);
-        if applier.cursor > applier.stable {
-            applier.begin_sync();
-        }
-        applier
-    }
-
-    fn at(epoch: Epoch, begin: Seq) -> Self {
-        Self {
-            epoch,
-            known: false,
-            cursor: begin,
-            reached: begin,
-            ahead: BTreeSet::new(),
-            stable: begin,
-            waiting: BTreeMap::new(),
-            dependents: BTreeMap::new(),
-            running: BTreeMap::new(),
-            overtaken: BTreeMap::new(),
-            results: BTreeMap::new(),
-            forgotten: BTreeMap::new(),
-            intents: BTreeMap::new(),
-            bytes_held: 0,
-            touched: BTreeMap::new(),
-            untold: Seq::ZERO,
-            redo_upto: Seq::ZERO,
-            barriers: BTreeMap::new(),
-            sync: Sync::default(),
-            outputs: VecDeque::new(),
-        }
-    }
-
     /// A connection of the session is up: tells how far its entries are, and says again what came
     /// of `unanswered` and later ones. What waits for others is forgotten: the client sends it
     /// again, or what is left of it if it was struck since.
@@ -190,7 +138,7 @@ impl<B, W> Applier<B, W> {
         }
         if !self.known {
             // what was answered was carried out, by a host that cannot tell
-            self.redo_upto = self.redo_upto.max(Seq(unanswered.0.saturating_sub(1)));
+            self.redo_upto = self.redo_upto.max(unanswered.previous());
         }
         Cursor {
             epoch: self.epoch,

@@ -604,7 +604,7 @@ impl<B: Clone + Default> Log<B> {
     /// Stable, and answered, with all before it: nothing needs to come after it any more. What is
     /// stable may have been refused, and then what comes after it must not be carried out.
     fn settled(&self) -> Seq {
-        self.stable.min(Seq(self.unanswered().0 - 1))
+        self.stable.min(self.unanswered().previous())
     }
 
     fn tell(&mut self, seq: Seq, result: Result<Outcome, Errno>) {

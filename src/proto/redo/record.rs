@@ -2,10 +2,12 @@
 //!
 //! A slot is written before the system call (the intent) and after it (the result). A killed
 //! process leaves every write that it made; a crashed machine may leave anything, so another epoch
-//! does not read it.
+//! believes only what is on the disk by now: entries up to *stable*, as far as their results are
+//! there too.
 //!
 //! ```text
 //!  0      header, 2,048 bytes    its sum | "p2pfsrec" | version | session | epoch | first | stable
+//!                                | file system | root
 //!  2048   the same again
 //!  4096   slots of 256 bytes      96 for the intent, 160 for the result, each:
 //!                                 its sum | entry | epoch | length | value
@@ -47,6 +49,21 @@ pub struct Header {
     /// The epoch in which it was written.
     pub epoch: Epoch,
     /// The first entry of the session that this host has seen.
+    pub first: Seq,
+    /// All entries up to here are on the disk.
+    pub stable: Seq,
+    /// The id of the file system that they are on.
+    pub fsid: u64,
+    /// The inode number of the share's root.
+    pub inode: u64,
+}
+
+/// How far a session is that is recorded from now on.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Begun {
+    /// The epoch.
+    pub epoch: Epoch,
+    /// The first entry that is recorded.
     pub first: Seq,
     /// All entries up to here are on the disk.
     pub stable: Seq,
@@ -105,6 +122,8 @@ pub fn encode_header(header: &Header) -> [u8; HEADER_BYTES] {
     copy.extend(header.epoch.0);
     copy.extend(header.first.0.to_le_bytes());
     copy.extend(header.stable.0.to_le_bytes());
+    copy.extend(header.fsid.to_le_bytes());
+    copy.extend(header.inode.to_le_bytes());
     copy.resize(HEADER_COPY_BYTES - 8, 0);
     let mut bytes = [0; HEADER_BYTES];
     for half in bytes.chunks_exact_mut(HEADER_COPY_BYTES) {
@@ -181,12 +200,16 @@ fn decode_header(bytes: &[u8]) -> Result<Header, RecordError> {
     let (session, bytes) = take::<16>(bytes)?;
     let (epoch, bytes) = take::<16>(bytes)?;
     let (first, bytes) = take::<8>(bytes)?;
-    let (stable, _) = take::<8>(bytes)?;
+    let (stable, bytes) = take::<8>(bytes)?;
+    let (fsid, bytes) = take::<8>(bytes)?;
+    let (inode, _) = take::<8>(bytes)?;
     Ok(Header {
         session: SessionId(session),
         epoch: Epoch(epoch),
         first: Seq(u64::from_le_bytes(first)),
         stable: Seq(u64::from_le_bytes(stable)),
+        fsid: u64::from_le_bytes(fsid),
+        inode: u64::from_le_bytes(inode),
     })
 }
 

@@ -217,7 +217,8 @@ impl World {
     }
 
     fn header(&self, first: Seq, stable: Seq) -> Header {
-        Header { session: SessionId([0; 16]), epoch: self.epoch(), first, stable }
+        let (session, epoch) = (SessionId([0; 16]), self.epoch());
+        Header { session, epoch, first, stable, fsid: 1, inode: 2 }
     }
 
     fn connect(&mut self) {
@@ -228,14 +229,19 @@ impl World {
         let connection = self.connections;
         let held = self.log.held();
         if self.applier.is_none() {
-            let recovered = self.record.clone();
-            self.applier = Some(match recovered {
-                Some(recovered) => Applier::recover(recovered),
-                None => Applier::new(self.epoch(), held),
+            let (epoch, unanswered) = (self.epoch(), self.log.unanswered());
+            self.applier = Some(match self.record.take() {
+                Some(recovered) if recovered.header.epoch == epoch => {
+                    self.record = Some(recovered.clone());
+                    Applier::recover(recovered)
+                }
+                Some(recovered) => Applier::outlive(recovered, epoch, held, unanswered)
+                    .unwrap_or_else(|| Applier::new(epoch, held)),
+                None => Applier::new(epoch, held),
             });
-            let header = self.header(held, Seq(held.0 - 1));
-            let (done, intents) = (BTreeMap::new(), BTreeMap::new());
-            self.record.get_or_insert(Recovered { header, done, intents });
+            if self.record.is_none() {
+                self.begin_record();
+            }
         }
         self.drain();
         self.acks.clear();
@@ -296,8 +302,32 @@ impl World {
     fn crash(&mut self) {
         self.kill();
         self.epochs += 1;
-        self.record = None;
+        self.forget_record();
         self.disk.forget(&mut self.dice);
+    }
+
+    /// What is left of the record: any of its pieces may not have reached the disk, and a header
+    /// may be an older one.
+    fn forget_record(&mut self) {
+        let Some(record) = &mut self.record else { return };
+        let stable = record.header.stable;
+        let lost = self.dice.pick(&[0, 0, 1, 30]);
+        let older = Seq(stable.0.saturating_sub(self.dice.below(3) * lost));
+        record.header.stable = older;
+        record.done.retain(|_, _| self.dice.below(100) >= lost);
+        record.intents.retain(|_, _| self.dice.below(100) >= lost);
+        if self.dice.below(5) == 0 {
+            self.record = None;
+        }
+    }
+
+    fn begin_record(&mut self) {
+        let applier = self.applier.as_ref().unwrap();
+        let done = applier.results().map(|(seq, result, poisons)| (seq, (result, poisons)));
+        let done: BTreeMap<_, _> = done.collect();
+        let first = done.keys().next().copied().unwrap_or_else(|| applier.stable().next());
+        let header = self.header(first, applier.stable());
+        self.record = Some(Recovered { header, done, intents: BTreeMap::new() });
     }
 
     fn fail_disk(&mut self) {
@@ -306,14 +336,9 @@ impl World {
         let mut bytes = [0; 16];
         bytes[..8].copy_from_slice(&self.epochs.to_le_bytes());
         applier.handle_disk_failed(Epoch(bytes), self.now);
-        let stable = applier.stable();
-        let done = applier.results().map(|(seq, result, poisons)| (seq, (result, poisons)));
-        let done = done.collect();
         self.disk.forget(&mut self.dice);
         self.syncing = None;
-        let first = self.record.as_ref().unwrap().header.first;
-        let header = self.header(first, stable);
-        self.record = Some(Recovered { header, done, intents: BTreeMap::new() });
+        self.begin_record();
         self.drain();
     }
 

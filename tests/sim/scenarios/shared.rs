@@ -5,6 +5,7 @@ use p2pfs::wire::lease::LeaseKind;
 use p2pfs::wire::log::Mutation;
 
 use crate::sim::apps::name;
+use crate::sim::net::Call;
 use crate::sim::script::{ROOT, copy, create, write};
 use crate::sim::world::{Config, World};
 
@@ -15,8 +16,12 @@ struct Shared {
 
 impl Shared {
     fn new() -> Self {
+        Self::with(1)
+    }
+
+    fn with(seed: u64) -> Self {
         let config = Config { ops: 0, ..Config::calm() };
-        let mut shared = Self { world: World::new(1, config) };
+        let mut shared = Self { world: World::new(seed, config) };
         shared.until(|world| world.clients.iter().all(|client| client.connected));
         shared
     }
@@ -70,4 +75,27 @@ fn regression_what_was_copied_is_not_guessed_from_what_is_no_longer_leased() {
     let client = &shared.world.clients[1];
     assert!(!client.known.contains(&copied) || client.view.nodes[&copied].data == [8, 8]);
     shared.world.heal();
+}
+
+/// Two clients write one file, and the second one is told that its data is on the disk. If the
+/// first one's write is not stable by then, or only the host knows and forgets it in a crash, it is
+/// done again, on top of that.
+#[test]
+fn what_one_client_was_told_is_on_the_disk_is_not_undone_by_what_another_does_again() {
+    // either is the first to come back
+    for seed in 0..50 {
+        let mut shared = Shared::with(seed);
+        let file = shared.create(0, "file");
+        shared.ask(0, write(file, 0, &[]), &[1]);
+        shared.ask(1, write(file, 0, &[]), &[2]);
+        let connection = shared.world.clients[0].connection.expect("it is connected");
+        shared.world.cut(connection);
+        let upto = shared.world.clients[1].log.last();
+        shared.world.call(1, 0, Call::Sync { node: file, upto });
+        shared.until(|world| world.clients[1].calls.is_empty());
+        assert!(!shared.world.fsynced.is_empty());
+        shared.world.crash_host_after(usize::MAX, true);
+        shared.world.heal();
+        assert_eq!(shared.world.host.disk.borrow().now.nodes[&file].data, [2], "seed {seed}");
+    }
 }

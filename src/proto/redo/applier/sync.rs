@@ -64,6 +64,21 @@ impl<B, W> Applier<B, W> {
         true
     }
 
+    /// What the session changed and is not stable; `None` if that is not known of all of it.
+    pub fn unstable_nodes(&self) -> Option<BTreeSet<NodeId>> {
+        (self.untold <= self.stable).then(|| self.touched.keys().copied().collect())
+    }
+
+    /// The last entry, not stable, that changes what another session changed too: one of `nodes`,
+    /// or anything if that is not known. Before it is stable a crash makes this session change that
+    /// again.
+    pub fn last_unstable(&self, nodes: Option<&BTreeSet<NodeId>>) -> Option<Seq> {
+        let untold = (self.untold > self.stable).then_some(self.untold);
+        let is_one = |node| nodes.is_none_or(|nodes| nodes.contains(node));
+        let touched = self.touched.iter().filter(|(node, _)| is_one(node)).map(|(_, last)| *last);
+        touched.max().max(untold)
+    }
+
     /// The driver has synced everything that was applied when entry `upto` was the cursor.
     pub fn handle_synced(&mut self, upto: Seq, now: Instant) {
         match self.sync.stage {

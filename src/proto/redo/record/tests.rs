@@ -10,7 +10,8 @@ const EPOCH: Epoch = Epoch([7; 16]);
 const NODE: NodeId = NodeId { ino: u64::MAX, generation: u64::MAX };
 
 fn header(stable: u64) -> Header {
-    Header { session: SessionId([5; 16]), epoch: EPOCH, first: Seq(1), stable: Seq(stable) }
+    let (session, first, stable) = (SessionId([5; 16]), Seq(1), Seq(stable));
+    Header { session, epoch: EPOCH, first, stable, fsid: 0x0102, inode: 2 }
 }
 
 fn seen() -> Seen {

@@ -1,6 +1,7 @@
 //! A host that was killed, a disk that failed, a machine that forgot.
 
 use super::*;
+use crate::proto::redo::record::Recovered;
 
 /// A killed run's record.
 fn recovered(stable: u64, done: &[u64], intents: &[u64]) -> Recovered {
@@ -9,6 +10,8 @@ fn recovered(stable: u64, done: &[u64], intents: &[u64]) -> Recovered {
         epoch: EPOCH,
         first: Seq(1),
         stable: Seq(stable),
+        fsid: 1,
+        inode: 2,
     };
     let result = (Ok(Outcome::Done), true);
     Recovered {
@@ -104,6 +107,47 @@ fn a_killed_run_s_failures_still_set_aside_what_comes_after_them() {
     let mut host = Host::of(Applier::recover(record));
     host.send(write(3, &[2])).unwrap();
     assert_eq!(host.result(3), Some(aside(2)));
+}
+
+#[test]
+fn what_was_stable_before_the_machine_forgot_is_not_done_again() {
+    let outlive = |held, unanswered| {
+        Applier::outlive(recovered(4, &[1, 2, 3, 4, 6], &[7]), NEXT, Seq(held), Seq(unanswered))
+    };
+    let mut host = Host::of(outlive(1, 3).unwrap());
+    let cursor = host.applier.resume(Seq(3));
+    host.drain();
+    let (applied, ahead, stable) = (Seq(4), Vec::new(), Seq(4));
+    assert_eq!(cursor, Cursor { epoch: NEXT, known: true, applied, ahead, stable });
+    let answers = [3, 4].map(|seq| LogAck::Applied { seq: Seq(seq), result: Ok(Outcome::Done) });
+    assert_eq!(host.acks, answers);
+    assert!(host.applier.is_redoing(), "six was done, and seven begun");
+    host.send(again(write(5, &[]), None)).unwrap();
+    host.done(5);
+    host.send(again(write(6, &[]), None)).unwrap();
+    assert_eq!(host.running[&6], How::Again { told: None });
+    host.done(6);
+    assert!(host.applier.is_redoing());
+    host.send(again(write(7, &[]), None)).unwrap();
+    host.done(7);
+    assert!(!host.applier.is_redoing());
+    // the client knows as much
+    assert!(outlive(5, 5).is_none());
+    assert!(outlive(9, 9).is_none());
+    // but for what came of the last one
+    assert_eq!(outlive(5, 4).unwrap().results().count(), 1);
+}
+
+#[test]
+fn what_cannot_be_answered_does_not_count_as_stable_once_the_machine_forgot() {
+    let outlive = |held, unanswered| {
+        Applier::outlive(recovered(4, &[1, 2, 4], &[]), NEXT, Seq(held), Seq(unanswered))
+            .map(|applier: Applier<u64, &str>| applier.stable().0)
+    };
+    assert_eq!(outlive(1, 1), Some(2));
+    assert_eq!(outlive(1, 4), Some(4), "the third was answered");
+    assert_eq!(outlive(3, 3), None);
+    assert_eq!(outlive(5, 3), None);
 }
 
 #[test]
