@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use p2pfs::failure::{Code, Failure};
+use p2pfs::limits::SHOWN_BYTES_MAX;
 
 use crate::store;
 
@@ -64,6 +65,9 @@ impl Spec {
         }
         let share = share.map(|share| String::from_utf8(share.to_vec())).transpose();
         let share = share.map_err(|_| wrong("the share's name is not UTF-8".to_owned()))?;
+        if share.as_ref().is_some_and(|share| share.len() > SHOWN_BYTES_MAX) {
+            return Err(wrong(format!("no share's name is longer than {SHOWN_BYTES_MAX} bytes")));
+        }
         let absolute = |error: io::Error| wrong(format!("{}: {error}", given.display()));
         let key = std::path::absolute(Path::new(OsStr::from_bytes(key))).map_err(absolute)?;
         Ok(Self { given: given.to_owned(), key, share })
@@ -93,5 +97,12 @@ mod tests {
         for bad in ["", ":docs", "/key:"] {
             assert_eq!(Spec::parse(OsStr::new(bad)).unwrap_err().code, Code::Usage);
         }
+    }
+
+    #[test]
+    fn a_name_that_no_share_can_have_is_refused() {
+        let long = format!("/key:{}", "x".repeat(SHOWN_BYTES_MAX + 1));
+        assert_eq!(Spec::parse(OsStr::new(&long)).unwrap_err().code, Code::Usage);
+        assert!(Spec::parse(OsStr::new(&long[..long.len() - 1])).is_ok());
     }
 }
