@@ -128,6 +128,20 @@ fn nothing_is_written_beneath_the_mount_while_it_comes_back() {
     assert!(refused > 0);
 }
 
+/// D3: a mount of the only share comes back as that, though there are more by now.
+#[test]
+fn after_a_kill_the_share_is_the_same() {
+    need_mount!();
+    let mut home = Home::on_loopback();
+    fs::write(home.disk.join("file"), MARKER).unwrap();
+    home.world.mount(home.key.dir.to_str().unwrap(), &home.mountpoint, "grace=60").ok();
+    let more = home.world.directory("more");
+    home.restart_host_with_more(&[format!("more={}", more.display())]);
+    home.kill_mountd();
+    eventually("the mount to be back", Duration::from_secs(10), || home.reads());
+    home.world.unmount(&home.mountpoint);
+}
+
 /// D4: whoever mounts or unmounts by hand after a kill gets what he asks for.
 #[test]
 fn after_a_kill_the_hand_has_precedence() {

@@ -68,6 +68,16 @@ fn a_mount_of_the_only_share_stays_with_it_when_there_are_more() {
     fs::write(home.disk.join("later"), "still at home\n").unwrap();
     let later = fs::read_to_string(home.mountpoint.join("later")).unwrap();
     assert_eq!(later, "still at home\n");
+
+    // also when the key was away
+    let reads = || fs::read_to_string(home.mountpoint.join("later")).ok();
+    home.key.pull();
+    eventually("the mount to be gone", Duration::from_secs(5), || reads().is_none());
+    home.key.plug_in();
+    eventually("the mount to be back", Duration::from_secs(10), || {
+        reads().is_some_and(|read| read == later)
+    });
+    assert_eq!(home.world.mount_status()["share"], "disk");
     home.unmount();
 
     let without = home.world.mount(home.key.dir.to_str().unwrap(), &home.mountpoint, "timeout=20");

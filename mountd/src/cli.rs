@@ -188,6 +188,9 @@ struct MountArguments {
     /// The process before this one was killed, and left this mount.
     #[arg(long, hide = true, value_name = "MOUNT")]
     after_crash: Option<MountId>,
+    /// The share that the process before this one was granted.
+    #[arg(long, hide = true, value_name = "SHARE")]
+    granted: Option<String>,
     /// Take passphrase and password from standard input.
     #[arg(long, hide = true)]
     secrets: bool,
@@ -294,6 +297,9 @@ fn mount(arguments: MountArguments) -> Result<(), Failure> {
     let words = Words { options: words, sloppy: arguments.sloppy, from: arguments.from };
     let mut request = MountRequest::new(spec, arguments.mountpoint, options, words)?;
     request.after_crash = arguments.after_crash;
+    if let Some(granted) = arguments.granted {
+        request.granted.get_or_init(|| granted);
+    }
     if arguments.locked {
         log::init();
         return locked::run(&request);

@@ -150,7 +150,7 @@ impl Place {
         let key_is_there = Arc::new(AtomicBool::new(false));
         let status = json!({
             "mountpoint": request.mountpoint.to_string_lossy(),
-            "share": request.spec.share,
+            "share": request.share(),
             "connection_id": null,
             "pending": { "entries": 0, "bytes": 0, "eta_s": 0, "errors": 0 },
             (control::WAITS): true,

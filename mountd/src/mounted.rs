@@ -6,8 +6,8 @@ pub(crate) mod meet;
 use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use p2pfs::failure::{Code, Failure};
@@ -53,6 +53,8 @@ pub(crate) struct MountRequest {
     pub(crate) words: Words,
     /// The process before this one was killed, and left this mount.
     pub(crate) after_crash: Option<MountId>,
+    /// The share that the host granted, as soon as it has: a mount that names none stays with it.
+    pub(crate) granted: Arc<OnceLock<String>>,
 }
 
 /// Options, as they were given.
@@ -102,8 +104,13 @@ impl MountRequest {
             let hint = "choose another one with --state DIR";
             Failure::new(Code::Internal, format!("{}: {error}", state.display()), hint)
         })?;
-        let secrets = Secrets::default();
-        Ok(Self { spec, mountpoint, options, state, secrets, words, after_crash: None })
+        let (secrets, after_crash, granted) = (Secrets::default(), None, Arc::default());
+        Ok(Self { spec, mountpoint, options, state, secrets, words, after_crash, granted })
+    }
+
+    /// The share that is named, or was granted before.
+    pub(crate) fn share(&self) -> Option<&String> {
+        self.spec.share.as_ref().or_else(|| self.granted.get())
     }
 
     /// Checks the mount point. An earlier mount there may end first.
@@ -119,6 +126,9 @@ impl MountRequest {
         arguments.push(self.mountpoint.clone().into());
         arguments.extend(self.words.arguments());
         arguments.extend(["--state".into(), self.state.clone().into()]);
+        if let Some(granted) = self.granted.get() {
+            arguments.push(format!("--granted={granted}").into());
+        }
         arguments
     }
 

@@ -39,6 +39,7 @@ pub(super) async fn met(
         fs.tell_callers();
     }
     let grant = session.grant();
+    request.granted.get_or_init(|| grant.share.clone());
     let mac = MacAddress(grant.host_mac);
     if let Err(error) =
         known_hosts::record(&request.state, key.host, &grant.host_name, mac, &key.servers)
@@ -68,7 +69,7 @@ fn config(request: &MountRequest, shown: &DeviceId, key: &KeyContents) -> Client
         host: key.host,
         host_mac: key.host_mac,
         servers: key.servers.clone(),
-        share: request.spec.share.clone(),
+        share: request.share().cloned(),
         client_name: machine_name(),
         timeout: options.timeout,
         grace: options.grace,
