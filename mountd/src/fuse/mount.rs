@@ -1,6 +1,7 @@
 //! Mounting and unmounting by ourselves: as root with mount(2), otherwise through `fusermount3`.
 
 mod beneath;
+mod connections;
 
 use std::ffi::{CString, OsStr, OsString};
 use std::fmt;
@@ -15,7 +16,7 @@ use std::process::{Command, Stdio};
 use std::str::FromStr;
 
 use p2pfs::failure::{Code, Failure};
-use rustix::fs::{Access, AtFlags, CWD, StatxFlags};
+use rustix::fs::{AtFlags, CWD, StatxFlags};
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
@@ -29,8 +30,6 @@ const SUBTYPE: &str = "p2pfs";
 
 const DEVICE: &str = "/dev/fuse";
 const FUSERMOUNT: &str = "fusermount3";
-/// Where the kernel shows FUSE's connections, by the minor numbers of their devices.
-const CONNECTIONS: &str = "/sys/fs/fuse/connections";
 /// The kernel's read-ahead, KiB: one request of the largest size.
 const READ_AHEAD_KIB: &str = "1024";
 
@@ -430,18 +429,18 @@ impl Mounted {
         if self.is_anothers() {
             return Ok(());
         }
-        let aborted = fs::write(self.abort_file(), "1");
+        let aborted = connections::abort(self.minor());
         if aborted.is_ok() || !self.as_root || !self.is_there() {
             return aborted;
         }
-        // where nobody has mounted fusectl
+        // the mount goes too: better than what is cached
         let flags = UnmountFlags::FORCE | UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
         Ok(rustix::mount::unmount(&self.mountpoint, flags)?)
     }
 
     /// Whether [`Self::abort`] is possible while somebody has the connection open.
     pub(crate) fn can_abort(&self) -> bool {
-        self.as_root || rustix::fs::access(self.abort_file(), Access::WRITE_OK).is_ok()
+        self.as_root || connections::may_abort(self.minor())
     }
 
     /// Whether the mount is gone, and the number of its device is another one's by now.
@@ -456,9 +455,8 @@ impl Mounted {
         other && !same
     }
 
-    fn abort_file(&self) -> PathBuf {
-        let minor = self.id.device.rsplit(':').next().unwrap_or_default();
-        Path::new(CONNECTIONS).join(minor).join("abort")
+    fn minor(&self) -> &str {
+        self.id.device.rsplit(':').next().unwrap_or_default()
     }
 
     /// Best effort: only root may, and mountd reads ahead by itself.
