@@ -317,8 +317,8 @@ impl Export for View {
         self.record.as_ref()?.recover()
     }
 
-    fn file_system(&self) -> Option<u64> {
-        Some(self.nodes().device())
+    fn root(&self) -> Option<(u64, u64)> {
+        Some(self.nodes().root_numbers())
     }
 
     fn begin(&self, begun: Begun, done: &[(Seq, Slot)]) -> Result<(), Errno> {

@@ -228,7 +228,8 @@ impl Record {
         let (session, Disk { fsid, inode, .. }) = (self.session, self.disk);
         let header = Header { session, epoch, first, stable, fsid, inode };
         let begin = || {
-            if !path.exists() {
+            let replaces = path.exists();
+            if !replaces {
                 self.records.make_room(EXTENSION)?;
             }
             let unnamed = path.with_extension(UNNAMED);
@@ -241,7 +242,7 @@ impl Record {
                 file.write_all_at(&piece.bytes, piece.offset)?;
             }
             // what takes the place of a record that has to outlive a crash has to do so too
-            if !done.is_empty() {
+            if replaces {
                 file.sync_data()?;
             }
             fs::rename(&unnamed, &path)?;

@@ -150,9 +150,10 @@ pub trait Export: Send + Sync {
     /// the disk failed to take data.
     fn epoch(&self) -> Epoch;
 
-    /// The file system that is synced, by a number that holds until the next boot: what one session
-    /// has it sync is stable for all sessions with it. `None` if it is not known.
-    fn file_system(&self) -> Option<u64> {
+    /// The directory that is served, by numbers that hold until the next boot: what one session has
+    /// synced is stable for all sessions with it, and so is it lost for all of them when the disk
+    /// fails. `None` if it is not known.
+    fn root(&self) -> Option<(u64, u64)> {
         None
     }
 

@@ -127,9 +127,9 @@ impl Nodes {
         Disk { fsid: self.fsid, inode: self.root_ino, sequence: self.sequence }
     }
 
-    /// The number of the device that the share is on, until the next boot.
-    pub(super) fn device(&self) -> u64 {
-        self.device
+    /// The numbers of the device that the share is on, and of its root there: until the next boot.
+    pub(super) fn root_numbers(&self) -> (u64, u64) {
+        (self.device, self.root_ino)
     }
 
     /// The file system's id and the root's inode number: how a share knows its disk.

@@ -2,8 +2,8 @@
 
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -53,6 +53,8 @@ pub(super) struct HostSession {
     /// Of all sessions.
     redoing: Redoing,
     pub(super) neighbours: Neighbours,
+    /// Up to here the record that outlives a crash says that entries are stable.
+    pub(super) kept: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -102,6 +104,7 @@ impl HostSession {
             work,
             redoing,
             neighbours,
+            kept: AtomicU64::new(0),
             state: Mutex::new(state),
         });
         session.neighbours.join(&session);

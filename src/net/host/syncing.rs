@@ -1,10 +1,11 @@
 //! When what sessions changed is put on the disk, and what is stable then.
 //!
-//! A sync is for all sessions with the file system, whoever asked for it. A session does again,
-//! after a power cut, what was not stable: that must not write over what another one was told is on
-//! the disk. So before this is said, what others changed before of the same nodes is stable too,
-//! and recorded where no power cut takes it away.
+//! A sync is for all sessions of the share, whoever asked for it. A session does again, after a
+//! power cut, what was not stable: that must not write over what another one was told is on the
+//! disk. So before this is said, what others changed before of the same nodes is stable too, and
+//! recorded where no power cut takes it away: their clients may not have heard of it.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -30,15 +31,15 @@ impl Neighbours {
         all.push(Arc::downgrade(session));
     }
 
-    /// Other sessions with the same file system.
+    /// Other sessions of the same share.
     fn of(&self, session: &HostSession) -> Vec<Arc<HostSession>> {
-        let Some(file_system) = session.authorised.export.file_system() else { return Vec::new() };
+        let Some(root) = session.authorised.export.root() else { return Vec::new() };
         let all: Vec<_> = {
             let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             all.iter().filter_map(Weak::upgrade).collect()
         };
         let is_one = |one: &Arc<HostSession>| {
-            one.id() != session.id() && one.authorised.export.file_system() == Some(file_system)
+            one.id() != session.id() && one.authorised.export.root() == Some(root)
         };
         all.into_iter().filter(is_one).collect()
     }
@@ -54,14 +55,24 @@ struct Neighbour {
 }
 
 impl Neighbour {
-    /// The file system is synced.
+    /// The share is synced.
     fn synced(&self) {
         let cursor = self.cursor;
         self.session.synced(self.epoch, |applier, now| applier.handle_synced_unasked(cursor, now));
-        if self.shared.is_some()
-            && let Err(error) = self.session.authorised.export.keep_record()
-        {
-            tracing::warn!(%error, "a session's record could not be put on the disk");
+    }
+
+    /// What is stable stays so in a crash, though its client may not have heard of it.
+    fn keep(&self) {
+        // the record says so already
+        let stable = self.session.lock().applier.stable().0;
+        if stable <= self.session.kept.load(Ordering::SeqCst) {
+            return;
+        }
+        match self.session.authorised.export.keep_record() {
+            Ok(()) => drop(self.session.kept.fetch_max(stable, Ordering::SeqCst)),
+            Err(error) => {
+                tracing::warn!(%error, "a session's record could not be put on the disk");
+            }
         }
     }
 }
@@ -75,6 +86,7 @@ impl HostSession {
                 let neighbours = self.neighbours_now();
                 let answer = export.call(call)?;
                 neighbours.iter().for_each(Neighbour::synced);
+                neighbours.iter().for_each(Neighbour::keep);
                 Ok(answer)
             }
             Call::Sync { .. } => {
@@ -83,6 +95,7 @@ impl HostSession {
                     export.sync_all()?;
                     neighbours.iter().for_each(Neighbour::synced);
                 }
+                neighbours.iter().for_each(Neighbour::keep);
                 export.call(call)
             }
             _ => export.call(call),
@@ -126,7 +139,7 @@ impl HostSession {
         others.into_iter().map(now).collect()
     }
 
-    /// Syncs the file system, for all sessions with it but this one, which reports itself. May wait
+    /// Syncs the share, for all sessions with it but this one, which reports itself. May wait
     /// for a disk.
     fn sync_disk(&self) -> Result<(), Errno> {
         let neighbours = self.neighbours_now();
