@@ -109,7 +109,7 @@ impl Export for Memory {
     }
 
     fn begin(&self, begun: Begun, done: &[(Seq, Slot)]) -> Result<(), Errno> {
-        let Begun { epoch, first, stable } = begun;
+        let Begun { epoch, first, stable, .. } = begun;
         let session = SessionId([0; 16]);
         let header = Header { session, epoch, first, stable, fsid: 1, inode: 2 };
         let done = done.iter().filter_map(|(seq, slot)| match slot {

@@ -321,6 +321,10 @@ impl Export for View {
         Some(self.nodes().root_numbers())
     }
 
+    fn node_of(&self, handle: HandleId) -> Option<NodeId> {
+        self.handles().get(&handle).map(|open| open.node)
+    }
+
     fn begin(&self, begun: Begun, done: &[(Seq, Slot)]) -> Result<(), Errno> {
         self.record.as_ref().map_or(Ok(()), |record| record.begin(begun, done))
     }

@@ -13,6 +13,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
@@ -52,14 +53,30 @@ pub struct Record {
     records: Arc<Records>,
     session: SessionId,
     disk: Disk,
-    /// As soon as the session has begun or gone on.
+    /// As soon as the session has begun or gone on, until it ends.
     kept: Mutex<Option<Kept>>,
+    ended: AtomicBool,
 }
+
+/// A record as one entry finds it when it begins: what comes of it is not of an epoch that has
+/// begun meanwhile.
+#[derive(Debug)]
+pub struct Writer(Option<Kept>);
 
 #[derive(Clone, Debug)]
 struct Kept {
     file: Arc<File>,
     header: Header,
+    /// A sync of it has failed: the kernel does not say so again.
+    damaged: bool,
+    /// Its name is on the disk.
+    is_named: bool,
+}
+
+impl Kept {
+    fn new(file: File, header: Header) -> Self {
+        Self { file: Arc::new(file), header, damaged: false, is_named: false }
+    }
 }
 
 impl Records {
@@ -89,7 +106,8 @@ impl Records {
 
     /// The record of a session with a share on `disk`; nothing is read or written yet.
     pub fn of(self: &Arc<Self>, session: SessionId, disk: Disk) -> Record {
-        Record { records: Arc::clone(self), session, disk, kept: Mutex::default() }
+        let (kept, ended) = (Mutex::default(), AtomicBool::new(false));
+        Record { records: Arc::clone(self), session, disk, kept, ended }
     }
 
     /// What was not named yet when a run was killed.
@@ -209,7 +227,7 @@ impl Record {
         }
         if header.epoch == self.epoch() {
             let file = OpenOptions::new().write(true).open(&path).ok()?;
-            *lock(&self.kept) = Some(Kept { file: Arc::new(file), header });
+            *lock(&self.kept) = Some(Kept::new(file, header));
             return Some(recovered);
         }
         let same_disk = (header.fsid, header.inode) == (self.disk.fsid, self.disk.inode);
@@ -223,13 +241,15 @@ impl Record {
     /// What the system says; then no record is kept.
     pub fn begin(&self, begun: Begun, done: &[(Seq, Slot)]) -> Result<(), Errno> {
         *lock(&self.kept) = None;
+        if self.ended.load(Ordering::SeqCst) {
+            return Ok(());
+        }
         let path = self.path();
-        let Begun { epoch, first, stable } = begun;
+        let Begun { epoch, first, stable, outlives } = begun;
         let (session, Disk { fsid, inode, .. }) = (self.session, self.disk);
         let header = Header { session, epoch, first, stable, fsid, inode };
         let begin = || {
-            let replaces = path.exists();
-            if !replaces {
+            if !path.exists() {
                 self.records.make_room(EXTENSION)?;
             }
             let unnamed = path.with_extension(UNNAMED);
@@ -241,16 +261,18 @@ impl Record {
                 let piece = record::encode_slot(epoch, *seq, slot);
                 file.write_all_at(&piece.bytes, piece.offset)?;
             }
-            // what takes the place of a record that has to outlive a crash has to do so too
-            if replaces {
+            if outlives {
                 file.sync_data()?;
             }
             fs::rename(&unnamed, &path)?;
             Ok(file)
         };
         let file: io::Result<File> = begin();
-        let file = Arc::new(file.map_err(Errno::from)?);
-        *lock(&self.kept) = Some(Kept { file, header });
+        *lock(&self.kept) = Some(Kept::new(file.map_err(Errno::from)?, header));
+        // while it ended
+        if self.ended.load(Ordering::SeqCst) {
+            self.end();
+        }
         Ok(())
     }
 
@@ -258,19 +280,32 @@ impl Record {
     ///
     /// # Errors
     ///
-    /// What the system says.
+    /// What the system says, also of an earlier time; EIO if there is no record.
     pub fn keep(&self) -> Result<(), Errno> {
-        let kept = lock(&self.kept).clone();
-        let Some(Kept { file, .. }) = kept else { return Ok(()) };
+        if self.ended.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        let kept = lock(&self.kept).clone().filter(|kept| !kept.damaged).ok_or(Errno::EIO)?;
         let keep = || {
-            file.sync_data()?;
-            File::open(&self.records.dir)?.sync_all()
+            kept.file.sync_data()?;
+            match kept.is_named {
+                true => Ok(()),
+                false => File::open(&self.records.dir)?.sync_all(),
+            }
         };
-        keep().map_err(Errno::from)
+        let done: io::Result<()> = keep();
+        if let Some(now) = &mut *lock(&self.kept)
+            && Arc::ptr_eq(&now.file, &kept.file)
+        {
+            now.damaged |= done.is_err();
+            now.is_named |= done.is_ok();
+        }
+        done.map_err(Errno::from)
     }
 
     /// The session is over: nobody comes back for its results.
     pub fn end(&self) {
+        self.ended.store(true, Ordering::SeqCst);
         *lock(&self.kept) = None;
         // Read-only sessions have none
         let _ = fs::remove_file(self.path());
@@ -279,7 +314,7 @@ impl Record {
     /// All entries up to `upto` are on the disk.
     pub fn note_stable(&self, upto: Seq) {
         let mut kept = lock(&self.kept);
-        if let Some(Kept { file, header }) = &mut *kept {
+        if let Some(Kept { file, header, .. }) = &mut *kept {
             header.stable = upto;
             if let Err(error) = file.write_all_at(&record::encode_header(header), 0) {
                 // The entries before it count as not stable: they are sent again in vain
@@ -288,6 +323,17 @@ impl Record {
         }
     }
 
+    /// For what is said of one entry.
+    pub fn writer(&self) -> Writer {
+        Writer(lock(&self.kept).clone())
+    }
+
+    fn path(&self) -> PathBuf {
+        self.records.dir.join(session_name(self.session)).with_extension(EXTENSION)
+    }
+}
+
+impl Writer {
     /// An entry is about to be carried out.
     ///
     /// # Errors
@@ -306,14 +352,9 @@ impl Record {
     }
 
     fn write(&self, seq: Seq, slot: &Slot) -> io::Result<()> {
-        let Some(Kept { file, header }) = lock(&self.kept).clone() else { return Ok(()) };
-        // Not the epoch of this moment: a result of before the disk failed is not one of after it
+        let Some(Kept { file, header, .. }) = &self.0 else { return Ok(()) };
         let piece = record::encode_slot(header.epoch, seq, slot);
         file.write_all_at(&piece.bytes, piece.offset)
-    }
-
-    fn path(&self) -> PathBuf {
-        self.records.dir.join(session_name(self.session)).with_extension(EXTENSION)
     }
 }
 
@@ -357,9 +398,9 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let record = begun(state.path(), SESSION);
         let seen = Seen { size: Some(7), ..Seen::default() };
-        record.intent(Seq(1), &seen).unwrap();
-        record.intent(Seq(2), &seen).unwrap();
-        record.done(Seq(2), &Err(Refused::by_system(Errno::ENOSPC)), true);
+        record.writer().intent(Seq(1), &seen).unwrap();
+        record.writer().intent(Seq(2), &seen).unwrap();
+        record.writer().done(Seq(2), &Err(Refused::by_system(Errno::ENOSPC)), true);
         drop(record);
         let again = of(state.path(), SESSION);
         let recovered = again.recover().unwrap();
@@ -367,7 +408,7 @@ mod tests {
         assert!(matches!(recovered.done[&Seq(2)], (Err(refused), true)
             if refused.errno == Errno::ENOSPC));
         // It goes on
-        again.done(Seq(1), &Ok(Outcome::Done), false);
+        again.writer().done(Seq(1), &Ok(Outcome::Done), false);
         again.note_stable(Seq(1));
         let recovered = of(state.path(), SESSION).recover().unwrap();
         assert!(recovered.intents.is_empty());
@@ -382,7 +423,7 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let record = begun(state.path(), SESSION);
         let done = Ok(Outcome::Done);
-        record.done(Seq(1), &done, false);
+        record.writer().done(Seq(1), &done, false);
         record.note_stable(Seq(1));
         record.keep().unwrap();
         record.handle_disk_failed();
@@ -392,11 +433,37 @@ mod tests {
         let (epoch, slot) = (record.epoch(), Slot::Done { result: done, poisons: false });
         let again = of(state.path(), SESSION);
         // nothing is written on in an epoch that has ended
-        again.done(Seq(2), &done, false);
+        again.writer().done(Seq(2), &done, false);
         assert_eq!(again.recover().unwrap(), outlived);
-        again.begin(Begun { epoch, first: Seq(1), stable: Seq(1) }, &[(Seq(1), slot)]).unwrap();
+        again
+            .begin(
+                Begun { epoch, first: Seq(1), stable: Seq(1), outlives: true },
+                &[(Seq(1), slot)],
+            )
+            .unwrap();
         let recovered = of(state.path(), SESSION).recover().unwrap();
         assert_eq!((recovered.header.epoch, &recovered.done), (epoch, &outlived.done));
+    }
+
+    #[test]
+    fn what_began_before_the_disk_failed_is_not_done_in_the_epoch_after_it() {
+        let state = tempfile::tempdir().unwrap();
+        let record = begun(state.path(), SESSION);
+        let before = record.writer();
+        record.handle_disk_failed();
+        let begun = |epoch| Begun { epoch, first: Seq(1), stable: Seq::ZERO, outlives: true };
+        record.begin(begun(record.epoch()), &[]).unwrap();
+        before.done(Seq(1), &Ok(Outcome::Done), false);
+        record.writer().done(Seq(2), &Ok(Outcome::Done), false);
+        let recovered = of(state.path(), SESSION).recover().unwrap();
+        assert_eq!(recovered.done.keys().collect::<Vec<_>>(), [&Seq(2)]);
+        // nor does a session that is over get a record again
+        record.end();
+        record.begin(begun(record.epoch()), &[]).unwrap();
+        assert!(of(state.path(), SESSION).recover().is_none());
+        record.keep().unwrap();
+        // and one that has none is not said to have one on the disk
+        of(state.path(), SESSION).keep().unwrap_err();
     }
 
     #[test]
@@ -421,7 +488,7 @@ mod tests {
         let record = begun(state.path(), SESSION);
         fs::write(record.path(), "nonsense").unwrap();
         assert!(record.recover().is_none());
-        record.intent(Seq(1), &Seen::default()).unwrap();
+        record.writer().intent(Seq(1), &Seen::default()).unwrap();
     }
 
     #[test]
@@ -463,7 +530,9 @@ mod tests {
         let begin = |session| {
             let record = records.of(session, DISK);
             let epoch = record.epoch();
-            record.begin(Begun { epoch, first: Seq(1), stable: Seq::ZERO }, &[]).unwrap();
+            record
+                .begin(Begun { epoch, first: Seq(1), stable: Seq::ZERO, outlives: false }, &[])
+                .unwrap();
         };
         for session in all {
             begin(session);
@@ -496,7 +565,9 @@ mod tests {
     fn begun(state: &Path, session: SessionId) -> Record {
         let record = of(state, session);
         let epoch = record.epoch();
-        record.begin(Begun { epoch, first: Seq(1), stable: Seq::ZERO }, &[]).unwrap();
+        record
+            .begin(Begun { epoch, first: Seq(1), stable: Seq::ZERO, outlives: false }, &[])
+            .unwrap();
         record
     }
 }

@@ -189,7 +189,8 @@ fn serve(work: &Path) {
         Some(recovered) => Applier::recover(recovered),
         None => {
             let epoch = view.epoch();
-            view.begin(Begun { epoch, first: Seq(1), stable: Seq::ZERO }, &[]).unwrap();
+            view.begin(Begun { epoch, first: Seq(1), stable: Seq::ZERO, outlives: false }, &[])
+                .unwrap();
             Applier::new(epoch, Seq(1))
         }
     };

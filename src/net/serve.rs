@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::id::{Epoch, Seq};
+use crate::id::{Epoch, HandleId, NodeId, Seq};
 use crate::identity::PeerId;
 use crate::net::outbox::Outbox;
 use crate::proto::PeerMisbehaved;
@@ -163,6 +163,12 @@ pub trait Export: Send + Sync {
 
     /// Begins the session's record anew, in an epoch, with entries that were done before.
     fn begin(&self, begun: Begun, done: &[(Seq, Slot)]) -> Result<(), Errno>;
+
+    /// Whom an open file of the session is.
+    fn node_of(&self, handle: HandleId) -> Option<NodeId> {
+        let _ = handle;
+        None
+    }
 
     /// All entries up to `upto` are on the disk: for the record.
     fn note_stable(&self, upto: Seq);

@@ -662,7 +662,7 @@ impl World {
                 let done = self.host.disk.borrow_mut().sync(&mut self.dice);
                 match done {
                     Ok(()) => {
-                        self.synced_for_neighbours(client);
+                        self.synced_for_neighbours(client, *node);
                         self.session(client).applier.handle_synced(upto, now);
                     }
                     Err(_) => self.disk_failed(),
@@ -686,14 +686,13 @@ impl World {
 
     /// What others changed is stable too, and where one was told that its data is on the disk that
     /// outlives a crash.
-    fn synced_for_neighbours(&mut self, client: usize) {
+    fn synced_for_neighbours(&mut self, client: usize, node: NodeId) {
         let now = self.host_now();
-        let nodes = self.session(client).applier.unstable_nodes();
         let process = self.host.process.as_mut().expect("the host runs");
         let mut stable = Vec::new();
         for (&other, session) in process.sessions.iter_mut().filter(|(other, _)| **other != client)
         {
-            let shared = session.applier.last_unstable(nodes.as_ref()).is_some();
+            let shared = session.applier.last_unstable(Some(node)).is_some();
             let cursor = session.applier.cursor();
             session.applier.handle_synced_unasked(cursor, now);
             stable.push((other, session.applier.stable(), shared));

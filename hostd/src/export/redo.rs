@@ -20,7 +20,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::change::{node_id, stamp};
 use super::{OpenFile, View, access_flags, beneath, errno, late, meta, owned};
-use crate::record::Record;
+use crate::record::{Record, Writer};
 
 /// Collapse and insert: what is behind moves.
 const MOVES_DATA: u32 =
@@ -53,8 +53,8 @@ struct Carrying<'a> {
 }
 
 /// Where its intent and its result go.
-struct Recording<'a> {
-    record: Option<&'a Record>,
+struct Recording {
+    record: Option<Writer>,
     makes: bool,
 }
 
@@ -83,7 +83,7 @@ impl View {
         let resumed = matches!(how, How::Resumed { .. });
         let again = !matches!(how, How::First | How::Refused(_));
         let tree = Carrying { view: self, resumed, again, found: RefCell::default() };
-        let recorder = Recording { record: self.record.as_ref(), makes };
+        let recorder = Recording { record: self.record.as_ref().map(Record::writer), makes };
         let result = execute(&tree, &recorder, seq, change, body, &how, poisons);
         let Found { name, new_name } = tree.found.into_inner();
         let removed = match &result {
@@ -273,16 +273,16 @@ impl Carrying<'_> {
     }
 }
 
-impl Recorder for Recording<'_> {
+impl Recorder for Recording {
     fn intent(&self, seq: Seq, seen: &Seen) -> Result<(), Errno> {
-        let Some(record) = self.record else { return Ok(()) };
+        let Some(record) = &self.record else { return Ok(()) };
         // A creation changes no length: the time stands there
         let size = if self.makes { Some(now()) } else { seen.size };
         record.intent(seq, &Seen { size, ..*seen })
     }
 
     fn done(&self, seq: Seq, result: &Result<Outcome, Refused>, poisons: bool) {
-        if let Some(record) = self.record {
+        if let Some(record) = &self.record {
             record.done(seq, result, poisons);
         }
     }

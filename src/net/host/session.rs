@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use quinn::{Connection, RecvStream, SendStream};
 use serde_json::{Value, json};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use crate::id::{Epoch, HostRun, Seq, SessionId};
 use crate::identity::PeerId;
@@ -55,12 +55,19 @@ pub(super) struct HostSession {
     pub(super) neighbours: Neighbours,
     /// Up to here the record that outlives a crash says that entries are stable.
     pub(super) kept: AtomicU64,
+    /// Held while another epoch begins.
+    pub(super) failing: Mutex<()>,
+    /// More entries are applied.
+    pub(super) progress: Notify,
+    /// Where entries are missing that somebody has waited for in vain: behind this one.
+    pub(super) gap: AtomicU64,
     state: Mutex<State>,
 }
 
 pub(super) struct State {
     pub(super) applier: SessionApplier,
-    /// The one that the applier is in.
+    /// The one that the applier is in, or will be in as soon as its record has begun anew: nothing
+    /// of the one before is carried out any more.
     pub(super) epoch: Epoch,
     pub(super) acks: Outbox,
     /// Whether the first lane of the connection is there, which carries all acknowledgements.
@@ -105,6 +112,9 @@ impl HostSession {
             redoing,
             neighbours,
             kept: AtomicU64::new(0),
+            failing: Mutex::new(()),
+            progress: Notify::new(),
+            gap: AtomicU64::new(u64::MAX),
             state: Mutex::new(state),
         });
         session.neighbours.join(&session);
@@ -264,33 +274,20 @@ impl HostSession {
         self: &Arc<Self>,
         call: &Call,
     ) -> Option<Result<(Reply, Bytes), Errno>> {
-        let is_sync = matches!(call, Call::Sync { .. } | Call::SyncAll { .. });
+        let upto = upto(call).unwrap_or_default();
         for _ in 0..SYNCS_MAX {
             let (reached, is_reached) = oneshot::channel();
-            let upto = upto(call).unwrap_or_default();
             self.change(|applier| applier.wait_for(upto, reached));
             is_reached.await.ok()?;
             self.redoing.wait(self.id, self.share()).await;
-            if is_sync {
-                self.wait_for_neighbours().await;
+            if !matches!(call, Call::Sync { .. } | Call::SyncAll { .. }) {
+                let (export, call) = (Arc::clone(&self.authorised.export), call.clone());
+                return Some(blocking(move || export.call(call)).await);
             }
-            let (epoch, cursor) = self.applied_now();
+            self.wait_for_neighbours(call).await;
             let (session, same) = (Arc::clone(self), call.clone());
-            let answer = blocking(move || session.carry_out(same)).await;
-            if !is_sync {
-                return Some(answer);
-            }
-            if epoch == self.authorised.export.epoch() {
-                if matches!(call, Call::SyncAll { .. }) && answer.is_ok() {
-                    self.synced(epoch, |applier, now| applier.handle_synced_unasked(cursor, now));
-                }
-                return Some(answer);
-            }
-            // What was to be synced may be lost: it is applied again first
-            if self.lock().epoch == epoch {
-                self.disk_failed();
-            }
-            if answer.is_err() {
+            let answer = blocking(move || session.carry_out_sync(same, upto)).await;
+            if let Some(answer) = answer.transpose() {
                 return Some(answer);
             }
         }
@@ -424,10 +421,15 @@ impl HostSession {
     pub(super) fn change<T>(self: &Arc<Self>, change: impl FnOnce(&mut SessionApplier) -> T) -> T {
         let mut state = self.lock();
         let changed = change(&mut state.applier);
+        self.carry_on(&mut state);
+        changed
+    }
+
+    /// Does what the applier says.
+    pub(super) fn carry_on(self: &Arc<Self>, state: &mut State) {
         while let Some(output) = state.applier.poll_output() {
             match output {
                 Output::Apply { seq, change, body, how, poisons } => {
-                    // The session's own epoch changes a little earlier than its applier's
                     self.apply(state.applier.epoch(), (seq, change, body), how, poisons);
                 }
                 Output::Ack(ack) => {
@@ -444,14 +446,14 @@ impl HostSession {
                 Output::Sync { upto } => self.sync(state.applier.epoch(), upto),
             }
         }
-        self.tell_redoing(&mut state);
+        self.tell_redoing(state);
+        self.progress.notify_waiters();
         if let Some(at) = state.applier.poll_timeout()
             && !state.timer
         {
             state.timer = true;
             tokio::spawn(wake(Arc::downgrade(self), at));
         }
-        changed
     }
 
     /// Others of the share wait for what it does again, as long as it is connected.
@@ -518,13 +520,19 @@ fn applier(request: &Identify, authorised: &Authorised) -> SessionApplier {
     };
     let outlived = recorded
         .and_then(|recorded| Applier::outlive(recorded, epoch, request.held, request.unanswered));
+    // only then something is to outlive another crash: there is no sync for a session that begins
+    let outlives = outlived.is_some();
     let applier = outlived.unwrap_or_else(|| Applier::new(epoch, request.held));
-    begin_record(export, &applier);
+    begin_record(export, record_of(&applier, epoch, outlives));
     applier
 }
 
-/// Begins the session's record anew, in the applier's epoch.
-pub(super) fn begin_record(export: &Arc<dyn Export>, applier: &SessionApplier) {
+/// How a session's record begins in an epoch: with what is stable.
+pub(super) fn record_of(
+    applier: &SessionApplier,
+    epoch: Epoch,
+    outlives: bool,
+) -> (Begun, Vec<(Seq, Slot)>) {
     let stable = applier.stable();
     let done: Vec<(Seq, Slot)> = applier
         .results()
@@ -532,7 +540,11 @@ pub(super) fn begin_record(export: &Arc<dyn Export>, applier: &SessionApplier) {
         .map(|(seq, result, poisons)| (seq, Slot::Done { result, poisons }))
         .collect();
     let first = done.first().map_or_else(|| stable.next(), |(seq, _)| *seq);
-    let begun = Begun { epoch: applier.epoch(), first, stable };
+    (Begun { epoch, first, stable, outlives }, done)
+}
+
+/// Begins the session's record anew.
+pub(super) fn begin_record(export: &Arc<dyn Export>, (begun, done): (Begun, Vec<(Seq, Slot)>)) {
     if let Err(error) = export.begin(begun, &done) {
         tracing::warn!(%error, "no record of the session can be kept: a restart forgets it");
     }

@@ -10,10 +10,9 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::oneshot;
 
 use crate::id::{Epoch, Seq};
-use crate::net::host::session::{HostSession, SessionApplier, begin_record, blocking};
+use crate::net::host::session::{HostSession, SessionApplier, begin_record, blocking, record_of};
 use crate::wire::call::{Call, Reply};
 use crate::wire::errno::Errno;
 
@@ -31,7 +30,7 @@ impl Neighbours {
         all.push(Arc::downgrade(session));
     }
 
-    /// Other sessions of the same share.
+    /// Other sessions that change the same share.
     fn of(&self, session: &HostSession) -> Vec<Arc<HostSession>> {
         let Some(root) = session.authorised.export.root() else { return Vec::new() };
         let all: Vec<_> = {
@@ -39,7 +38,9 @@ impl Neighbours {
             all.iter().filter_map(Weak::upgrade).collect()
         };
         let is_one = |one: &Arc<HostSession>| {
-            one.id() != session.id() && one.authorised.export.root() == Some(root)
+            // nothing is ever carried out for one that only reads
+            let writes = !one.rights().read_only;
+            writes && one.id() != session.id() && one.authorised.export.root() == Some(root)
         };
         all.into_iter().filter(is_one).collect()
     }
@@ -50,7 +51,7 @@ struct Neighbour {
     session: Arc<HostSession>,
     epoch: Epoch,
     cursor: Seq,
-    /// The last entry, not stable, that changes what the syncing session changed too.
+    /// Its last entry, not stable, that changes what is synced.
     shared: Option<Seq>,
 }
 
@@ -61,7 +62,8 @@ impl Neighbour {
         self.session.synced(self.epoch, |applier, now| applier.handle_synced_unasked(cursor, now));
     }
 
-    /// What is stable stays so in a crash, though its client may not have heard of it.
+    /// What is stable stays so in a crash, though its client may not have heard of it. Best effort:
+    /// without a record that can be written a host that is killed forgets more than that.
     fn keep(&self) {
         // the record says so already
         let stable = self.session.lock().applier.stable().0;
@@ -75,64 +77,96 @@ impl Neighbour {
             }
         }
     }
+
+    /// The entry that must be applied before the shared ones can be made stable, if entries before
+    /// it are still on their way, and have not been waited for in vain.
+    fn gap(&self) -> Option<Seq> {
+        let gap = self.shared.filter(|shared| *shared > self.cursor)?;
+        let in_vain = self.session.gap.load(Ordering::SeqCst) == self.cursor.0;
+        (self.session.is_connected() && !in_vain).then_some(gap)
+    }
+
+    async fn reaches(&self, seq: Seq) {
+        loop {
+            let progress = self.session.progress.notified();
+            tokio::pin!(progress);
+            progress.as_mut().enable();
+            if self.session.lock().applier.cursor() >= seq {
+                return;
+            }
+            progress.await;
+        }
+    }
 }
 
 impl HostSession {
-    /// Carries out a call, a sync with what it depends on. May wait for a disk.
-    pub(super) fn carry_out(self: &Arc<Self>, call: Call) -> Result<(Reply, Bytes), Errno> {
+    /// Carries out a sync that comes after the entries up to `upto`, with what it depends on.
+    /// `None`: what was to be synced may be lost, and is to be applied again first. May wait for a
+    /// disk.
+    pub(super) fn carry_out_sync(
+        self: &Arc<Self>,
+        call: Call,
+        upto: Seq,
+    ) -> Result<Option<(Reply, Bytes)>, Errno> {
         let export = &self.authorised.export;
-        match &call {
-            Call::SyncAll { .. } => {
-                let neighbours = self.neighbours_now();
-                let answer = export.call(call)?;
-                neighbours.iter().for_each(Neighbour::synced);
-                neighbours.iter().for_each(Neighbour::keep);
-                Ok(answer)
+        let (epoch, cursor) = {
+            let state = self.lock();
+            let (epoch, cursor) = (state.applier.epoch(), state.applier.cursor());
+            if state.epoch != epoch || cursor < upto || state.applier.is_redoing() {
+                return Ok(None);
             }
-            Call::Sync { .. } => {
-                let neighbours = self.neighbours_now();
-                if neighbours.iter().any(|one| one.shared.is_some()) {
-                    export.sync_all()?;
-                    neighbours.iter().for_each(Neighbour::synced);
-                }
-                neighbours.iter().for_each(Neighbour::keep);
-                export.call(call)
-            }
-            _ => export.call(call),
-        }
-    }
-
-    /// Waits until what others changed of the same nodes can be made stable: entries before it may
-    /// still be on their way.
-    pub(super) async fn wait_for_neighbours(self: &Arc<Self>) {
-        let mut gaps = Vec::new();
-        for Neighbour { session, cursor, shared, .. } in self.neighbours_now() {
-            let Some(shared) = shared.filter(|shared| *shared > cursor) else { continue };
-            if session.is_connected() {
-                let (reached, is_reached) = oneshot::channel();
-                session.change(|applier| applier.wait_for(shared, reached));
-                gaps.push(is_reached);
-            }
-        }
-        let closed = async {
-            for gap in gaps {
-                // it never is if the session ends
-                let _ = gap.await;
-            }
+            (epoch, cursor)
         };
-        let _ = tokio::time::timeout(GAP_MAX, closed).await;
+        let is_all = matches!(call, Call::SyncAll { .. });
+        let neighbours = self.neighbours_now(&call);
+        let shares = neighbours.iter().any(|one| one.shared.is_some());
+        let answer = (|| {
+            if shares && !is_all {
+                export.sync_all()?;
+            }
+            export.call(call)
+        })();
+        if epoch != export.epoch() {
+            self.disk_failed();
+            return answer.map(|_| None);
+        }
+        let answer = answer?;
+        if is_all {
+            self.synced(epoch, |applier, now| applier.handle_synced_unasked(cursor, now));
+        }
+        if is_all || shares {
+            neighbours.iter().for_each(Neighbour::synced);
+        }
+        neighbours.iter().for_each(Neighbour::keep);
+        Ok(Some(answer))
     }
 
-    fn neighbours_now(&self) -> Vec<Neighbour> {
+    /// Waits until what others changed of the same can be made stable.
+    pub(super) async fn wait_for_neighbours(self: &Arc<Self>, call: &Call) {
+        let end = tokio::time::Instant::now() + GAP_MAX;
+        for neighbour in self.neighbours_now(call) {
+            let Some(gap) = neighbour.gap() else { continue };
+            if tokio::time::timeout_at(end, neighbour.reaches(gap)).await.is_err() {
+                let cursor = neighbour.session.lock().applier.cursor();
+                neighbour.session.gap.store(cursor.0, Ordering::SeqCst);
+            }
+        }
+    }
+
+    /// Who else may have changed what is synced.
+    fn neighbours_now(&self, call: &Call) -> Vec<Neighbour> {
         let others = self.neighbours.of(self);
         if others.is_empty() {
             return Vec::new();
         }
-        let nodes = self.lock().applier.unstable_nodes();
+        let node = match call {
+            Call::Sync { handle, .. } => self.authorised.export.node_of(*handle),
+            _ => None,
+        };
         let now = |session: Arc<Self>| {
             let state = session.lock();
             let (epoch, cursor) = (state.applier.epoch(), state.applier.cursor());
-            let shared = state.applier.last_unstable(nodes.as_ref());
+            let shared = state.applier.last_unstable(node);
             drop(state);
             Neighbour { session, epoch, cursor, shared }
         };
@@ -141,8 +175,8 @@ impl HostSession {
 
     /// Syncs the share, for all sessions with it but this one, which reports itself. May wait
     /// for a disk.
-    fn sync_disk(&self) -> Result<(), Errno> {
-        let neighbours = self.neighbours_now();
+    fn sync_disk(&self, upto: Seq) -> Result<(), Errno> {
+        let neighbours = self.neighbours_now(&Call::SyncAll { upto });
         self.authorised.export.sync_all()?;
         neighbours.iter().for_each(Neighbour::synced);
         Ok(())
@@ -151,7 +185,7 @@ impl HostSession {
     /// The applier wants everything up to `upto` stable.
     pub(super) fn sync(self: &Arc<Self>, epoch: Epoch, upto: Seq) {
         let session = Arc::clone(self);
-        tokio::task::spawn_blocking(move || match session.sync_disk() {
+        tokio::task::spawn_blocking(move || match session.sync_disk(upto) {
             Ok(()) => session.synced(epoch, |applier, now| applier.handle_synced(upto, now)),
             Err(error) => {
                 tracing::warn!(%error, "the disk could not be synced");
@@ -163,58 +197,66 @@ impl HostSession {
     /// This host ends: what was applied goes to the disk, and the client hears of it. Else another
     /// boot of the machine would have all of that carried out again, over what others did since.
     pub(super) async fn settle(self: Arc<Self>) {
-        let (epoch, cursor) = self.applied_now();
-        if cursor <= self.lock().applier.stable() {
-            return;
-        }
         let session = Arc::clone(&self);
-        match blocking(move || session.sync_disk()).await {
-            Ok(()) => {
-                self.synced(epoch, |applier, now| applier.handle_synced_unasked(cursor, now));
-                let acks = self.lock().acks.clone();
-                if self.is_connected() {
-                    acks.finish().await;
-                }
+        let settled = blocking(move || {
+            let (epoch, cursor) = session.applied_now();
+            if cursor <= session.lock().applier.stable() {
+                return Ok(());
             }
-            Err(error) => {
-                tracing::warn!(%error, "the disk could not be synced");
-                self.disk_failed();
-            }
+            let synced = session.sync_disk(cursor).inspect_err(|_| session.disk_failed());
+            synced.map(|()| {
+                session.synced(epoch, |applier, now| applier.handle_synced_unasked(cursor, now));
+            })
+        });
+        if let Err(error) = settled.await {
+            tracing::warn!(%error, "the disk could not be synced");
+        }
+        let acks = self.lock().acks.clone();
+        if self.is_connected() {
+            acks.finish().await;
         }
     }
 
     /// A sync has ended that began in `epoch`. The kernel tells a failure to one of those who sync:
-    /// another session may have heard of it.
+    /// another session may have heard of it. May wait for a disk.
     pub(super) fn synced(
         self: &Arc<Self>,
         epoch: Epoch,
         change: impl FnOnce(&mut SessionApplier, Instant),
     ) {
-        if self.lock().epoch != self.authorised.export.epoch() {
+        if epoch != self.authorised.export.epoch() {
             return self.disk_failed();
         }
-        self.change(|applier| {
-            // what was applied when it began may be lost
-            if applier.epoch() == epoch {
-                change(applier, Instant::now());
-            }
-        });
+        let mut state = self.lock();
+        // what was applied when it began may be lost
+        if (state.epoch, state.applier.epoch()) == (epoch, epoch) {
+            change(&mut state.applier, Instant::now());
+            self.carry_on(&mut state);
+        }
     }
 
     /// The epoch, and the entry up to which all are applied in it.
-    pub(super) fn applied_now(&self) -> (Epoch, Seq) {
+    fn applied_now(&self) -> (Epoch, Seq) {
         let state = self.lock();
         (state.applier.epoch(), state.applier.cursor())
     }
 
-    /// What is not on the disk yet may be lost: the client sends it again.
+    /// What is not on the disk yet may be lost: the client sends it again, if it has not heard so
+    /// before. May wait for a disk, but nobody waits for that who only changes the session.
     pub(super) fn disk_failed(self: &Arc<Self>) {
         let export = &self.authorised.export;
+        let _one_at_a_time = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
         let epoch = export.epoch();
-        self.lock().epoch = epoch;
-        self.change(|applier| {
-            applier.handle_disk_failed(epoch, Instant::now());
-            begin_record(export, applier);
-        });
+        let record = {
+            let mut state = self.lock();
+            if state.epoch == epoch {
+                return;
+            }
+            state.epoch = epoch;
+            record_of(&state.applier, epoch, true)
+        };
+        // before anything of the new epoch comes
+        begin_record(export, record);
+        self.change(|applier| applier.handle_disk_failed(epoch, Instant::now()));
     }
 }

@@ -67,6 +67,8 @@ pub struct Begun {
     pub first: Seq,
     /// All entries up to here are on the disk.
     pub stable: Seq,
+    /// Whether another crash must not take that away.
+    pub outlives: bool,
 }
 
 /// What a slot says.

@@ -53,9 +53,7 @@ impl<B, W> Applier<B, W> {
     /// Somebody else has changed a node: what this session changed of it must reach the disk soon,
     /// so that a crash does not make it change the node again. True if there is such a change.
     pub fn handle_foreign_change(&mut self, node: NodeId, now: Instant) -> bool {
-        let touched = self.touched.get(&node).copied();
-        let untold = (self.untold > self.stable).then_some(self.untold);
-        let Some(last) = touched.max(untold) else {
+        let Some(last) = self.last_unstable(Some(node)) else {
             return false;
         };
         // earlier ones may have touched it too
@@ -64,19 +62,15 @@ impl<B, W> Applier<B, W> {
         true
     }
 
-    /// What the session changed and is not stable; `None` if that is not known of all of it.
-    pub fn unstable_nodes(&self) -> Option<BTreeSet<NodeId>> {
-        (self.untold <= self.stable).then(|| self.touched.keys().copied().collect())
-    }
-
-    /// The last entry, not stable, that changes what another session changed too: one of `nodes`,
-    /// or anything if that is not known. Before it is stable a crash makes this session change that
-    /// again.
-    pub fn last_unstable(&self, nodes: Option<&BTreeSet<NodeId>>) -> Option<Seq> {
+    /// The last entry, not stable, that changes the node, or any. Before it is stable a crash makes
+    /// this session change that again.
+    pub fn last_unstable(&self, node: Option<NodeId>) -> Option<Seq> {
         let untold = (self.untold > self.stable).then_some(self.untold);
-        let is_one = |node| nodes.is_none_or(|nodes| nodes.contains(node));
-        let touched = self.touched.iter().filter(|(node, _)| is_one(node)).map(|(_, last)| *last);
-        touched.max().max(untold)
+        let touched = match node {
+            Some(node) => self.touched.get(&node).copied(),
+            None => self.touched.values().copied().max(),
+        };
+        touched.max(untold)
     }
 
     /// The driver has synced everything that was applied when entry `upto` was the cursor.
