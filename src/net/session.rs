@@ -219,11 +219,13 @@ impl ClientSession {
         self.core.shut(errno);
     }
 
-    /// Ends the session; whatever still waits fails with ENOTCONN.
+    /// Ends the session; whatever still waits fails with ENOTCONN. The host is told, as far as that
+    /// takes no longer than half a second.
     pub async fn close(&self) {
         self.core.close();
         let mut phase = self.phase.clone();
-        let _ = phase.wait_for(|phase| phase.end.is_some()).await;
+        // the supervisor says farewell last
+        while phase.changed().await.is_ok() {}
     }
 
     /// Resolves when the session is over for good, for another reason than [`Self::close`].
