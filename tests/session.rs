@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -37,8 +38,12 @@ const MAC: MacAddress = MacAddress([2, 0, 0, 0, 0, 7]);
 #[derive(Default)]
 struct Memory {
     data: Mutex<Vec<u8>>,
+    /// As of the last sync.
+    synced: Mutex<Vec<u8>>,
     writes: Mutex<BTreeMap<u64, u32>>,
     epoch: Mutex<Epoch>,
+    /// The next sync fails, and what is not on the disk is lost.
+    failing: AtomicBool,
     /// The record of the one session.
     recorded: Mutex<Option<Recovered>>,
 }
@@ -76,7 +81,8 @@ impl Export for Memory {
                 let end = (start + len as usize).min(data.len());
                 Ok((Reply::Data, Bytes::copy_from_slice(&data[start..end])))
             }
-            Call::SyncAll { .. } | Call::Release { .. } => Ok((Reply::Done, Bytes::new())),
+            Call::SyncAll { .. } => self.sync_all().map(|()| (Reply::Done, Bytes::new())),
+            Call::Release { .. } => Ok((Reply::Done, Bytes::new())),
             _ => Err(Errno::ENOSYS),
         }
     }
@@ -97,7 +103,21 @@ impl Export for Memory {
     }
 
     fn sync_all(&self) -> Result<(), Errno> {
+        // one at a time, as on a disk
+        let mut epoch = self.epoch.lock().unwrap();
+        let mut data = self.data.lock().unwrap();
+        let mut synced = self.synced.lock().unwrap();
+        if self.failing.swap(false, Ordering::SeqCst) {
+            data.clone_from(&synced);
+            epoch.0[0] += 1;
+            return Err(Errno::EIO);
+        }
+        synced.clone_from(&data);
         Ok(())
+    }
+
+    fn root(&self) -> Option<(u64, u64)> {
+        Some((1, 1))
     }
 
     fn epoch(&self) -> Epoch {
@@ -311,6 +331,34 @@ async fn a_host_whose_machine_forgot_gets_again_what_was_not_on_its_disk() {
     more.wait().await.unwrap();
     assert_eq!(read_all(&session).await, b"kept, and more");
     assert_eq!(home.owner.memory.writes.lock().unwrap()[&0], 2);
+}
+
+/// Two sessions sync at once on a disk that fails: whoever is told that it is done has it on the
+/// disk, and what is lost under the other's sync comes again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_fails_takes_nothing_from_any_session_of_the_share() {
+    let state = tempfile::tempdir().unwrap();
+    let home = home(state.path()).await;
+    let one = ClientSession::establish(home.client.clone()).await.unwrap();
+    let other = ClientSession::establish(home.client.clone()).await.unwrap();
+    for round in 0..50_u8 {
+        let values = [[round, 1], [round, 2]];
+        for (at, (session, value)) in [&one, &other].into_iter().zip(values).enumerate() {
+            let body = Bytes::copy_from_slice(&value);
+            session.submit(write_at(2 * at as u64), body).wait().await.unwrap();
+        }
+        home.owner.memory.failing.store(true, Ordering::SeqCst);
+        // Whose it is to hear of it gets an error, and asks again
+        let synced = async |session: &ClientSession, at: usize| {
+            let upto = session.last_entry();
+            while session.call(Call::SyncAll { upto }).await.is_err() {}
+            home.owner.memory.synced.lock().unwrap()[2 * at..][..2].to_vec()
+        };
+        let both = async { tokio::join!(synced(&one, 0), synced(&other, 1)) };
+        let (first, second) = tokio::time::timeout(Duration::from_secs(30), both).await.unwrap();
+        assert_eq!((first, second), (values[0].to_vec(), values[1].to_vec()), "round {round}");
+    }
+    assert_eq!(read_all(&one).await, [49, 1, 49, 2]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

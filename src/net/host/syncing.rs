@@ -109,10 +109,12 @@ impl HostSession {
         upto: Seq,
     ) -> Result<Option<(Reply, Bytes)>, Errno> {
         let export = &self.authorised.export;
+        // also one that somebody else just heeds
+        self.heed_failure();
         let (epoch, cursor) = {
             let state = self.lock();
             let (epoch, cursor) = (state.applier.epoch(), state.applier.cursor());
-            if state.epoch != epoch || cursor < upto || state.applier.is_redoing() {
+            if cursor < upto || state.applier.is_redoing() {
                 return Ok(None);
             }
             (epoch, cursor)
@@ -127,7 +129,7 @@ impl HostSession {
             export.call(call)
         })();
         if epoch != export.epoch() {
-            self.disk_failed();
+            self.heed_failure();
             return answer.map(|_| None);
         }
         let answer = answer?;
@@ -189,7 +191,7 @@ impl HostSession {
             Ok(()) => session.synced(epoch, |applier, now| applier.handle_synced(upto, now)),
             Err(error) => {
                 tracing::warn!(%error, "the disk could not be synced");
-                session.disk_failed();
+                session.heed_failure();
             }
         });
     }
@@ -203,7 +205,7 @@ impl HostSession {
             if cursor <= session.lock().applier.stable() {
                 return Ok(());
             }
-            let synced = session.sync_disk(cursor).inspect_err(|_| session.disk_failed());
+            let synced = session.sync_disk(cursor).inspect_err(|_| session.heed_failure());
             synced.map(|()| {
                 session.synced(epoch, |applier, now| applier.handle_synced_unasked(cursor, now));
             })
@@ -225,7 +227,7 @@ impl HostSession {
         change: impl FnOnce(&mut SessionApplier, Instant),
     ) {
         if epoch != self.authorised.export.epoch() {
-            return self.disk_failed();
+            return self.heed_failure();
         }
         let mut state = self.lock();
         // what was applied when it began may be lost
@@ -241,9 +243,9 @@ impl HostSession {
         (state.applier.epoch(), state.applier.cursor())
     }
 
-    /// What is not on the disk yet may be lost: the client sends it again, if it has not heard so
-    /// before. May wait for a disk, but nobody waits for that who only changes the session.
-    pub(super) fn disk_failed(self: &Arc<Self>) {
+    /// If the disk has failed, what is not on it yet may be lost: the client sends it again. May
+    /// wait for a disk, but nobody waits for that who only changes the session.
+    pub(super) fn heed_failure(self: &Arc<Self>) {
         let export = &self.authorised.export;
         let _one_at_a_time = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
         let epoch = export.epoch();
