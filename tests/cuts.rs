@@ -278,7 +278,7 @@ fn nothing_happens_later(home: &Home) {
 fn shells_end(home: &Home) {
     let other = home.mountpoint.join("hello");
     let path = other.to_str().unwrap();
-    let trap = format!("trap 'echo caught; exit 3' INT; read x < {path}; echo went on");
+    let trap = format!("trap 'echo caught; exit 3' INT; echo set; read x < {path}; echo went on");
     for (program, arguments) in [
         ("dd", vec![format!("if={path}"), "of=/dev/null".to_owned()]),
         ("cat", vec![path.to_owned()]),
@@ -291,6 +291,10 @@ fn shells_end(home: &Home) {
         let mut child = command.spawn().unwrap();
         let said = BufReader::new(child.stdout.take().unwrap());
         let mut caller = Caller { child, said };
+        if program == "bash" {
+            // it sleeps also while it is read from a slow disk itself
+            assert_eq!(caller.line(), "set");
+        }
         caller.hangs(&format!("{program} to wait"));
         let took = caller.end(Signal::INT);
         println!("{program:<12} {:>25}", took.as_millis());
