@@ -291,13 +291,14 @@ impl Export for View {
 
     fn apply(
         &self,
+        epoch: Epoch,
         seq: Seq,
         change: &Change,
         body: &Bytes,
         how: &How,
         poisons: bool,
     ) -> Result<Outcome, Refused> {
-        self.carry_out(seq, change, body, how, poisons)
+        self.carry_out((epoch, seq), change, body, how, poisons)
     }
 
     fn rest(&self) -> Option<Rest> {

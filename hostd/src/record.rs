@@ -13,7 +13,6 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
@@ -55,7 +54,8 @@ pub struct Record {
     disk: Disk,
     /// As soon as the session has begun or gone on, until it ends.
     kept: Mutex<Option<Kept>>,
-    ended: AtomicBool,
+    /// Whether the session is over. Held while the record begins or ends.
+    ended: Mutex<bool>,
 }
 
 /// A record as one entry finds it when it begins: what comes of it is not of an epoch that has
@@ -76,6 +76,10 @@ struct Kept {
 impl Kept {
     fn new(file: File, header: Header) -> Self {
         Self { file: Arc::new(file), header, damaged: false, is_named: false }
+    }
+
+    fn write_header(&self) -> io::Result<()> {
+        self.file.write_all_at(&record::encode_header(&self.header), 0)
     }
 }
 
@@ -106,7 +110,7 @@ impl Records {
 
     /// The record of a session with a share on `disk`; nothing is read or written yet.
     pub fn of(self: &Arc<Self>, session: SessionId, disk: Disk) -> Record {
-        let (kept, ended) = (Mutex::default(), AtomicBool::new(false));
+        let (kept, ended) = (Mutex::default(), Mutex::new(false));
         Record { records: Arc::clone(self), session, disk, kept, ended }
     }
 
@@ -240,8 +244,9 @@ impl Record {
     ///
     /// What the system says; then no record is kept.
     pub fn begin(&self, begun: Begun, done: &[(Seq, Slot)]) -> Result<(), Errno> {
+        let ended = lock(&self.ended);
         *lock(&self.kept) = None;
-        if self.ended.load(Ordering::SeqCst) {
+        if *ended {
             return Ok(());
         }
         let path = self.path();
@@ -269,10 +274,6 @@ impl Record {
         };
         let file: io::Result<File> = begin();
         *lock(&self.kept) = Some(Kept::new(file.map_err(Errno::from)?, header));
-        // while it ended
-        if self.ended.load(Ordering::SeqCst) {
-            self.end();
-        }
         Ok(())
     }
 
@@ -282,10 +283,16 @@ impl Record {
     ///
     /// What the system says, also of an earlier time; EIO if there is no record.
     pub fn keep(&self) -> Result<(), Errno> {
-        if self.ended.load(Ordering::SeqCst) {
+        if *lock(&self.ended) {
             return Ok(());
         }
-        let kept = lock(&self.kept).clone().filter(|kept| !kept.damaged).ok_or(Errno::EIO)?;
+        let kept = {
+            let kept = lock(&self.kept);
+            let kept = kept.as_ref().filter(|kept| !kept.damaged).ok_or(Errno::EIO)?;
+            // once more, as it may not have been taken before
+            kept.write_header()?;
+            kept.clone()
+        };
         let keep = || {
             kept.file.sync_data()?;
             match kept.is_named {
@@ -305,7 +312,8 @@ impl Record {
 
     /// The session is over: nobody comes back for its results.
     pub fn end(&self) {
-        self.ended.store(true, Ordering::SeqCst);
+        let mut ended = lock(&self.ended);
+        *ended = true;
         *lock(&self.kept) = None;
         // Read-only sessions have none
         let _ = fs::remove_file(self.path());
@@ -314,18 +322,18 @@ impl Record {
     /// All entries up to `upto` are on the disk.
     pub fn note_stable(&self, upto: Seq) {
         let mut kept = lock(&self.kept);
-        if let Some(Kept { file, header, .. }) = &mut *kept {
-            header.stable = upto;
-            if let Err(error) = file.write_all_at(&record::encode_header(header), 0) {
+        if let Some(kept) = &mut *kept {
+            kept.header.stable = upto;
+            if let Err(error) = kept.write_header() {
                 // The entries before it count as not stable: they are sent again in vain
                 tracing::warn!(%error, "a session's record could not be written");
             }
         }
     }
 
-    /// For what is said of one entry.
-    pub fn writer(&self) -> Writer {
-        Writer(lock(&self.kept).clone())
+    /// For what is said of one entry, which began in an epoch.
+    pub fn writer(&self, epoch: Epoch) -> Writer {
+        Writer(lock(&self.kept).clone().filter(|kept| kept.header.epoch == epoch))
     }
 
     fn path(&self) -> PathBuf {
@@ -398,9 +406,9 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let record = begun(state.path(), SESSION);
         let seen = Seen { size: Some(7), ..Seen::default() };
-        record.writer().intent(Seq(1), &seen).unwrap();
-        record.writer().intent(Seq(2), &seen).unwrap();
-        record.writer().done(Seq(2), &Err(Refused::by_system(Errno::ENOSPC)), true);
+        record.writer(record.epoch()).intent(Seq(1), &seen).unwrap();
+        record.writer(record.epoch()).intent(Seq(2), &seen).unwrap();
+        record.writer(record.epoch()).done(Seq(2), &Err(Refused::by_system(Errno::ENOSPC)), true);
         drop(record);
         let again = of(state.path(), SESSION);
         let recovered = again.recover().unwrap();
@@ -408,7 +416,7 @@ mod tests {
         assert!(matches!(recovered.done[&Seq(2)], (Err(refused), true)
             if refused.errno == Errno::ENOSPC));
         // It goes on
-        again.writer().done(Seq(1), &Ok(Outcome::Done), false);
+        again.writer(again.epoch()).done(Seq(1), &Ok(Outcome::Done), false);
         again.note_stable(Seq(1));
         let recovered = of(state.path(), SESSION).recover().unwrap();
         assert!(recovered.intents.is_empty());
@@ -423,7 +431,7 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let record = begun(state.path(), SESSION);
         let done = Ok(Outcome::Done);
-        record.writer().done(Seq(1), &done, false);
+        record.writer(record.epoch()).done(Seq(1), &done, false);
         record.note_stable(Seq(1));
         record.keep().unwrap();
         record.handle_disk_failed();
@@ -433,7 +441,7 @@ mod tests {
         let (epoch, slot) = (record.epoch(), Slot::Done { result: done, poisons: false });
         let again = of(state.path(), SESSION);
         // nothing is written on in an epoch that has ended
-        again.writer().done(Seq(2), &done, false);
+        again.writer(again.epoch()).done(Seq(2), &done, false);
         assert_eq!(again.recover().unwrap(), outlived);
         again
             .begin(
@@ -449,12 +457,14 @@ mod tests {
     fn what_began_before_the_disk_failed_is_not_done_in_the_epoch_after_it() {
         let state = tempfile::tempdir().unwrap();
         let record = begun(state.path(), SESSION);
-        let before = record.writer();
+        let ended = record.epoch();
+        let before = record.writer(ended);
         record.handle_disk_failed();
         let begun = |epoch| Begun { epoch, first: Seq(1), stable: Seq::ZERO, outlives: true };
         record.begin(begun(record.epoch()), &[]).unwrap();
         before.done(Seq(1), &Ok(Outcome::Done), false);
-        record.writer().done(Seq(2), &Ok(Outcome::Done), false);
+        record.writer(ended).done(Seq(1), &Ok(Outcome::Done), false);
+        record.writer(record.epoch()).done(Seq(2), &Ok(Outcome::Done), false);
         let recovered = of(state.path(), SESSION).recover().unwrap();
         assert_eq!(recovered.done.keys().collect::<Vec<_>>(), [&Seq(2)]);
         // nor does a session that is over get a record again
@@ -488,7 +498,7 @@ mod tests {
         let record = begun(state.path(), SESSION);
         fs::write(record.path(), "nonsense").unwrap();
         assert!(record.recover().is_none());
-        record.writer().intent(Seq(1), &Seen::default()).unwrap();
+        record.writer(record.epoch()).intent(Seq(1), &Seen::default()).unwrap();
     }
 
     #[test]

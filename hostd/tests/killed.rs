@@ -212,7 +212,7 @@ fn drain(applier: &mut Applier<Bytes, ()>, export: &dyn Export, client: &mut Cli
     while let Some(output) = applier.poll_output() {
         match output {
             applier::Output::Apply { seq, change, body, how, poisons } => {
-                let result = export.apply(seq, &change, &body, &how, poisons);
+                let result = export.apply(export.epoch(), seq, &change, &body, &how, poisons);
                 applier.handle_result(seq, result, Instant::now());
             }
             applier::Output::Ack(LogAck::Applied { seq, result }) => client.told(seq, &result),

@@ -35,7 +35,8 @@ impl LocalHost {
         let host = Arc::clone(&export);
         runtime.spawn_blocking(move || {
             while let Some(entry) = log.blocking_recv() {
-                let outcome = host.apply(entry.seq, &entry.change, &entry.body, &How::First, false);
+                let (epoch, how) = (host.epoch(), How::First);
+                let outcome = host.apply(epoch, entry.seq, &entry.change, &entry.body, &how, false);
                 let outcome = outcome.map_err(|refused| refused.errno);
                 cursor.send_replace(entry.seq);
                 let _ = entry.applied.send(outcome);

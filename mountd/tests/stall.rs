@@ -77,13 +77,14 @@ impl Export for Stall {
 
     fn apply(
         &self,
+        epoch: Epoch,
         seq: Seq,
         change: &Change,
         body: &Bytes,
         how: &How,
         poisons: bool,
     ) -> Result<Outcome, Refused> {
-        self.view.apply(seq, change, body, how, poisons)
+        self.view.apply(epoch, seq, change, body, how, poisons)
     }
 
     fn sync_all(&self) -> Result<(), Errno> {

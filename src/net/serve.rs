@@ -127,9 +127,11 @@ pub trait Export: Send + Sync {
         false
     }
 
-    /// Carries out a change; `body` is the data of a write or the value of an attribute.
+    /// Carries out a change; `body` is the data of a write or the value of an attribute. What comes
+    /// of it is recorded if the record is still of `epoch`.
     fn apply(
         &self,
+        epoch: Epoch,
         seq: Seq,
         change: &Change,
         body: &Bytes,

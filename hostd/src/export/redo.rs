@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use p2pfs::id::{NodeId, Seq};
+use p2pfs::id::{Epoch, NodeId, Seq};
 use p2pfs::proto::redo::execute::{Held, How, Recorder, Seen, Tree, execute};
 use p2pfs::wire::call::{Attr, Time};
 use p2pfs::wire::errno::Errno;
@@ -20,7 +20,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::change::{node_id, stamp};
 use super::{OpenFile, View, access_flags, beneath, errno, late, meta, owned};
-use crate::record::{Record, Writer};
+use crate::record::Writer;
 
 /// Collapse and insert: what is behind moves.
 const MOVES_DATA: u32 =
@@ -62,7 +62,7 @@ impl View {
     /// Carries an entry out, so that a run that comes after a kill knows how far it came.
     pub(super) fn carry_out(
         &self,
-        seq: Seq,
+        (epoch, seq): (Epoch, Seq),
         change: &Change,
         body: &Bytes,
         how: &How,
@@ -83,7 +83,8 @@ impl View {
         let resumed = matches!(how, How::Resumed { .. });
         let again = !matches!(how, How::First | How::Refused(_));
         let tree = Carrying { view: self, resumed, again, found: RefCell::default() };
-        let recorder = Recording { record: self.record.as_ref().map(Record::writer), makes };
+        let record = self.record.as_ref().map(|record| record.writer(epoch));
+        let recorder = Recording { record, makes };
         let result = execute(&tree, &recorder, seq, change, body, &how, poisons);
         let Found { name, new_name } = tree.found.into_inner();
         let removed = match &result {

@@ -38,6 +38,9 @@ use crate::wire::session::{CloseReason, Identify};
 /// How often a sync is tried whose data a failing disk takes away meanwhile.
 const SYNCS_MAX: usize = 3;
 
+/// Of an entry that the client hears more of, or that nobody can say more of.
+const NOT_CARRIED_OUT: Refused = Refused { errno: Errno::EIO, reason: Reason::Unknown };
+
 pub(super) type SessionApplier = Applier<Bytes, oneshot::Sender<()>>;
 
 /// A session.
@@ -69,6 +72,9 @@ pub(super) struct State {
     /// The one that the applier is in, or will be in as soon as its record has begun anew: nothing
     /// of the one before is carried out any more.
     pub(super) epoch: Epoch,
+    /// Entries that were not carried out because the applier's epoch is about to end. Nobody is
+    /// told so before that: they come again.
+    pub(super) stale: Vec<Seq>,
     pub(super) acks: Outbox,
     /// Whether the first lane of the connection is there, which carries all acknowledgements.
     acks_open: bool,
@@ -89,9 +95,12 @@ impl HostSession {
         (connection, auth): (Connection, Option<Auth>),
         (work, redoing, neighbours): (Work, Redoing, Neighbours),
     ) -> (Arc<Self>, Cursor) {
+        let applier = applier(request, &authorised);
         let state = State {
-            applier: applier(request, &authorised),
-            epoch: authorised.export.epoch(),
+            // another may have begun meanwhile: the first sync heeds that
+            epoch: applier.epoch(),
+            applier,
+            stale: Vec::new(),
             acks: Outbox::new(),
             acks_open: false,
             connection,
@@ -139,7 +148,13 @@ impl HostSession {
         let old = std::mem::replace(&mut state.connection, connection);
         close(&old, CloseReason::Replaced);
         drop(state);
+        self.await_gap();
         self.change(|applier| applier.resume(unanswered))
+    }
+
+    /// What is missing may come now: others wait for it once more.
+    pub(super) fn await_gap(&self) {
+        self.gap.store(u64::MAX, Relaxed);
     }
 
     pub(super) fn close(&self, reason: CloseReason) {
@@ -477,27 +492,47 @@ impl HostSession {
         self.work.run(brief, move || {
             // What panics must not hold up everything that comes after it
             let result = if session.is_read_only() {
-                Err(Refused::by_system(Errno::EROFS))
+                Some(Err(Refused::by_system(Errno::EROFS)))
             } else if session.lock().epoch != epoch {
                 // What it comes after may be lost: it comes again behind that
-                Err(Refused { errno: Errno::EIO, reason: Reason::Unknown })
+                None
             } else {
                 let export = &session.authorised.export;
-                let apply = || export.apply(seq, &change, &body, &how, poisons);
-                catch_unwind(AssertUnwindSafe(apply)).unwrap_or_else(|_| {
+                let apply = || export.apply(epoch, seq, &change, &body, &how, poisons);
+                let applied = catch_unwind(AssertUnwindSafe(apply)).unwrap_or_else(|_| {
                     tracing::error!(%seq, "a change could not be carried out");
-                    Err(Refused { errno: Errno::EIO, reason: Reason::Unknown })
-                })
+                    Err(NOT_CARRIED_OUT)
+                });
+                Some(applied)
             };
-            directly(|| (session.applied(seq, result), true));
+            directly(|| (session.applied(epoch, seq, result), true));
             if let Some(rest) = session.authorised.export.rest() {
                 tokio::task::spawn_blocking(|| rest.run());
             }
         });
     }
 
-    fn applied(self: &Arc<Self>, seq: Seq, result: Result<Outcome, Refused>) {
-        self.change(|applier| applier.handle_result(seq, result, Instant::now()));
+    /// What came of an entry of an epoch; `None`: it was not carried out, as that one ends.
+    fn applied(self: &Arc<Self>, epoch: Epoch, seq: Seq, result: Option<Result<Outcome, Refused>>) {
+        let mut state = self.lock();
+        if result.is_none() && state.applier.epoch() == epoch {
+            state.stale.push(seq);
+            return;
+        }
+        let result = result.unwrap_or(Err(NOT_CARRIED_OUT));
+        state.applier.handle_result(seq, result, Instant::now());
+        self.carry_on(&mut state);
+    }
+
+    /// Another epoch begins, which the session's record is of already.
+    pub(super) fn begin_epoch(self: &Arc<Self>, epoch: Epoch) {
+        let mut state = self.lock();
+        let now = Instant::now();
+        state.applier.handle_disk_failed(epoch, now);
+        for seq in std::mem::take(&mut state.stale) {
+            state.applier.handle_result(seq, Err(NOT_CARRIED_OUT), now);
+        }
+        self.carry_on(&mut state);
     }
 
     /// The applier is changed in whole steps, so a panic elsewhere does not spoil it.

@@ -3,7 +3,8 @@
 //! A sync is for all sessions of the share, whoever asked for it. A session does again, after a
 //! power cut, what was not stable: that must not write over what another one was told is on the
 //! disk. So before this is said, what others changed before of the same nodes is stable too, and
-//! recorded where no power cut takes it away: their clients may not have heard of it.
+//! recorded where no power cut takes it away, as far as the state directory's disk takes it: their
+//! clients may not have heard of it.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -259,6 +260,7 @@ impl HostSession {
         };
         // before anything of the new epoch comes
         begin_record(export, record);
-        self.change(|applier| applier.handle_disk_failed(epoch, Instant::now()));
+        self.begin_epoch(epoch);
+        self.await_gap();
     }
 }

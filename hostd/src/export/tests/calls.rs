@@ -38,7 +38,8 @@ pub(super) fn apply(view: &View, mutation: Mutation) -> Result<Outcome, Errno> {
 
 pub(super) fn apply_with(view: &View, mutation: Mutation, body: &[u8]) -> Result<Outcome, Errno> {
     let body = Bytes::copy_from_slice(body);
-    let result = view.apply(Seq(1), &Change::new(mutation), &body, &How::First, false);
+    let result =
+        view.apply(view.epoch(), Seq(1), &Change::new(mutation), &body, &How::First, false);
     result.map_err(|refused| refused.errno)
 }
 

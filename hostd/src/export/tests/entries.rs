@@ -157,7 +157,7 @@ fn the_time_that_a_program_was_told_is_left() {
         let timed = |mutation| Change { at: Some(at), ..Change::new(mutation) };
         let apply = |mutation| {
             let body = Bytes::from_static(b"data");
-            view.apply(Seq(1), &timed(mutation), &body, &How::First, false).unwrap()
+            view.apply(view.epoch(), Seq(1), &timed(mutation), &body, &How::First, false).unwrap()
         };
         fs::write(dir.join("there"), "").unwrap();
         let before = fs::metadata(dir.join("there")).unwrap().mtime();
@@ -303,7 +303,7 @@ fn creations() -> [Mutation; 4] {
 }
 
 fn carry_out(view: &View, mutation: Mutation, how: &How) -> Result<Outcome, Refused> {
-    view.apply(Seq(1), &Change::new(mutation), &Bytes::new(), how, false)
+    view.apply(view.epoch(), Seq(1), &Change::new(mutation), &Bytes::new(), how, false)
 }
 
 fn append(view: &View, node: NodeId, handle: Option<u64>, data: &[u8]) -> Result<u64, Errno> {

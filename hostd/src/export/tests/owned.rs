@@ -123,5 +123,12 @@ fn set_xattr(node: NodeRef) -> Mutation {
 }
 
 fn carry_out(view: &View, mutation: Mutation, how: &How) -> Result<Outcome, Refused> {
-    view.apply(Seq(1), &Change::new(mutation), &Bytes::from_static(b"data"), how, false)
+    view.apply(
+        view.epoch(),
+        Seq(1),
+        &Change::new(mutation),
+        &Bytes::from_static(b"data"),
+        how,
+        false,
+    )
 }
