@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use p2pfs::address::ServerAddress;
 use p2pfs::failure::Code;
 use p2pfs::id::{Epoch, HandleId, NodeId, Seq, SessionId};
 use p2pfs::identity::{MacAddress, PairKey, PeerId, SecretKey};
-use p2pfs::limits::SESSIONS_PER_KEY_MAX;
+use p2pfs::limits::{SESSIONS_PER_KEY_MAX, SHARES_MAX};
 use p2pfs::net::host::{Host, HostConfig};
 use p2pfs::net::remote::Remote;
 use p2pfs::net::rendezvous::RecordedKey;
@@ -44,6 +44,8 @@ struct Memory {
     epoch: Mutex<Epoch>,
     /// The next sync fails, and what is not on the disk is lost.
     failing: AtomicBool,
+    /// How long a record takes to begin, ms.
+    beginning: AtomicU64,
     /// The record of the one session.
     recorded: Mutex<Option<Recovered>>,
 }
@@ -89,6 +91,7 @@ impl Export for Memory {
 
     fn apply(
         &self,
+        _: Epoch,
         seq: Seq,
         change: &Change,
         body: &Bytes,
@@ -129,6 +132,7 @@ impl Export for Memory {
     }
 
     fn begin(&self, begun: Begun, done: &[(Seq, Slot)]) -> Result<(), Errno> {
+        std::thread::sleep(Duration::from_millis(self.beginning.load(Ordering::SeqCst)));
         let Begun { epoch, first, stable, .. } = begun;
         let session = SessionId([0; 16]);
         let header = Header { session, epoch, first, stable, fsid: 1, inode: 2 };
@@ -362,6 +366,37 @@ async fn a_disk_that_fails_takes_nothing_from_any_session_of_the_share() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_on_its_way_when_the_disk_fails_is_not_refused() {
+    let state = tempfile::tempdir().unwrap();
+    let home = home(state.path()).await;
+    let session = ClientSession::establish(home.client.clone()).await.unwrap();
+    home.owner.memory.beginning.store(30, Ordering::SeqCst);
+    for round in 0..5 {
+        session.submit(write_at(0), Bytes::from_static(&[0])).wait().await.unwrap();
+        home.owner.memory.failing.store(true, Ordering::SeqCst);
+        let writes = async {
+            let mut writes = Vec::new();
+            for offset in 1..=200 {
+                let data = vec![u8::try_from(offset).unwrap(); 1];
+                writes.push(session.submit(write_at(offset), data.into()));
+                tokio::time::sleep(Duration::from_micros(500)).await;
+            }
+            for (at, write) in writes.into_iter().enumerate() {
+                write.wait().await.unwrap_or_else(|error| panic!("{round}: {at}: {error:?}"));
+            }
+        };
+        let synced = async {
+            let upto = session.last_entry();
+            while session.call(Call::SyncAll { upto }).await.is_err() {}
+        };
+        let both = async { tokio::join!(writes, synced) };
+        tokio::time::timeout(Duration::from_secs(30), both).await.unwrap();
+        let all: Vec<u8> = (0..=200).collect();
+        assert_eq!(read_all(&session).await, all, "round {round}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_host_that_stays_away_fails_what_waits_after_the_grace() {
     let state = tempfile::tempdir().unwrap();
     let home = home(state.path()).await;
@@ -436,6 +471,23 @@ async fn the_host_decides_and_says_why() {
         assert_eq!(failure.code, code);
         assert!(!failure.hint.is_empty());
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_names_no_end_of_shares_is_not_believed() {
+    let state = tempfile::tempdir().unwrap();
+    let home = home(state.path()).await;
+    let timeout = Duration::from_secs(3);
+    let many = (0..20_000).map(|number| format!("share {number}")).collect();
+    for shares in [many, vec!["a".repeat(65)], vec!["\u{1b}[2J".to_owned()]] {
+        *home.owner.decision.lock().unwrap() = Some(Denial::ShareUnknown(shares));
+        let client = ClientConfig { timeout, ..home.client.clone() };
+        let failure = ClientSession::shares(client).await.unwrap_err();
+        assert_eq!(failure.code, Code::HostOffline);
+    }
+    let most: Vec<String> = (0..SHARES_MAX).map(|number| format!("{number:064}")).collect();
+    *home.owner.decision.lock().unwrap() = Some(Denial::ShareUnknown(most.clone()));
+    assert_eq!(ClientSession::shares(home.client.clone()).await.unwrap(), most);
 }
 
 #[tokio::test(flavor = "multi_thread")]

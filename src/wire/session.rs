@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{HostRun, Seq, SessionId};
-use crate::limits::SHOWN_BYTES_MAX;
+use crate::limits::{LABEL_BYTES_MAX, LOG_ENTRIES_UNAPPLIED_MAX, SHARES_MAX, SHOWN_BYTES_MAX};
 use crate::wire::log::Cursor;
 
 /// Request 21: the client says who it is. The connection has proved its key already. The message's
@@ -71,10 +71,31 @@ pub enum Verdict {
     ApprovedIdentity(Grant),
 }
 
+impl Verdict {
+    /// Whether every text and list keeps its bound, and no text moves a terminal's cursor.
+    pub fn is_bounded(&self) -> bool {
+        match self {
+            Self::Approved(grant) | Self::ApprovedIdentity(grant) => {
+                let Grant { share, host_name, cursor, .. } = grant;
+                let ahead = cursor.ahead.len() <= LOG_ENTRIES_UNAPPLIED_MAX;
+                ahead && is_label(share) && is_label(host_name)
+            }
+            Self::Denied(Denial::ShareUnknown(shares)) => {
+                shares.len() <= SHARES_MAX && shares.iter().all(|share| is_label(share))
+            }
+            Self::Denied(_) => true,
+        }
+    }
+}
+
+fn is_label(text: &str) -> bool {
+    text.len() <= LABEL_BYTES_MAX && !text.contains(char::is_control)
+}
+
 /// What an approved session may use.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Grant {
-    /// The share.
+    /// The share; at most 64 bytes.
     pub share: String,
     /// Whether changes are refused.
     pub read_only: bool,
@@ -82,7 +103,7 @@ pub struct Grant {
     pub run: HostRun,
     /// How far the session's entries are.
     pub cursor: Cursor,
-    /// The host's name.
+    /// The host's name; at most 64 bytes.
     pub host_name: String,
     /// The host's MAC address, as it was recorded at pairing (R22).
     pub host_mac: [u8; 6],
@@ -97,7 +118,7 @@ pub enum Denial {
     Revoked,
     /// The device is not the one that was paired.
     DeviceMismatch,
-    /// No such share; the ones there are for this key.
+    /// No such share; the ones there are for this key, at most 64, of at most 64 bytes.
     ShareUnknown(Vec<String>),
     /// The share is not for this key.
     ShareDenied,

@@ -48,6 +48,8 @@ pub(crate) enum LinkError {
     Send(#[from] SendError),
     #[error("cannot receive")]
     Receive(#[from] ReceiveError),
+    #[error("the host's verdict does not keep its bounds")]
+    Unbounded,
 }
 
 impl Link {
@@ -148,7 +150,10 @@ pub(crate) async fn identify(
 impl Asked {
     /// The host's verdict (step 123).
     pub(crate) async fn verdict(mut self) -> Result<Verdict, LinkError> {
-        let (verdict, _) = stream::receive(&mut self.0).await?;
+        let (verdict, _) = stream::receive::<Verdict>(&mut self.0).await?;
+        if !verdict.is_bounded() {
+            return Err(LinkError::Unbounded);
+        }
         Ok(verdict)
     }
 }

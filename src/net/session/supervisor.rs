@@ -21,7 +21,7 @@ use crate::net::rendezvous::{
     RendezvousEvent, ServerLink, Side, usual_stun,
 };
 use crate::net::session::core::Core;
-use crate::net::session::link::{self, Link};
+use crate::net::session::link::{self, Link, LinkError};
 use crate::net::session::loans::{Loans, loans_of};
 use crate::net::session::{ClientConfig, Phase, PutAway};
 use crate::proto::PeerMisbehaved;
@@ -505,10 +505,15 @@ impl Supervisor {
                     let why = reason_of(&connection.closed().await);
                     let _ = report.send(Progress::Lost(id, why));
                 }
-                _ => {
+                identified => {
                     let why =
                         connection.close_reason().map_or(CloseReason::Done, |e| reason_of(&e));
-                    link::close(&connection, CloseReason::Done);
+                    let mut reason = CloseReason::Done;
+                    if let Ok(Err(error @ LinkError::Unbounded)) = identified {
+                        tracing::warn!(%error, "the host misbehaved: closing the connection");
+                        reason = CloseReason::Misbehaved;
+                    }
+                    link::close(&connection, reason);
                     let _ = report.send(Progress::Lost(id, why));
                 }
             }

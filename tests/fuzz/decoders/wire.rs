@@ -20,7 +20,7 @@ use p2pfs::wire::relay::{self, Bind};
 use p2pfs::wire::rendezvous::{
     FromServer, MatchId, Routing, Seal, ToServer, frame_length, unframe,
 };
-use p2pfs::wire::session::{CloseReason, Identify, StreamKind, Verdict};
+use p2pfs::wire::session::{CloseReason, Denial, Identify, StreamKind, Verdict};
 use p2pfs::wire::stun;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -28,6 +28,10 @@ use serde::de::DeserializeOwned;
 pub(super) fn session(bytes: &[u8]) {
     survives::<Identify>(bytes);
     survives::<Verdict>(bytes);
+    if let Ok(Verdict::Denied(Denial::ShareUnknown(shares))) = decode(bytes) {
+        let is_bounded = Verdict::Denied(Denial::ShareUnknown(shares.clone())).is_bounded();
+        assert!(!is_bounded || shares.iter().map(String::len).sum::<usize>() <= 64 * 64);
+    }
     if let Some((first, rest)) = bytes.split_first() {
         assert_eq!(StreamKind::from_byte(*first).map_or(*first, StreamKind::to_byte), *first);
         if let Some((code, _)) = rest.split_first_chunk() {
