@@ -191,6 +191,9 @@ struct MountArguments {
     /// The share that the process before this one was granted.
     #[arg(long, hide = true, value_name = "SHARE")]
     granted: Option<String>,
+    /// The id of the key that the process before this one mounted with.
+    #[arg(long, hide = true, value_name = "ID")]
+    key: Option<String>,
     /// Take passphrase and password from standard input.
     #[arg(long, hide = true)]
     secrets: bool,
@@ -299,6 +302,9 @@ fn mount(arguments: MountArguments) -> Result<(), Failure> {
     request.after_crash = arguments.after_crash;
     if let Some(granted) = arguments.granted {
         request.granted.get_or_init(|| granted);
+    }
+    if let Some(key) = arguments.key {
+        request.key.get_or_init(|| key);
     }
     if arguments.locked {
         log::init();

@@ -24,7 +24,7 @@ use tokio::sync::mpsc;
 use crate::fuse::mount::Mounted;
 use crate::gate::watch::KeyWatch;
 use crate::mounted::{Before, End, Mount, MountRequest, run_with};
-use crate::{control, daemonise, store};
+use crate::{control, daemonise, sealed, store};
 
 /// How long a process that was killed may take to let go of its control socket.
 const DYING: Duration = Duration::from_secs(2);
@@ -152,12 +152,17 @@ impl Place {
             "mountpoint": request.mountpoint.to_string_lossy(),
             "share": request.share(),
             "connection_id": null,
-            "pending": { "entries": 0, "bytes": 0, "eta_s": 0, "errors": 0 },
             (control::WAITS): true,
         });
         let there = Arc::clone(&key_is_there);
+        let (state, key) = (request.state.clone(), Arc::clone(&request.key));
         let handle = move |command| -> BoxFuture<Result<Value, Failure>> {
             let mut status = status.clone();
+            let (entries, bytes) =
+                key.get().map(|key| sealed::waiting(&state, key)).unwrap_or_default();
+            let eta = (entries == 0).then_some(0);
+            status["pending"] =
+                json!({ "entries": entries, "bytes": bytes, "eta_s": eta, "errors": 0 });
             status["state"] = match there.load(Ordering::Relaxed) {
                 true => json!("reconnecting"),
                 false => json!("locked"),
@@ -238,7 +243,8 @@ async fn answer(
 ) -> Result<Value, Failure> {
     match command["command"].as_str() {
         Some("status") => Ok(status),
-        Some("sync") => Ok(json!({"done": true})),
+        Some("sync") if status["pending"]["entries"] == 0 => Ok(json!({"done": true})),
+        Some("sync") => Err(undelivered(&status)),
         Some("unmount") => {
             // one that is ending already does what was asked
             let _ = unmount.send(()).await;
@@ -250,4 +256,14 @@ async fn answer(
             "use the program of the same version as the daemon",
         )),
     }
+}
+
+fn undelivered(status: &Value) -> Failure {
+    let what = format!("{} changes are sealed on this machine", status["pending"]["entries"]);
+    if status["state"] == "locked" {
+        let hint = "plug the key in: they are delivered before anything else";
+        return Failure::new(Code::KeyMissing, what, hint);
+    }
+    let hint = "they are delivered as soon as the host is there";
+    Failure::new(Code::HostOffline, what, hint)
 }

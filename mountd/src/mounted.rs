@@ -55,6 +55,8 @@ pub(crate) struct MountRequest {
     pub(crate) after_crash: Option<MountId>,
     /// The share that the host granted, as soon as it has: a mount that names none stays with it.
     pub(crate) granted: Arc<OnceLock<String>>,
+    /// The id of the key that it was mounted with.
+    pub(crate) key: Arc<OnceLock<String>>,
 }
 
 /// Options, as they were given.
@@ -104,8 +106,9 @@ impl MountRequest {
             let hint = "choose another one with --state DIR";
             Failure::new(Code::Internal, format!("{}: {error}", state.display()), hint)
         })?;
-        let (secrets, after_crash, granted) = (Secrets::default(), None, Arc::default());
-        Ok(Self { spec, mountpoint, options, state, secrets, words, after_crash, granted })
+        let (secrets, after_crash) = (Secrets::default(), None);
+        let (granted, key) = Default::default();
+        Ok(Self { spec, mountpoint, options, state, secrets, words, after_crash, granted, key })
     }
 
     /// The share that is named, or was granted before.
@@ -128,6 +131,9 @@ impl MountRequest {
         arguments.extend(["--state".into(), self.state.clone().into()]);
         if let Some(granted) = self.granted.get() {
             arguments.push(format!("--granted={granted}").into());
+        }
+        if let Some(key) = self.key.get() {
+            arguments.push(format!("--key={key}").into());
         }
         arguments
     }

@@ -5,7 +5,7 @@
 //! opens ([`Sealing`]): first what the session was, then each entry of its log with its data.
 
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, BufReader, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
@@ -28,6 +28,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 const MAGIC: &[u8] = b"p2pfs sealed 1\n";
+const SALT_BYTES: usize = 32;
 /// The largest file, bytes: a full log, set aside twice over, and its entries.
 const FILE_BYTES_MAX: u64 = 4 * LOG_BYTES_UNSTABLE_MAX as u64;
 /// Entries of one file: unstable ones and ones that are set aside.
@@ -52,7 +53,7 @@ pub(crate) fn seal(
     share: &str,
     away: &PutAway,
 ) -> io::Result<PathBuf> {
-    let salt: [u8; 32] = daemon::random();
+    let salt: [u8; SALT_BYTES] = daemon::random();
     let mut sealing = Sealing::new(secret, &salt);
     let mut file = [MAGIC, &salt].concat();
     let head = Head {
@@ -90,7 +91,7 @@ pub(crate) async fn deliver(
     key: &KeyContents,
     config: &ClientConfig,
 ) -> Result<(), Failure> {
-    for path in of_key(state, &key.id) {
+    for path in of_key(state, key.id.as_str()) {
         // none: another mount of the key has delivered it
         if let Some(file) = take(&path, config.timeout).await? {
             deliver_one(state, &path, &file, key, config).await?;
@@ -204,7 +205,30 @@ fn folder(state: &Path) -> PathBuf {
     state.join("sealed")
 }
 
-fn of_key(state: &Path, key: &KeyId) -> Vec<PathBuf> {
+/// Changes of a key that are sealed, and how long they are, bytes. Nobody needs the key for that.
+pub(crate) fn waiting(state: &Path, key: &str) -> (u64, u64) {
+    let count = |path: PathBuf| changes(&path).ok();
+    let all = of_key(state, key).into_iter().filter_map(count);
+    all.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
+}
+
+/// Of one file: every chunk but the first.
+fn changes(path: &Path) -> io::Result<(u64, u64)> {
+    let mut file = BufReader::new(File::open(path)?);
+    let head = MAGIC.len() + SALT_BYTES;
+    file.seek_relative(head as i64)?;
+    let mut chunks = Vec::new();
+    let mut length = [0; 4];
+    while file.read_exact(&mut length).is_ok() {
+        let length = u32::from_le_bytes(length);
+        file.seek_relative(length.into())?;
+        chunks.push(u64::from(length));
+    }
+    let entries = chunks.get(1..).unwrap_or_default();
+    Ok((entries.len() as u64, entries.iter().sum()))
+}
+
+fn of_key(state: &Path, key: &str) -> Vec<PathBuf> {
     let start = format!("{key}-");
     let entries = fs::read_dir(folder(state)).into_iter().flatten().flatten();
     let mut found: Vec<PathBuf> = entries
@@ -235,7 +259,7 @@ fn open(mut file: &File, secret: &SecretKey) -> io::Result<(Head, PutAway)> {
 pub fn parse(file: &[u8], secret: &SecretKey) -> io::Result<(Head, PutAway)> {
     let damaged = || io::Error::other("damaged, or sealed by another version");
     let rest = file.strip_prefix(MAGIC).ok_or_else(damaged)?;
-    let (salt, mut rest) = rest.split_first_chunk::<32>().ok_or_else(damaged)?;
+    let (salt, mut rest) = rest.split_first_chunk::<SALT_BYTES>().ok_or_else(damaged)?;
     let mut sealing = Sealing::new(secret, salt);
     let (head, mut ended) = sealing.open(&mut rest).map_err(io::Error::other)?;
     let head: Head = codec::decode(&head).map_err(io::Error::other)?;

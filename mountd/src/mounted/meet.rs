@@ -40,6 +40,7 @@ pub(super) async fn met(
     }
     let grant = session.grant();
     request.granted.get_or_init(|| grant.share.clone());
+    request.key.get_or_init(|| key.id.to_string());
     let mac = MacAddress(grant.host_mac);
     if let Err(error) =
         known_hosts::record(&request.state, key.host, &grant.host_name, mac, &key.servers)
