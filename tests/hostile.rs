@@ -1,17 +1,22 @@
 //! Peers that do not keep to the protocol: nobody gets what is not his, no daemon dies or grows
 //! without bound, and whoever has mounted a hostile host can unmount it.
 
+mod answers;
+mod attacker;
 mod clients;
+mod curious;
 mod host;
 mod lies;
 mod memory;
 mod peer;
+mod secrets;
 mod servers;
 mod strangers;
 
 use std::process::Command;
 use std::time::Duration;
 
+use p2pfs::identity::SecretKey;
 use p2pfs::usb;
 use rustix::process::Pid;
 
@@ -44,6 +49,26 @@ fn a_mount_of_a_hostile_host_gives_errors_and_goes_away() {
     }
     hostile.stop();
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn a_host_that_proves_another_key_than_the_paired_one_is_not_mounted() {
+    need_mount!();
+    let world = World::on_loopback();
+    let server = world.server("127.0.0.1:0");
+    // it knows the pair key and the MAC, and the server takes it for the host
+    let impostor = HostileHost::start_as(&server.ready, &SecretKey::from_seed([0x67; 32]));
+    let dir = world.directory("key");
+    let device = usb::ensure_device(&dir).unwrap();
+    usb::write_key(&dir, &device, &impostor.key, None).unwrap();
+    let mountpoint = world.directory("home");
+    let source = format!("{}:disk", dir.display());
+    let mount = world.mount(&source, &mountpoint, "timeout=10").refused(1, "host-mismatch");
+    let hint = "hint: if the host was reinstalled, pair the key again; else somebody is in its \
+                place";
+    assert!(mount.stderr.lines().any(|line| line == hint), "{mount:#?}");
+    world.assert_nothing_left(&mountpoint);
+    impostor.stop();
 }
 
 /// Mounts, does what the case says, unmounts; what was wrong with it.

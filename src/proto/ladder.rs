@@ -31,6 +31,8 @@ pub const RUNG_TIME: Duration = Duration::from_secs(2);
 const PINGS_MAX: usize = 40;
 /// Paths of one match at most: candidates, TCP streams, the relay.
 const PATHS_MAX: usize = CANDIDATES_MAX + 8;
+/// Questions of the peer remembered: those of a minute of searching, of an hour on a path.
+const HEARD_MAX: usize = 1024;
 /// Lines that `tried` has at most.
 const TRIED_MAX: usize = 16;
 /// After a path was left it is not returned to for so long: the first time, and the longest.
@@ -99,6 +101,8 @@ pub struct Ladder {
     config: Config,
     key: Hidden,
     next_nonce: u64,
+    /// The peer's questions, so that nobody is answered who plays one back.
+    heard: VecDeque<u64>,
     paths: BTreeMap<Path, Candidate>,
     targets: BTreeMap<SocketAddr, Target>,
     relay_ready: bool,
@@ -193,6 +197,7 @@ impl Ladder {
         let mut ladder = Self {
             key,
             next_nonce: config.first_nonce,
+            heard: VecDeque::new(),
             paths: BTreeMap::new(),
             targets: BTreeMap::new(),
             relay_ready,
@@ -225,6 +230,9 @@ impl Ladder {
         if probe.tag != self.config.tag || probe.role != self.config.role.peer() {
             return;
         }
+        if probe.kind != ProbeKind::Pong && !self.is_new(probe.nonce) {
+            return;
+        }
         match probe.kind {
             ProbeKind::Ping | ProbeKind::Chosen => {
                 let role = self.config.role;
@@ -252,6 +260,18 @@ impl Ladder {
             }
             ProbeKind::Search | ProbeKind::Ask => {}
         }
+    }
+
+    /// Whether a question comes for the first time, as far as that is known.
+    fn is_new(&mut self, nonce: u64) -> bool {
+        if self.heard.contains(&nonce) {
+            return false;
+        }
+        if self.heard.len() == HEARD_MAX {
+            self.heard.pop_front();
+        }
+        self.heard.push_back(nonce);
+        true
     }
 
     /// The peer may be somewhere else now, or we are.

@@ -363,15 +363,16 @@ fn config(key: &OpenedKey) -> ClientConfig {
         wanted: Wanted::default(),
         loans: None,
         resume: None,
+        journal: None,
     }
 }
 
-fn request(key: &OpenedKey) -> Vec<u8> {
+pub(super) fn request(key: &OpenedKey) -> Vec<u8> {
     frame(&peer::identify(&key.device, 0x77), &[])
 }
 
 /// Says something on a new stream; what comes back.
-async fn ask(connection: &Connection, bytes: &[u8]) -> Vec<u8> {
+pub(super) async fn ask(connection: &Connection, bytes: &[u8]) -> Vec<u8> {
     let Ok(Ok((mut send, mut receive))) = tokio::time::timeout(ANSWERS, connection.open_bi()).await
     else {
         return Vec::new();
@@ -439,6 +440,6 @@ fn picture(dir: &Path) -> Vec<String> {
     all
 }
 
-fn runtime() -> tokio::runtime::Runtime {
+pub(super) fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
 }

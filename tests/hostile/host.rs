@@ -18,6 +18,8 @@ use quinn::{Connection, RecvStream, SendStream};
 
 use super::peer::{self, Peer, framed};
 
+/// Of the key that it was paired with.
+const SEED: [u8; 32] = [0x66; 32];
 /// What is in the file.
 pub(super) const CONTENTS: &[u8] = b"hello";
 
@@ -53,19 +55,24 @@ impl Default for Script {
 impl HostileHost {
     /// Registers with a real server.
     pub(super) fn start(server: &str) -> Self {
+        Self::start_as(server, &SecretKey::from_seed(SEED))
+    }
+
+    /// The same, but it proves this key to its clients.
+    pub(super) fn start_as(server: &str, shown: &SecretKey) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
             .build()
             .unwrap();
-        let secret = SecretKey::from_seed([0x66; 32]);
+        let (secret, shown) = (SecretKey::from_seed(SEED), shown.clone());
         let server = server.parse().unwrap();
         let key = peer::a_key(secret.peer_id(), &server);
         let recorded = RecordedKey { peer: key.secret.peer_id(), pair_key: key.pair_key.clone() };
         let script = Arc::new(Mutex::new(Script::default()));
         let told = Arc::clone(&script);
         runtime.spawn(async move {
-            let mut peer = Peer::host(&secret, &server, recorded);
+            let mut peer = Peer::host(&secret, &shown, &server, recorded);
             let quic = peer.quic();
             tokio::spawn(async move {
                 while let Some(incoming) = quic.accept().await {

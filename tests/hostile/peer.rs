@@ -1,6 +1,7 @@
 //! A peer with the protocol's own parts, who does not keep to the protocol: real matches, real
 //! paths and real QUIC, and then streams with whatever he likes on them.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use p2pfs::address::ServerAddress;
@@ -15,6 +16,7 @@ use p2pfs::proto::path::Wanted;
 use p2pfs::wire::codec::encode;
 use p2pfs::wire::frame::FrameHead;
 use p2pfs::wire::probe::Role;
+use p2pfs::wire::rendezvous::Routing;
 use p2pfs::wire::session::{DeviceId, Identify};
 use quinn::{Connection, RecvStream};
 use serde::Serialize;
@@ -28,23 +30,38 @@ pub(super) struct Peer {
     events: mpsc::Receiver<RendezvousEvent>,
     _registration: Registration,
     role: Role,
+    through: Option<SocketAddr>,
+    /// Of the last match.
+    pub(super) probe_key: [u8; 32],
 }
 
 impl Peer {
     /// As the client that has this key.
     pub(super) fn client(key: &KeyContents) -> Self {
+        Self::client_through(key, None)
+    }
+
+    /// The same; if there is an address, it looks for its host at that UDP address only, and says
+    /// nothing of itself.
+    pub(super) fn client_through(key: &KeyContents, through: Option<SocketAddr>) -> Self {
         let endpoint = Endpoint::start(None, None, None).unwrap();
         let (pair_key, mac, host) = (key.pair_key.clone(), key.host_mac, key.host);
         let side = Side::Client { pair_key, mac, host, first: None, loans: None };
-        Self::register(endpoint, &key.secret, &key.servers[0], side, Role::Client)
+        Self::register(endpoint, &key.secret, &key.servers[0], side, Role::Client, through)
     }
 
-    /// As a host that has recorded one key.
-    pub(super) fn host(secret: &SecretKey, server: &ServerAddress, key: RecordedKey) -> Self {
-        let config = quic::server_config(secret).unwrap();
+    /// As a host that has recorded one key; to a client it proves `shown`, which may be another key
+    /// than its own.
+    pub(super) fn host(
+        secret: &SecretKey,
+        shown: &SecretKey,
+        server: &ServerAddress,
+        key: RecordedKey,
+    ) -> Self {
+        let config = quic::server_config(shown).unwrap();
         let endpoint = Endpoint::start(None, Some(config), Some(MAC)).unwrap();
         let side = Side::Host { mac: MAC, keys: watch::channel(vec![key]).1 };
-        Self::register(endpoint, secret, server, side, Role::Host)
+        Self::register(endpoint, secret, server, side, Role::Host, None)
     }
 
     fn register(
@@ -53,13 +70,16 @@ impl Peer {
         server: &ServerAddress,
         side: Side,
         role: Role,
+        through: Option<SocketAddr>,
     ) -> Self {
         let (events_in, events) = mpsc::channel(64);
         let (secret, server) = (secret.clone(), server.clone());
-        let (routing, relayed) = (endpoint.routing(), Some(endpoint.relay_inbox()));
+        let unsaid = || watch::channel(Routing::default()).1;
+        let routing = through.map_or_else(|| endpoint.routing(), |_| unsaid());
+        let relayed = Some(endpoint.relay_inbox());
         let config = RegistrationConfig { secret, server, side, routing, relayed };
         let registration = Registration::start(config, events_in);
-        Self { endpoint, events, _registration: registration, role }
+        Self { endpoint, events, _registration: registration, role, through, probe_key: [0; 32] }
     }
 
     /// Waits for a match and for its path.
@@ -67,7 +87,13 @@ impl Peer {
         loop {
             match self.events.recv().await.expect("a registration that lives") {
                 RendezvousEvent::Connected { stun, .. } => self.endpoint.set_stun_servers(stun),
-                RendezvousEvent::Introduced(introduction, link) => {
+                RendezvousEvent::Introduced(mut introduction, link) => {
+                    self.probe_key = introduction.probe_key;
+                    if self.through.is_some() {
+                        let udp_public = self.through;
+                        introduction.routing = Routing { udp_public, ..Routing::default() };
+                        introduction.relay = None;
+                    }
                     let (role, wanted) = (self.role, Wanted::default());
                     let meet =
                         Meet { introduction, link, role, wanted, ask_after: None, peer: None };

@@ -1,26 +1,30 @@
 //! A hostile server: it is the one that was pinned, and does what it likes.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use p2pfs::identity::sealed::KeyContents;
 use p2pfs::identity::{BlindedMac, PeerId, SecretKey};
 use p2pfs::net::rendezvous::{Acceptor, receive, send};
+use p2pfs::usb;
 use p2pfs::wire::relay::{RelayGrant, RelayId, RelayToken};
-use p2pfs::wire::rendezvous::{
-    FromServer, MatchId, Public, Relayed, Role, Sealed, StunAddress, ToServer,
-};
+use p2pfs::wire::rendezvous::{FromServer, MatchId, Relayed, Role, Sealed, StunAddress, ToServer};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 
 use crate::world::{Outcome, Side, World, eventually, need_mount};
 
+use super::attacker::Attacker;
 use super::memory::Memory;
+use super::secrets::{self, Recorded, Secrets};
 
 /// What a daemon may grow by, KiB, whatever its server says.
 const DAEMON_KIB_MAX: u64 = 64 << 10;
+const SHARE: &str = "a-share-of-no-servers-business";
+const NAME: &str = "a name that no server may know";
 /// Messages of a flood.
 const FLOOD: u32 = 20_000;
 
@@ -33,7 +37,7 @@ enum Mood {
     Frames,
     /// A message that never ends.
     Endless,
-    /// Matches that nobody has asked for, at addresses of others, with seals of its own making.
+    /// Matches that nobody has asked for, at the attacker's address, with seals of its own making.
     Invented,
     /// The host's and the client's own words, to both, again and again, in another order.
     Replayed,
@@ -59,6 +63,10 @@ struct Heard {
 struct HostileServer {
     mood: Arc<Mutex<Mood>>,
     heard: Arc<Mutex<Heard>>,
+    /// All that was said to it, under TLS.
+    words: secrets::Heard,
+    /// Where it says that hosts, clients and its relay are.
+    attacker: Attacker,
 }
 
 #[test]
@@ -72,19 +80,25 @@ fn a_hostile_server_learns_nothing_and_stops_nobody() {
     let at = listener.local_addr().unwrap();
     let fingerprint = PeerId(secret.peer_id().fingerprint()).to_text();
     let address = format!("p2pfs://{at}#{fingerprint}");
-    let server = HostileServer { mood: Arc::new(Mutex::new(Mood::Silent)), heard: Arc::default() };
+    let server = HostileServer {
+        mood: Arc::new(Mutex::new(Mood::Silent)),
+        heard: Arc::default(),
+        words: secrets::Heard::default(),
+        attacker: runtime.block_on(async { Attacker::start(Ipv4Addr::LOCALHOST.into()) }),
+    };
     runtime.spawn(server.clone().run(listener, secret));
 
     let disk = world.directory("disk");
-    fs::write(disk.join("hello"), "from home\n").unwrap();
-    let host = world.host(&address, &[format!("disk={}", disk.display())]);
+    fs::write(disk.join(NAME), "from home\n").unwrap();
+    let shares = [format!("{SHARE}={}", disk.display())];
+    let host = world.host(&address, &shares);
     let key = world.pair("key", &["--authorise"]);
     let mountpoint = world.directory("home");
     for mood in MOODS {
         *server.mood.lock().unwrap() = mood;
         let before = Memory::of(host.pid());
         let hellos = server.heard.lock().unwrap().hellos;
-        let refused = refused(&world, &key.source("disk"), &mountpoint);
+        let refused = refused(&world, &key.source(SHARE), &mountpoint);
         // the host is a guest of it too, for as long as the mount was
         eventually("the daemons to come", Duration::from_secs(30), || {
             server.heard.lock().unwrap().hellos > hellos
@@ -97,14 +111,15 @@ fn a_hostile_server_learns_nothing_and_stops_nobody() {
         println!("{:<44} sent to hosts, clients: {sent:?}; accepted: {accepted}; {refused}", "");
         assert_eq!(world.status(Side::Host)["sessions"], serde_json::json!([]));
     }
+    server.assert_nobody_learnt(&usb::open_key(&key.dir, None).unwrap().contents);
     drop(runtime);
     // a server that keeps to the protocol is all that it takes
     host.stop();
     let server = world.server("127.0.0.1:0");
-    let _host = world.host(&server.ready, &[format!("disk={}", disk.display())]);
+    let _host = world.host(&server.ready, &shares);
     let key = world.pair("other", &["--authorise", "--server", &server.ready]);
-    world.mount(&key.source("disk"), &mountpoint, "timeout=20").ok();
-    assert_eq!(fs::read(mountpoint.join("hello")).unwrap(), b"from home\n");
+    world.mount(&key.source(SHARE), &mountpoint, "timeout=20").ok();
+    assert_eq!(fs::read(mountpoint.join(NAME)).unwrap(), b"from home\n");
     world.unmount(&mountpoint);
 }
 
@@ -122,6 +137,23 @@ fn refused(world: &World, source: &str, mountpoint: &Path) -> String {
 }
 
 impl HostileServer {
+    /// On loopback the server sees the only addresses there are: private ones have their own test.
+    #[track_caller]
+    fn assert_nobody_learnt(&self, key: &KeyContents) {
+        let words = [SHARE, NAME, "from home\n", &key.host_name];
+        // a short name may be in any noise
+        let words: Vec<&str> = words.into_iter().filter(|word| word.len() > 5).collect();
+        let index = key.pair_key.blind(key.host_mac);
+        assert!(secrets::contains(&self.words.bytes(), &index.0), "it was told whom to look for");
+        Secrets::new(key.host_mac, &words).assert_unheard("the server", &self.words);
+        let attacker = &self.attacker;
+        assert!(!attacker.heard.bytes().is_empty(), "nobody went where the server said");
+        let secrets = Secrets::new(key.host_mac, &words);
+        let secrets = secrets.and_keys(&[key.secret.peer_id(), key.host]);
+        secrets.assert_unheard("the attacker", &attacker.heard);
+        assert_eq!(attacker.guests(), 0, "somebody took him for the host");
+    }
+
     async fn run(self, listener: TcpListener, secret: SecretKey) {
         let acceptor = Acceptor::new(&secret);
         while let Ok((tcp, from)) = listener.accept().await {
@@ -138,7 +170,8 @@ impl HostileServer {
     where
         S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
     {
-        let (mut read, mut write) = tokio::io::split(stream);
+        let (read, mut write) = tokio::io::split(stream);
+        let mut read = Recorded::new(read, &self.words);
         let mut role = Role::Host;
         loop {
             let message = receive::<ToServer>(&mut read).await.ok()?;
@@ -205,7 +238,10 @@ impl HostileServer {
                     let message = match number % 3 {
                         0 => FromServer::Relayed(relayed),
                         1 => FromServer::Taken { indices: Vec::new() },
-                        _ => FromServer::Moved { match_id: match_of(number), public: nowhere() },
+                        _ => {
+                            let public = self.attacker.public;
+                            FromServer::Moved { match_id: match_of(number), public }
+                        }
                     };
                     send(write, &message).await.ok()?;
                     self.heard.lock().unwrap().sent[usize::from(role == Role::Client)] += 1;
@@ -218,10 +254,11 @@ impl HostileServer {
     /// A match that nobody wanted, or one more of the same.
     fn introduction(&self, mood: Mood, role: Role, number: u32) -> Option<FromServer> {
         let heard = self.heard.lock().unwrap();
+        let public = self.attacker.public;
         let match_id = match_of(number);
         if number.is_multiple_of(16) {
             let token = RelayToken([7; 32]);
-            let udp = Some(StunAddress { ip: None, port: 9 });
+            let udp = Some(StunAddress { ip: None, port: self.attacker.at().port() });
             let grant = RelayGrant { id: RelayId([7; 8]), token, udp };
             return Some(FromServer::Relay { match_id, grant });
         }
@@ -234,18 +271,16 @@ impl HostileServer {
         let host = PeerId([2; 32]);
         Some(match (role, mood) {
             (Role::Host, Mood::Replayed) => {
-                FromServer::Sought { match_id, index, client, public: nowhere(), sealed: seek }
+                FromServer::Sought { match_id, index, client, public, sealed: seek }
             }
             (Role::Host, _) => {
-                FromServer::Sought { match_id, index, client, public: nowhere(), sealed: made_up }
+                FromServer::Sought { match_id, index, client, public, sealed: made_up }
             }
             (Role::Client, Mood::Replayed) => {
                 let sealed = replayed.unwrap_or(seek);
-                FromServer::Introduced { match_id, host, public: nowhere(), sealed }
+                FromServer::Introduced { match_id, host, public, sealed }
             }
-            (Role::Client, _) => {
-                FromServer::Introduced { match_id, host, public: nowhere(), sealed: made_up }
-            }
+            (Role::Client, _) => FromServer::Introduced { match_id, host, public, sealed: made_up },
         })
     }
 }
@@ -254,10 +289,4 @@ fn match_of(number: u32) -> MatchId {
     let mut id = [0; 16];
     id[..4].copy_from_slice(&number.to_le_bytes());
     MatchId(id)
-}
-
-/// An address at which nobody of ours is.
-fn nowhere() -> Public {
-    let address = Some(([127, 0, 0, 1], 9).into());
-    Public { tcp: address, udp: address }
 }

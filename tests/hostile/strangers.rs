@@ -1,30 +1,42 @@
 //! Strangers: a scan of the server, a captured registration, QUIC and TLS clients of any kind.
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{
+    Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream, ToSocketAddrs, UdpSocket,
+};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use p2pfs::address::ServerAddress;
+use p2pfs::identity::sealed::KeyContents;
 use p2pfs::identity::{MacAddress, PairKey, SecretKey};
 use p2pfs::net::quic;
 use p2pfs::net::rendezvous::{
     Registration, RegistrationConfig, RendezvousEvent, Side as Registers,
 };
+use p2pfs::net::tls::{self, Expected};
 use p2pfs::usb;
 use p2pfs::wire::relay::{Bind, BindKind, RelayId, data_header};
 use p2pfs::wire::rendezvous::Routing;
-use p2pfs::wire::stun::{Transaction, binding_request};
+use p2pfs::wire::stun::{Transaction, binding_request, is_stun};
+use p2pfs::wire::version::RENDEZVOUS_ALPN;
+use quinn::crypto::rustls::QuicClientConfig;
+use rustix::process::Pid;
+use rustls::SignatureScheme;
+use rustls::client::ResolvesClientCert;
+use rustls::sign::CertifiedKey;
 use tokio::sync::{mpsc, watch};
 
 use crate::world::{Home, Side, eventually};
 
+use super::attacker::Tapped;
 use super::memory::Memory;
+use super::secrets::Heard;
 
 /// How long an answer may take to come.
-const ANSWER: Duration = Duration::from_millis(1500);
+pub(super) const ANSWER: Duration = Duration::from_millis(1500);
 const DAEMON_KIB_MAX: u64 = 32 << 10;
 
 /// What the server says to somebody who looks for a host.
@@ -52,19 +64,36 @@ fn a_stranger_who_knows_half_is_told_what_one_is_told_who_knows_nothing() {
         ("the client's key alone", &key.secret, &wrong_key, key.host_mac),
         ("all of it", &key.secret, &key.pair_key, key.host_mac),
     ];
+    let (through, exchanges) = tap((Ipv4Addr::LOCALHOST, key.servers[0].port).into());
+    let server = ServerAddress { port: through.port(), ..key.servers[0].clone() };
     let mut said = Vec::new();
-    for (what, secret, pair_key, mac) in looks {
+    for (number, (what, secret, pair_key, mac)) in looks.into_iter().enumerate() {
         let (pair_key, host) = (pair_key.clone(), key.host);
         let side = Registers::Client { pair_key, mac, host, first: None, loans: None };
-        let heard = look(secret, &key.servers[0], side);
-        println!("{what:<32} {heard:?}");
-        said.push(heard);
+        let heard = look(secret, &server, side);
+        let sizes = records(&exchanges.lock().unwrap()[number].answered);
+        println!("{what:<32} {heard:?} {sizes:?}");
+        said.push((heard, sizes));
     }
-    let known = said.pop().unwrap();
+    let known = said.pop().unwrap().0;
     assert!(known.contains(&Said::Introduced), "{known:?}");
-    for heard in said {
-        assert_eq!(heard, [Said::Connected, Said::NoMatch]);
+    // to the byte: what is sealed in the records is as long
+    for one in &said {
+        assert_eq!(one.0, [Said::Connected, Said::NoMatch]);
+        assert_eq!(one, &said[0]);
     }
+    let replayed: Vec<_> = exchanges
+        .lock()
+        .unwrap()
+        .iter()
+        .map(|exchange| records(&say((Ipv4Addr::LOCALHOST, key.servers[0].port), &exchange.said)))
+        .collect();
+    println!("{:<32} {replayed:?}", "what they said, said again");
+    assert_eq!(replayed.len(), 6);
+    assert_eq!(replayed, vec![replayed[0].clone(); 6]);
+    eventually("nobody to look for the host", Duration::from_secs(20), || {
+        home.world.status(Side::Server)["clients"] == 0
+    });
 }
 
 #[test]
@@ -72,8 +101,7 @@ fn a_captured_registration_registers_nobody() {
     let home = Home::on_loopback();
     let server: ServerAddress = home.server.ready.parse().unwrap();
     let at: SocketAddr = (Ipv4Addr::LOCALHOST, server.port).into();
-    let captured = Arc::new(Mutex::new(Vec::new()));
-    let tap = tap(at, &captured);
+    let (tap, exchanges) = tap(at);
     // another host, whose way to the server somebody listens to
     let through = home.server.ready.replace(&at.to_string(), &tap.to_string());
     let state = home.world.path("state").join("heard");
@@ -87,7 +115,7 @@ fn a_captured_registration_registers_nobody() {
     eventually("one host at the server", Duration::from_secs(20), || {
         home.world.status(Side::Server)["hosts"] == 1
     });
-    let registration = captured.lock().unwrap().clone();
+    let registration = exchanges.lock().unwrap()[0].said.clone();
     assert!(registration.len() > 300, "{} bytes captured", registration.len());
     let whole = say(at, &registration);
     let hello = say(at, &registration[..1500.min(registration.len())]);
@@ -99,6 +127,17 @@ fn a_captured_registration_registers_nobody() {
     );
     // the server's half of a handshake, and an alert: keys are fresh each time
     assert!(whole.len() < 2000, "{} bytes", whole.len());
+    // what a host said is worth as much as what nobody said
+    let key = usb::open_key(&home.key.dir, None).unwrap().contents;
+    let through = ServerAddress { port: tap.port(), ..server };
+    let (pair_key, mac) = (PairKey::from_bytes([9; 32]), key.host_mac);
+    let side = Registers::Client { pair_key, mac, host: key.host, first: None, loans: None };
+    look(&SecretKey::from_seed([0x99; 32]), &through, side);
+    let stranger = exchanges.lock().unwrap().last().unwrap().said.clone();
+    assert_eq!(records(&whole), records(&say(at, &stranger)));
+    eventually("nobody to look for the host", Duration::from_secs(20), || {
+        home.world.status(Side::Server)["clients"] == 0
+    });
     assert_eq!(home.world.status(Side::Server)["hosts"], 1);
     assert_eq!(home.world.status(Side::Server)["clients"], 0);
 }
@@ -117,28 +156,34 @@ fn no_client_of_another_kind_gets_anything() {
         let answer = say(tcp, said);
         assert!(answer.len() <= said.len().max(7), "{answer:?} to {said:?}");
     }
+    for (what, config) in tls_clients() {
+        let (told, ended) = talk_tls(tcp, config);
+        println!("TLS, {what:<32} {told:?} {ended}");
+        assert_eq!(told, b"", "{what}");
+    }
     let (host_port, stun_port) = ports(&home);
     let key = usb::open_key(&home.key.dir, None).unwrap().contents;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     for port in [host_port, stun_port] {
         let at = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        // QUIC, of any key, and of the right one without a match
-        for secret in [&SecretKey::from_seed([0x99; 32]), &key.secret] {
-            let config = quic::client_config(secret, key.host).unwrap();
+        for config in quic_clients(&key) {
+            let heard = Heard::default();
             let refused = runtime.block_on(async {
-                let any = (Ipv4Addr::LOCALHOST, 0).into();
-                let endpoint = quinn::Endpoint::client(any).unwrap();
+                let socket = Tapped::bind((Ipv4Addr::LOCALHOST, 0).into(), &heard);
+                let endpoint = socket.endpoint(None);
                 let dialled = endpoint.connect_with(config, at, "host.p2pfs").unwrap();
                 tokio::time::timeout(ANSWER, dialled).await
             });
             assert!(refused.is_err(), "{refused:?}");
+            assert_eq!(heard.bytes(), b"");
         }
         let is_server = port == stun_port;
         for datagram in datagrams() {
             let answer = send(at, &datagram);
             let first = datagram.first().copied().unwrap_or_default();
             assert!(answer.len() <= datagram.len(), "{first:#x}: {} bytes", answer.len());
-            assert!(answer.is_empty() || is_server && first < 4, "{first:#x}: {answer:?}");
+            let is_asked = is_server && is_stun(&datagram);
+            assert!(answer.is_empty() || is_asked, "{first:#x}: {answer:?}");
         }
         flood(at);
     }
@@ -147,6 +192,68 @@ fn no_client_of_another_kind_gets_anything() {
     }
     home.world.pair("later", &["--authorise"]);
     assert_eq!(home.world.status(Side::Server)["hosts"], 1);
+    assert_eq!(home.world.status(Side::Server)["clients"], 0);
+    assert_eq!(home.world.status(Side::Host)["sessions"], serde_json::json!([]));
+}
+
+/// QUIC of any key, of the right one without a match, and of another protocol.
+fn quic_clients(key: &KeyContents) -> [quinn::ClientConfig; 3] {
+    let stranger = SecretKey::from_seed([0x99; 32]);
+    let tls = tls::client_config(&stranger, Expected::Anyone, b"h3");
+    let other = QuicClientConfig::try_from(tls).unwrap();
+    [
+        quic::client_config(&stranger, key.host).unwrap(),
+        quic::client_config(&key.secret, key.host).unwrap(),
+        quinn::ClientConfig::new(Arc::new(other)),
+    ]
+}
+
+/// TLS of another protocol, without a key, and as the Web has it.
+fn tls_clients() -> [(&'static str, rustls::ClientConfig); 3] {
+    let stranger = SecretKey::from_seed([0x99; 32]);
+    let other = tls::client_config(&stranger, Expected::Anyone, b"h2");
+    let mut keyless = tls::client_config(&stranger, Expected::Anyone, RENDEZVOUS_ALPN);
+    keyless.client_auth_cert_resolver = Arc::new(NoKey);
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut web = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    web.alpn_protocols = vec![b"http/1.1".to_vec()];
+    [("another protocol", other), ("no key", keyless), ("no raw public key", web)]
+}
+
+/// A client that has no key to show.
+#[derive(Debug)]
+struct NoKey;
+
+impl ResolvesClientCert for NoKey {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        None
+    }
+
+    fn only_raw_public_keys(&self) -> bool {
+        true
+    }
+
+    fn has_certs(&self) -> bool {
+        false
+    }
+}
+
+/// Shakes hands and asks for something: all that is told under TLS, and how it ends.
+fn talk_tls(at: SocketAddr, config: rustls::ClientConfig) -> (Vec<u8>, std::io::Error) {
+    let mut tcp = TcpStream::connect(at).unwrap();
+    tcp.set_read_timeout(Some(ANSWER)).unwrap();
+    let mut tls = rustls::ClientConnection::new(Arc::new(config), tls::server_name()).unwrap();
+    let mut stream = rustls::Stream::new(&mut tls, &mut tcp);
+    let mut told = Vec::new();
+    let asked = stream.write_all(b"GET / HTTP/1.1\r\n\r\n");
+    let ended = asked.and_then(|()| stream.read_to_end(&mut told)).unwrap_err();
+    // a server that waited for more would not have refused
+    assert!(!matches!(ended.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut), "{ended}");
+    (told, ended)
 }
 
 /// Looks for a host for a while; what the server says, each thing once.
@@ -178,40 +285,68 @@ fn look(secret: &SecretKey, server: &ServerAddress, side: Registers) -> Vec<Said
     })
 }
 
-/// A way to the server on which everything that a daemon says is kept.
-fn tap(server: SocketAddr, captured: &Arc<Mutex<Vec<u8>>>) -> SocketAddr {
+/// What went over one connection to the server, each way.
+#[derive(Default)]
+struct Exchange {
+    said: Vec<u8>,
+    answered: Vec<u8>,
+}
+
+/// A way to the server on which everything is kept, by connection.
+fn tap(server: SocketAddr) -> (SocketAddr, Arc<Mutex<Vec<Exchange>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let at = listener.local_addr().unwrap();
-    let captured = Arc::clone(captured);
+    let exchanges = Arc::new(Mutex::new(Vec::new()));
+    let kept = Arc::clone(&exchanges);
     thread::spawn(move || {
         for (number, client) in listener.incoming().map_while(Result::ok).enumerate() {
             let Ok(there) = TcpStream::connect(server) else { return };
-            let (mut back, mut forth) = (there.try_clone().unwrap(), there);
-            let (mut from, mut to) = (client.try_clone().unwrap(), client);
-            thread::spawn(move || {
-                let _ = std::io::copy(&mut back, &mut to);
-                let _ = to.shutdown(Shutdown::Both);
-            });
-            let captured = Arc::clone(&captured);
-            thread::spawn(move || {
-                let mut buffer = [0; 4096];
-                while let Ok(length @ 1..) = from.read(&mut buffer) {
-                    if number == 0 {
-                        captured.lock().unwrap().extend_from_slice(&buffer[..length]);
-                    }
-                    if forth.write_all(&buffer[..length]).is_err() {
-                        break;
-                    }
-                }
-                let _ = forth.shutdown(Shutdown::Both);
-            });
+            kept.lock().unwrap().push(Exchange::default());
+            let ways = [
+                (client.try_clone().unwrap(), there.try_clone().unwrap(), true),
+                (there, client, false),
+            ];
+            for (from, to, is_said) in ways {
+                let kept = Arc::clone(&kept);
+                thread::spawn(move || {
+                    carry(from, to, |bytes| {
+                        let exchange = &mut kept.lock().unwrap()[number];
+                        let way = if is_said { &mut exchange.said } else { &mut exchange.answered };
+                        way.extend_from_slice(bytes);
+                    });
+                });
+            }
         }
     });
-    at
+    (at, exchanges)
+}
+
+/// Carries what is said one way, and shows it, until that ends.
+fn carry(mut from: TcpStream, mut to: TcpStream, mut show: impl FnMut(&[u8])) {
+    let mut buffer = [0; 4096];
+    while let Ok(length @ 1..) = from.read(&mut buffer) {
+        show(&buffer[..length]);
+        if to.write_all(&buffer[..length]).is_err() {
+            break;
+        }
+    }
+    let _ = to.shutdown(Shutdown::Both);
+}
+
+/// The kinds and lengths of TLS records.
+fn records(mut bytes: &[u8]) -> Vec<(u8, usize)> {
+    let mut all = Vec::new();
+    while let [kind, _, _, high, low, rest @ ..] = bytes {
+        let length = usize::from(u16::from_be_bytes([*high, *low]));
+        all.push((*kind, length));
+        // the last may be cut: whoever listens does so while more is said
+        bytes = rest.get(length..).unwrap_or_default();
+    }
+    all
 }
 
 /// Says something to a TCP port; everything that comes back.
-fn say(at: SocketAddr, bytes: &[u8]) -> Vec<u8> {
+fn say(at: impl ToSocketAddrs, bytes: &[u8]) -> Vec<u8> {
     let mut tcp = TcpStream::connect(at).unwrap();
     tcp.set_read_timeout(Some(ANSWER)).unwrap();
     // it may have hung up before all was said
@@ -232,7 +367,7 @@ fn send(at: SocketAddr, datagram: &[u8]) -> Vec<u8> {
 }
 
 /// What different programs would answer: STUN as we ask it, relay frames of nobody, probes, QUIC.
-fn datagrams() -> Vec<Vec<u8>> {
+pub(super) fn datagrams() -> Vec<Vec<u8>> {
     let (kind, id) = (BindKind::Bind, RelayId([7; 8]));
     let bind = Bind { kind, id, cookie: [0; 16] }.seal(&[9; 32]).to_vec();
     let data = [&data_header(id)[..], b"datagram"].concat();
@@ -260,11 +395,16 @@ fn flood(at: SocketAddr) {
 }
 
 /// Where the host's socket is, and where the server's STUN is.
-fn ports(home: &Home) -> (u16, u16) {
+pub(super) fn ports(home: &Home) -> (u16, u16) {
     let status = home.world.status(Side::Host);
     let own = status["routing"]["own"]["udp_private"][0].as_str();
     let own: SocketAddr = own.unwrap_or_else(|| panic!("{status:#}")).parse().unwrap();
-    let pid = home.server.pid().as_raw_pid();
+    (own.port(), udp_sockets(home.server.pid())[0].port())
+}
+
+/// The IPv4 UDP sockets of a process.
+pub(super) fn udp_sockets(pid: Pid) -> Vec<SocketAddrV4> {
+    let pid = pid.as_raw_pid();
     let sockets = fs::read_to_string(format!("/proc/{pid}/net/udp")).unwrap();
     let inodes: Vec<String> = fs::read_dir(format!("/proc/{pid}/fd"))
         .unwrap()
@@ -273,11 +413,15 @@ fn ports(home: &Home) -> (u16, u16) {
             Some(link.to_str()?.strip_prefix("socket:[")?.trim_end_matches(']').into())
         })
         .collect();
-    let stun = sockets.lines().skip(1).find_map(|line| {
+    let found = sockets.lines().skip(1).filter_map(|line| {
         let fields: Vec<&str> = line.split_whitespace().collect();
-        let is_its = inodes.iter().any(|inode| inode == fields[9]);
-        let port = fields[1].rsplit_once(':').unwrap().1;
-        is_its.then(|| u16::from_str_radix(port, 16).unwrap())
+        let (ip, port) = fields[1].split_once(':')?;
+        // the kernel prints the address as the number that its bytes are here
+        let ip = u32::from_str_radix(ip, 16).ok()?.to_ne_bytes();
+        let at = SocketAddrV4::new(ip.into(), u16::from_str_radix(port, 16).ok()?);
+        inodes.iter().any(|inode| inode == fields[9]).then_some(at)
     });
-    (own.port(), stun.expect("the server has a UDP socket"))
+    let found: Vec<_> = found.collect();
+    assert!(!found.is_empty(), "the process has a UDP socket");
+    found
 }

@@ -473,3 +473,21 @@ fn a_stranger_moves_nothing_and_gets_no_answer() {
     assert_eq!(ladder.poll_output(), None);
     assert_eq!(ladder.path(), None);
 }
+
+#[test]
+fn who_plays_a_probe_back_gets_no_answer() {
+    let now = Instant::now();
+    let [peer, stranger] = ["192.0.2.7:7", "192.0.2.66:6"].map(|at| Path::Udp(at.parse().unwrap()));
+    let (role, wanted) = (Role::Host, Wanted::default());
+    let config = Config { role, tag: TAG, key: KEY, first_nonce: 0, wanted, ask_after: None };
+    let mut ladder = Ladder::new(config, &Candidates::default(), false, now);
+    while ladder.poll_output().is_some() {}
+    let ping = Probe { kind: ProbeKind::Ping, role: Role::Client, tag: TAG, nonce: 1 }.seal(&KEY);
+    ladder.handle_probe(&ping, peer, now);
+    assert!(ladder.poll_output().is_some());
+    while ladder.poll_output().is_some() {}
+    for from in [stranger, peer] {
+        ladder.handle_probe(&ping, from, now);
+        assert_eq!(ladder.poll_output(), None);
+    }
+}
