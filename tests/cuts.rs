@@ -4,10 +4,12 @@
 use std::fs::{self, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use p2pfs_mountd::options::MountOptions;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::world::lab::{Kind, Lab, need_lab};
@@ -16,10 +18,14 @@ use crate::world::{Home, Outcome, Side, eventually, need_mount, programs, skip};
 
 const TIMED_OUT: i32 = rustix::io::Errno::TIMEDOUT.raw_os_error();
 const CALLER: &str = include_str!("cuts/caller.py");
+/// A read through a mapping: no call, so that it cannot fail with an error.
+const FAULT: &str = "page fault";
 /// Every kind of call that waits for the host; the last fills the log for all that write.
-const KINDS: [&str; 20] = [
+const KINDS: [&str; 22] = [
     "read",
     "direct read",
+    FAULT,
+    "msync",
     "open",
     "create",
     "stat",
@@ -128,12 +134,22 @@ impl Caller {
         });
     }
 
+    fn send(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
     /// Sends it a signal; how long it takes to end.
     fn end(&mut self, signal: Signal) -> Duration {
         let start = Instant::now();
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
+        self.send(signal);
         wait(&mut self.child, Duration::from_secs(20));
         start.elapsed()
+    }
+
+    /// Waits until it has ended; the signal that ended it.
+    fn signal(&mut self) -> Option<i32> {
+        wait(&mut self.child, Duration::from_secs(20));
+        self.child.wait().unwrap().signal()
     }
 }
 
@@ -187,14 +203,7 @@ fn whoever_waits_for_a_host_that_is_cut_off_ends_when_told_to() {
     callers.iter_mut().flat_map(|(_, of)| of).for_each(Caller::is_ready);
 
     home.lab().cut(Side::Client);
-    // once while it is to be found out that the host is late, and once when that is known
-    let answers = [(); 2].map(|()| {
-        let mut command = Command::new("df");
-        command.arg(&home.mountpoint);
-        Outcome::of(command, Duration::from_secs(20)).ok().took
-    });
-    println!("df answers after {answers:?}");
-    assert!(answers.iter().all(|took| *took < Duration::from_secs(2)), "{answers:?}");
+    df_answers(&home);
     println!(
         "{:<12} {:>12} {:>12} {:>12}  (ms until it has ended)",
         "call", "kill -9", "Ctrl-C", "caught"
@@ -208,11 +217,18 @@ fn whoever_waits_for_a_host_that_is_cut_off_ends_when_told_to() {
                 assert_eq!(caller.line(), "accepted");
             }
             caller.hangs(&format!("{kind} to wait"));
-            caller.end(how.signal())
+            if (*kind, how) == (FAULT, How::Caught) {
+                caller.send(how.signal());
+                return None;
+            }
+            Some(caller.end(how.signal()))
         });
-        let [killed, default, caught] = took.map(|took| took.as_millis());
+        let [killed, default, caught] = took.map(|took| {
+            took.map_or_else(|| "goes on".to_owned(), |took| took.as_millis().to_string())
+        });
         println!("{kind:<12} {killed:>12} {default:>12} {caught:>12}");
-        slow.extend(took.iter().filter(|took| **took >= Duration::from_secs(1)).map(|_| *kind));
+        let is_slow = |took: &&Duration| **took >= Duration::from_secs(1);
+        slow.extend(took.iter().flatten().filter(is_slow).map(|_| *kind));
     }
     assert_eq!(slow, Vec::<&str>::new());
     shells_end(&home);
@@ -220,12 +236,55 @@ fn whoever_waits_for_a_host_that_is_cut_off_ends_when_told_to() {
     assert_eq!(exits.line(), "accepted");
     let took = exits.end(Signal::KILL);
     println!("{:<12} {:>12}", "exit", took.as_millis());
-    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert!(took < Duration::from_secs(1), "{took:?}");
 
     home.lab().heal(Side::Client);
+    // it could only have been SIGBUS before
+    let faults = callers.iter_mut().find(|(kind, _)| *kind == FAULT);
+    assert_eq!(faults.unwrap().1[2].signal(), Some(Signal::INT.as_raw()));
     home.sync();
     nothing_happens_later(&home);
     home.unmount();
+}
+
+/// Whoever has caught Ctrl-C and exits has files open, too.
+#[test]
+fn a_process_that_exits_does_not_wait_for_each_of_its_files() {
+    need_cut!();
+    let home = home();
+    ["exit", "many"].into_iter().for_each(|name| prepare(&home, name));
+    home.mount("timeout=30,grace=100");
+    let mut callers = [("exit", "exit"), ("exit many", "many")]
+        .map(|(kind, name)| (kind, Caller::start(&home, kind, "caught", name)));
+    callers.iter_mut().for_each(|(_, caller)| caller.is_ready());
+    home.lab().cut(Side::Client);
+    let took = callers.each_mut().map(|(kind, caller)| {
+        caller.go();
+        assert_eq!(caller.line(), "accepted");
+        let start = Instant::now();
+        assert_eq!(wait(&mut caller.child, Duration::from_secs(20)), Some(0));
+        println!("{kind:<12} {:>12}", start.elapsed().as_millis());
+        start.elapsed()
+    });
+    assert!(took.iter().all(|took| *took < Duration::from_secs(1)), "{took:?}");
+    home.lab().heal(Side::Client);
+    home.sync();
+    for name in ["exit", "many"] {
+        let text = fs::read_to_string(home.disk.join(name)).unwrap();
+        assert!(text.starts_with("accepted\n"), "what was accepted is not there: {text:.40}");
+    }
+    home.unmount();
+}
+
+fn df_answers(home: &Home) {
+    // once while it is to be found out that the host is late, and once when that is known
+    let answers = [(); 2].map(|()| {
+        let mut command = Command::new("df");
+        command.arg(&home.mountpoint);
+        Outcome::of(command, Duration::from_secs(20)).ok().took
+    });
+    println!("df answers after {answers:?}");
+    assert!(answers.iter().all(|took| *took < Duration::from_secs(2)), "{answers:?}");
 }
 
 /// Also what was on its way when the network was cut, and nobody had noticed, does not happen when
@@ -273,6 +332,8 @@ fn nothing_happens_later(home: &Home) {
             let kept = text.starts_with("accepted\n");
             assert!(kept, "what {kind} ({how:?}) had accepted is not there: {:.40}", text);
         }
+        let mapped = fs::read_to_string(home.disk.join(name("msync", how.word()))).unwrap();
+        assert!(mapped.starts_with("mapped\n"), "what was mapped is not there: {mapped:.40}");
         let text = fs::read_to_string(home.disk.join(name("append", how.word()))).unwrap();
         assert!(!text.contains("appended"), "append happened after it was interrupted");
     }
@@ -324,19 +385,35 @@ fn after_the_grace_calls_fail_with_a_plain_error() {
         .into_iter()
         .collect();
     callers.iter_mut().for_each(|(_, caller)| caller.is_ready());
+    // the grace counts from the last that was heard: an open asks the host
+    let heard = monotonic_ms();
+    fs::File::open(home.mountpoint.join("hello")).unwrap();
     home.lab().cut(Side::Client);
+    let cut = monotonic_ms();
+    println!("cut {} ms after the host was asked", cut - heard);
     callers.iter_mut().for_each(|(_, caller)| caller.go());
-    println!("{:<12} {:>12} {:>12}", "call", "error", "after ms");
+    println!("{:<12} {:>12} {:>12} {:>12}", "call", "error", "after ms", "of the cut");
+    let mut early = Vec::new();
     for (kind, caller) in &mut callers {
         if ACCEPTED.contains(kind) {
             assert_eq!(caller.line(), "accepted");
         }
+        if *kind == FAULT {
+            assert_eq!(caller.signal(), Some(Signal::BUS.as_raw()));
+            println!("{kind:<12} {:>12}", "SIGBUS");
+            continue;
+        }
         let line = caller.line();
-        let (error, after) = line.split_once(' ').unwrap();
-        println!("{kind:<12} {error:>12} {after:>12}");
+        let [error, after, end] = line.split(' ').collect::<Vec<_>>().try_into().unwrap();
+        let (after, end) = (after.parse::<u64>().unwrap(), end.parse::<u64>().unwrap());
+        println!("{kind:<12} {error:>12} {after:>12} {:>12}", end - cut);
         assert_eq!(error, "ETIMEDOUT", "{kind}");
-        assert!(after.parse::<u64>().unwrap() < 6000, "{kind}: {after} ms");
+        assert!(after < 6000, "{kind}: {after} ms");
+        if end < heard + 2000 {
+            early.push((*kind, end - heard));
+        }
     }
+    assert!(early.is_empty(), "before the grace was over: {early:?}");
     let start = Instant::now();
     let error = fs::read(home.mountpoint.join("hello")).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(TIMED_OUT));
@@ -350,6 +427,38 @@ fn after_the_grace_calls_fail_with_a_plain_error() {
     println!("there again after {} ms", start.elapsed().as_millis());
     home.sync();
     home.unmount();
+}
+
+#[test]
+fn the_grace_is_half_a_minute_if_nothing_is_said() {
+    assert_eq!(MountOptions::default().grace, Some(Duration::from_secs(30)));
+}
+
+#[test]
+#[ignore = "takes half a minute"]
+fn a_call_waits_for_half_a_minute_if_nothing_is_said() {
+    need_cut!();
+    let home = home();
+    prepare(&home, "open");
+    home.mount("timeout=30");
+    let mut caller = Caller::start(&home, "open", "caught", "open");
+    caller.is_ready();
+    let heard = monotonic_ms();
+    fs::File::open(home.mountpoint.join("hello")).unwrap();
+    home.lab().cut(Side::Client);
+    caller.go();
+    let line = caller.line();
+    let end: u64 = line.rsplit_once(' ').unwrap().1.parse().unwrap();
+    println!("{line}: {} ms after the host was heard", end - heard);
+    assert!(line.starts_with("ETIMEDOUT ") && (30_000..36_000).contains(&(end - heard)), "{line}");
+    home.lab().heal(Side::Client);
+    home.unmount();
+}
+
+/// What the callers tell the time by.
+fn monotonic_ms() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000
 }
 
 /// Writes and reads go on over a cut of `length`: what they see is a pause.

@@ -1,11 +1,12 @@
 """One call on a mount, made when it is told to, by a process that meets signals in one of three ways.
 
 caller.py KIND HOW DIRECTORY NAME: prints "ready", waits for a line, makes the call, prints what came
-of it (0 or an errno) and how long it took in milliseconds.
+of it (0 or an errno), how long it took in milliseconds, and when it ended, by CLOCK_MONOTONIC.
 """
 
 import errno
 import fcntl
+import mmap
 import os
 import signal
 import sys
@@ -29,7 +30,6 @@ def flock_of(fd):
 
 
 def read_direct(fd):
-    import mmap
     os.preadv(fd, [mmap.mmap(-1, 4096)], 0)
 
 
@@ -38,25 +38,42 @@ def accept(fd):
     print("accepted", flush=True)
 
 
+def sync_mapping():
+    mapped[:7] = b"mapped\n"
+    try:
+        mapped.flush()
+    except KeyboardInterrupt:
+        # Python closes what it has mapped, which is another call that waits
+        os._exit(1)
+
+
 # what is done before the network is cut, and what is done then
 if kind in ("read", "direct read", "fsync", "lock", "flock", "truncate", "close", "append", "write",
-            "exit", "fchmod"):
+            "exit", "exit many", "fchmod", "page fault", "msync"):
     flags = {"append": os.O_RDWR | os.O_APPEND, "direct read": os.O_RDWR | os.O_DIRECT}
     fd = os.open(path, flags.get(kind, os.O_RDWR))
     # before its first write to a file the kernel asks for an attribute, which would wait
-    if kind in ("fsync", "close", "exit"):
+    if kind in ("fsync", "close", "exit", "exit many"):
         os.pwrite(fd, b"#", 0)
+    if kind in ("page fault", "msync"):
+        mapped = mmap.mmap(fd, 0)
+    if kind == "msync":
+        mapped[0] = ord("#")
+        os.close(fd)
 call = {
     "read": lambda: os.pread(fd, 4096, 0),
     "direct read": lambda: read_direct(fd),
     "fsync": lambda: (accept(fd), os.fsync(fd)),
     "close": lambda: (accept(fd), os.close(fd)),
     "exit": lambda: accept(fd),
+    "exit many": lambda: ([os.dup(fd) for _ in range(3)], accept(fd)),
     "append": lambda: os.write(fd, b"appended\n"),
     "write": lambda: fill(fd),
     "truncate": lambda: os.ftruncate(fd, 5),
     "lock": lambda: fcntl.lockf(fd, fcntl.LOCK_EX),
     "flock": lambda: flock_of(fd),
+    "page fault": lambda: mapped[0],
+    "msync": lambda: sync_mapping(),
     "open": lambda: os.open(path, os.O_RDONLY),
     "create": lambda: os.open(path + ".made", os.O_RDWR | os.O_CREAT, 0o644),
     "stat": lambda: os.stat(path),
@@ -79,9 +96,10 @@ try:
     number = 0
 except OSError as error:
     number = error.errno
-if kind == "exit":
+if kind in ("exit", "exit many"):
     # the kernel closes what is open
     os._exit(0)
 if number:
     number = errno.errorcode[number]
-print(number, round((time.monotonic() - start) * 1000), flush=True)
+end = time.monotonic()
+print(number, round((end - start) * 1000), round(end * 1000), flush=True)

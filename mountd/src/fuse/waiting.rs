@@ -4,9 +4,11 @@
 //! got a signal. Whoever waits for long is looked at again and again instead: an answer, whatever
 //! it says, is what frees it.
 
+use std::collections::VecDeque;
 use std::fs;
 use std::io;
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use p2pfs::wire::lease::LockFamily;
 
@@ -17,6 +19,12 @@ const LOOKS_MAX: usize = 50;
 /// How often a process that ends is looked at before it need not wait for its files any longer:
 /// nobody is there to be told how closing went.
 const LOOKS_ENDING: u32 = 5;
+/// Who did not have to wait for one of its files need not wait for the others, if they are closed
+/// within so long of each other; so many are remembered.
+const LET_GO: Duration = Duration::from_secs(1);
+const LET_GO_MAX: usize = 64;
+
+static ENDING: Mutex<VecDeque<(u32, Instant)>> = Mutex::new(VecDeque::new());
 /// `flock` of a 32-bit program.
 const FLOCK_32: i64 = 143;
 
@@ -81,10 +89,27 @@ pub(super) async fn interrupted(caller: u32, signals: Signals) {
         if signals == Signals::Closing && ends {
             ending += 1;
             if ending == LOOKS_ENDING {
-                return;
+                return let_go(caller);
             }
         }
     }
+}
+
+/// Whether a caller that closes a file is ending, and has waited for another one for long enough.
+pub(super) fn is_let_go(caller: u32) -> bool {
+    let mut all = ENDING.lock().unwrap_or_else(PoisonError::into_inner);
+    let now = Instant::now();
+    all.retain(|(_, last)| now - *last < LET_GO);
+    let found = all.iter_mut().find(|(one, _)| *one == caller);
+    found.map(|(_, last)| *last = now).is_some()
+}
+
+fn let_go(caller: u32) {
+    let mut all = ENDING.lock().unwrap_or_else(PoisonError::into_inner);
+    if all.len() == LET_GO_MAX {
+        all.pop_front();
+    }
+    all.push_back((caller, Instant::now()));
 }
 
 /// Whether a caller has signals to see to, and whether it is ending.
