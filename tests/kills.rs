@@ -18,8 +18,8 @@ use crate::world::{Home, Outcome, eventually, is_mounted, need_mount, need_root,
 
 /// Rounds of an ordinary run.
 const ROUNDS: u64 = 5;
-/// The latest moment at which a program is killed: the jobs take about as long.
-const MOMENT_MS: u64 = 900;
+/// The latest moment at which a program is killed: most jobs take longer.
+const MOMENT_MS: u64 = 500;
 /// How long a job may take, with a program killed under it.
 const JOB: Duration = Duration::from_secs(90);
 /// Longer than a program is away.
@@ -52,7 +52,10 @@ enum Victim {
 #[derive(Clone, Copy, Debug)]
 enum Job {
     Rsync,
+    /// Object by object, each written under its own name.
     Clone,
+    /// As from another machine: one pack, which has its name when it is whole.
+    Fetch,
 }
 
 /// What the jobs copy.
@@ -77,10 +80,13 @@ fn nothing_is_torn_and_nothing_confirmed_is_lost_whoever_is_killed() {
     let mut home = Home::on_loopback();
     let origin = Origin::make(&home);
     home.mount(OPTIONS);
+    let (first_victim, first_job) = (dice.roll() % 3, dice.roll() % 4);
     for round in 0..rounds {
-        // each of them in three rounds
-        let victim = [Victim::Mountd, Victim::Hostd, Victim::Server][(round % 3) as usize];
-        let job = [Job::Rsync, Job::Clone][(dice.roll() % 2) as usize];
+        // each of them in three rounds; in five, two of rsync's at least and two of git's
+        let at = ((first_victim + round) % 3) as usize;
+        let victim = [Victim::Mountd, Victim::Hostd, Victim::Server][at];
+        let at = ((first_job + round) % 4) as usize;
+        let job = [Job::Rsync, Job::Clone, Job::Rsync, Job::Fetch][at];
         let moment = Duration::from_millis(dice.roll() % MOMENT_MS);
         killed(&mut home, &origin, round, victim, job, moment);
     }
@@ -171,9 +177,10 @@ impl Job {
                 command.args(["-a", "--whole-file"]).arg(origin.tree.join("")).arg(into);
                 command
             }
-            Self::Clone => {
+            Self::Clone | Self::Fetch => {
+                let how = if matches!(self, Self::Clone) { "--no-hardlinks" } else { "--no-local" };
                 let mut command = Command::new("git");
-                command.args(["clone", "-q", "--no-hardlinks"]).args([&origin.repository, into]);
+                command.args(["clone", "-q", how]).args([&origin.repository, into]);
                 command
             }
         }
@@ -195,12 +202,17 @@ impl Job {
                 assert!(!all || whole == files(&origin.tree, &origin.tree).len(), "{whole} files");
                 whole
             }
-            Self::Clone => {
+            Self::Clone | Self::Fetch => {
                 if all {
                     assert_eq!(git(there, &["fsck", "--full", "--strict"]), "");
                     assert_eq!(git(there, &["status", "--porcelain"]), "");
                 }
-                usize::from(all)
+                let (whole, torn) = cloned(origin, there);
+                let found = files(&origin.tree, &origin.tree).len();
+                assert!(!all || torn.is_empty() && whole >= found, "{whole} files, {torn:?}");
+                // git has one file open at a time, under the name that it is to have
+                assert!(torn.len() <= 1, "torn: {torn:?}");
+                whole
             }
         }
     }
@@ -214,7 +226,7 @@ impl Job {
                 home.sync();
                 tool("diff", &["-r", text(&origin.tree), text(there)]);
             }
-            Self::Clone => {
+            Self::Clone | Self::Fetch => {
                 tool("rm", &["-rf", text(into)]);
                 let cloned = Outcome::of(self.command(origin, into), JOB);
                 cloned.ok();
@@ -224,6 +236,50 @@ impl Job {
                 assert_eq!(git(there, &["status", "--porcelain"]), "");
             }
         }
+    }
+}
+
+/// Compares what is there of a clone, its objects and what was checked out, with the origin: how
+/// many files are whole, and the beginnings of files. Anything else is torn by us.
+fn cloned(origin: &Origin, there: &Path) -> (usize, Vec<PathBuf>) {
+    let (mut whole, mut begun) = (0, Vec::new());
+    for (name, path) in files(there, there) {
+        let file = path.file_name().unwrap().to_string_lossy();
+        let in_git = name.strip_prefix(".git").ok();
+        let is_object = in_git.is_some_and(|name| name.starts_with("objects"));
+        if in_git.is_some() && !is_object || file.starts_with("tmp_") {
+            continue;
+        }
+        if is_object && file.starts_with("pack-") {
+            is_pack_whole(&path);
+            whole += 1;
+            continue;
+        }
+        let wanted = fs::read(origin.repository.join(&name));
+        let wanted = wanted.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let found = fs::read(&path).unwrap();
+        if found == wanted {
+            whole += 1;
+        } else {
+            assert!(wanted.starts_with(&found), "{} is torn", path.display());
+            begun.push(name);
+        }
+    }
+    (whole, begun)
+}
+
+/// Has git read a pack, or its index, which comes after it.
+fn is_pack_whole(path: &Path) {
+    match path.extension().and_then(|extension| extension.to_str()) {
+        Some("pack") => {
+            let index = tempfile::NamedTempFile::new().unwrap();
+            let index = text(index.path()).to_owned() + ".idx";
+            tool("git", &["index-pack", "-o", &index, text(path)]);
+            fs::remove_file(index).unwrap();
+        }
+        Some("idx") => drop(tool("git", &["verify-pack", text(path)])),
+        // made of the pack, and made again where it is missing
+        _ => {}
     }
 }
 

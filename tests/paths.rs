@@ -2,14 +2,27 @@
 
 use std::fs::{self, File};
 use std::io::Read;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
+
+use rustix::fs::{Advice, fadvise};
 
 use serde_json::Value;
 
 use crate::world::lab::{Kind, Lab, need_lab};
-use crate::world::{Home, Outcome, Side, eventually, need_mount};
+use crate::world::outcome::tool;
+use crate::world::{Home, Outcome, Side, eventually, need_mount, programs, skip};
 
 const SOON: Duration = Duration::from_secs(10);
+/// How long a copy may pause whose path dies.
+const PAUSE: Duration = Duration::from_secs(2);
+/// How long a reader may wait while the machine goes from one network to another.
+const MOVE: Duration = Duration::from_secs(5);
 
 /// A home whose host is at the server, with a file of `megabytes`, and what is in it.
 fn home(host: Kind, client: Kind, megabytes: usize) -> (Home, Vec<u8>) {
@@ -87,6 +100,224 @@ fn a_path_that_dies_under_an_open_file_is_left_and_the_reader_notices_nothing() 
     assert_eq!(mount["connection_id"], connection, "{mount:#}");
     wait_for(&home, "tcp-public");
     home.unmount();
+}
+
+/// What `dd` met.
+struct Copied {
+    /// How long nothing arrived at most.
+    pause: Duration,
+    /// From the last byte to its end.
+    rest: Duration,
+    took: Duration,
+}
+
+/// Runs `dd`, which must work, and looks at the file that grows; when a quarter is there, it does
+/// something `midway`.
+fn copied(from: &Path, to: &Path, grows: &Path, conv: &[&str], midway: impl FnOnce()) -> Copied {
+    let size = fs::metadata(from).unwrap().len();
+    let mut dd = Command::new("dd");
+    dd.args([format!("if={}", from.display()), format!("of={}", to.display())]);
+    let mut dd = dd.arg("bs=64k").args(conv).stderr(Stdio::null()).spawn().unwrap();
+    let start = Instant::now();
+    let (mut there, mut since, mut pause) = (0, start, Duration::ZERO);
+    let (mut midway, mut status) = (Some(midway), None);
+    eventually("dd to end", Duration::from_secs(60), || {
+        status = dd.try_wait().unwrap();
+        let now = fs::metadata(grows).map_or(0, |file| file.len());
+        if now > there {
+            pause = pause.max(since.elapsed());
+            (there, since) = (now, Instant::now());
+        }
+        if there > size / 4
+            && let Some(midway) = midway.take()
+        {
+            assert!(status.is_none() && there < size, "it was too quick: nothing was shown");
+            midway();
+        }
+        status.is_some()
+    });
+    assert!(status.unwrap().success(), "{status:?}");
+    assert_eq!(there, size);
+    Copied { pause, rest: since.elapsed(), took: start.elapsed() }
+}
+
+/// Makes the client's router drop what goes over that path, both ways, and nothing else: each side
+/// has one port for all its paths.
+fn cut_path(home: &Home, path: &Value) {
+    let (kind, address) = (path["kind"].as_str().unwrap(), path["address"].as_str().unwrap());
+    let (ip, port) = address.rsplit_once(':').unwrap();
+    cut(home, &format!("ip daddr {ip} {kind} dport {port}"));
+    cut(home, &format!("ip saddr {ip} {kind} sport {port}"));
+}
+
+/// Kind, rung and address.
+fn which(path: &Value) -> [&Value; 3] {
+    [&path["kind"], &path["rung"], &path["address"]]
+}
+
+#[test]
+fn a_copy_that_loses_its_one_path_pauses_and_goes_on_over_another() {
+    need_mount!();
+    need_lab!();
+    if let Some(missing) = programs::missing(&["dd", "cmp"]) {
+        return skip(&missing);
+    }
+    let (home, _) = home(Kind::Port, Kind::Port, 256);
+    let [film, copy] = ["film", "copy"].map(|name| home.disk.join(name));
+    let [mounted, put] = ["film", "copy"].map(|name| home.mountpoint.join(name));
+    let got = home.world.path("got");
+    println!("dd     path lost  longest pause  after the last byte     all (ms)  then");
+    let mut pauses = Vec::new();
+    for (reads, loses) in [(true, false), (true, true), (false, false), (false, true)] {
+        home.mount("timeout=10,cache=1M");
+        wait_for(&home, "udp-public");
+        let before = home.world.mount_status();
+        let midway = || {
+            if loses {
+                cut_path(&home, &path(&home));
+            }
+        };
+        let copied = if reads {
+            copied(&mounted, &got, &got, &[], midway)
+        } else {
+            copied(&film, &put, &copy, &["conv=fsync"], midway)
+        };
+        let after = home.world.mount_status();
+        let [pause, rest, took] =
+            [copied.pause, copied.rest, copied.took].map(|took| took.as_millis());
+        let (what, then) = (if reads { "reads" } else { "writes" }, &after["path"]["rung"]);
+        println!("{what:<6} {loses:<9} {pause:>14} {rest:>20} {took:>12}  {then}");
+        pauses.push(copied.pause);
+        let text = |path: &Path| path.to_str().unwrap().to_owned();
+        for other in if reads { vec![&got] } else { vec![&copy, &put] } {
+            tool("cmp", &[&text(&film), &text(other)]);
+        }
+        assert_eq!(after["connection_id"], before["connection_id"], "{after:#}");
+        if loses {
+            assert_ne!(which(&after["path"]), which(&before["path"]), "{after:#}");
+            heal(&home);
+        }
+        home.unmount();
+        for made in [&got, &copy] {
+            let _ = fs::remove_file(made);
+        }
+    }
+    assert!(pauses.iter().all(|pause| *pause < PAUSE), "{pauses:?}");
+}
+
+/// Reads one open file from its beginning to its end, again and again, and compares.
+struct Reader {
+    stop: Arc<AtomicBool>,
+    read: Arc<AtomicU64>,
+    thread: JoinHandle<Duration>,
+}
+
+impl Reader {
+    fn start(home: &Home, content: Vec<u8>) -> Self {
+        let (stop, read) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let film = File::open(home.mountpoint.join("film")).unwrap();
+        let (stopped, counted) = (stop.clone(), read.clone());
+        let thread = thread::spawn(move || {
+            let mut longest = Duration::ZERO;
+            let mut buffer = vec![0; 64 << 10];
+            for (chunk, at) in content.chunks(64 << 10).zip((0..).step_by(64 << 10)).cycle() {
+                let start = Instant::now();
+                film.read_exact_at(&mut buffer[..chunk.len()], at).unwrap();
+                longest = longest.max(start.elapsed());
+                assert!(buffer[..chunk.len()] == *chunk, "at {at}");
+                counted.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+                // the next time around it comes from the host again
+                fadvise(&film, 0, None, Advice::DontNeed).unwrap();
+                if stopped.load(Ordering::Relaxed) {
+                    break;
+                }
+            }
+            longest
+        });
+        Self { stop, read, thread }
+    }
+
+    /// Waits until so much more has been read.
+    fn reads(&self, more: u64) {
+        let before = self.read.load(Ordering::Relaxed);
+        eventually("more to be read", Duration::from_secs(30), || {
+            self.thread.is_finished() || self.read.load(Ordering::Relaxed) > before + more
+        });
+        assert!(!self.thread.is_finished(), "the reader has failed");
+    }
+
+    /// How long a read took at most.
+    fn stop(self) -> Duration {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap()
+    }
+}
+
+/// N4: from the relay to a direct path.
+#[test]
+fn a_session_leaves_the_relay_under_a_reader() {
+    need_mount!();
+    need_lab!();
+    let (home, content) = home(Kind::Port, Kind::Port, 30);
+    cut(&home, DIRECT_UDP);
+    cut(&home, DIRECT_TCP);
+    home.mount("timeout=10,cache=1M");
+    wait_for(&home, "relay");
+    let before = home.world.mount_status();
+    let reader = Reader::start(&home, content);
+    reader.reads(5_000_000);
+    heal(&home);
+    let healed = Instant::now();
+    eventually("a direct path", Duration::from_secs(30), || path(&home)["rung"] != "relay");
+    let took = healed.elapsed().as_millis();
+    wait_for(&home, "udp-public");
+    let still = relayed(&home);
+    reader.reads(40_000_000);
+    let longest = reader.stop().as_millis();
+    println!("direct {took} ms after it was possible; the longest read took {longest} ms");
+    assert!(relayed(&home) < still + 1_000_000, "the relay rests");
+    let after = home.world.mount_status();
+    assert_eq!(after["connection_id"], before["connection_id"], "{after:#}");
+    assert!(longest < PAUSE.as_millis(), "{longest} ms");
+    home.unmount();
+}
+
+/// N4: another address, and then another interface, from Wi-Fi to cable.
+#[test]
+fn a_session_stands_when_the_client_is_elsewhere_under_a_reader() {
+    need_mount!();
+    need_lab!();
+    println!("path        move         longest read (ms)   then, on the same connection");
+    let mut wrong = Vec::new();
+    for rung in ["udp-public", "tcp-public", "relay"] {
+        let (home, content) = home(Kind::Port, Kind::Port, 30);
+        if rung != "udp-public" {
+            cut(&home, DIRECT_UDP);
+        }
+        if rung == "relay" {
+            cut(&home, DIRECT_TCP);
+        }
+        home.mount("timeout=10,cache=1M");
+        wait_for(&home, rung);
+        let before = home.world.mount_status()["connection_id"].clone();
+        for (step, move_it) in
+            [("address", Lab::readdress as fn(&Lab)), ("interface", Lab::plug_over)]
+        {
+            let reader = Reader::start(&home, content.clone());
+            reader.reads(5_000_000);
+            move_it(home.lab());
+            reader.reads(40_000_000);
+            let longest = reader.stop();
+            let mount = home.world.mount_status();
+            let (is_same, then) = (mount["connection_id"] == before, &mount["path"]["rung"]);
+            println!("{rung:<11} {step:<11} {:>17}   {then} {is_same}", longest.as_millis());
+            if !is_same || longest >= MOVE {
+                wrong.push((rung, step, is_same, longest));
+            }
+        }
+        home.unmount();
+    }
+    assert!(wrong.is_empty(), "another connection, or a long pause: {wrong:?}");
 }
 
 #[test]

@@ -4,7 +4,9 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::world::outcome::wait;
 use crate::world::{Home, eventually, need_mount, programs, skip};
@@ -74,6 +76,65 @@ fn one_slow_file_does_not_slow_the_others() {
     home.sync();
     assert_eq!(fs::read_to_string(home.disk.join("slow")).unwrap().lines().count(), 4);
     home.unmount();
+}
+
+/// `dd` and the shell with a trap catch what Ctrl-C sends.
+#[test]
+fn whoever_waits_for_a_disk_that_hangs_ends_when_told_to() {
+    need_mount!();
+    if let Some(reason) = programs::missing(&["python3", "dd", "bash"]) {
+        return skip(&reason);
+    }
+    let home = Home::on_loopback();
+    fs::write(home.disk.join("slow"), "data\n").unwrap();
+    home.mount("timeout=20");
+    let mut holder = hold(&home.disk.join("slow"));
+    println!("{:<42} {:>8} {:>8}  (ms until it has ended)", "", "kill -9", "Ctrl-C");
+    let mut slow = Vec::new();
+    for line in [
+        "exec cat slow",
+        "exec dd if=slow of=/dev/null",
+        "exec dd if=/dev/zero of=slow count=1 conv=notrunc",
+        "exec truncate -s 0 slow",
+        "echo more >> slow",
+        "trap 'exit 3' INT; echo more >> slow",
+    ] {
+        let took = [Signal::KILL, Signal::INT].map(|signal| {
+            let mut child = waiter(&home, line);
+            let start = Instant::now();
+            kill_process(Pid::from_child(&child.0), signal).unwrap();
+            wait(&mut child.0, SOON);
+            start.elapsed()
+        });
+        let [killed, interrupted] = took.map(|took| took.as_millis());
+        println!("{line:<42} {killed:>8} {interrupted:>8}");
+        if took.iter().any(|took| *took >= Duration::from_secs(1)) {
+            slow.push(line);
+        }
+    }
+    assert!(is_being_broken(&home.disk.join("slow")), "nobody had to wait: nothing was shown");
+    assert_eq!(slow, Vec::<&str>::new());
+    holder.0.kill().unwrap();
+    wait(&mut holder.0, SOON);
+    assert_eq!(fs::read_to_string(home.mountpoint.join("slow")).unwrap(), "data\n");
+    home.sync();
+    assert_eq!(fs::read_to_string(home.disk.join("slow")).unwrap(), "data\n");
+    home.unmount();
+}
+
+/// A shell that waits for the host.
+fn waiter(home: &Home, line: &str) -> Running {
+    // whoever starts the tests in the background ignores it
+    let mut command = Command::new("env");
+    command.args(["--default-signal=INT", "bash", "-c", line]).current_dir(&home.mountpoint);
+    let child = Running(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+    eventually("it to wait", SOON, || {
+        let of = |file: &str| fs::read_to_string(format!("/proc/{}/{file}", child.0.id())).unwrap();
+        let waits = of("stat").rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('D'))
+            || of("wchan") == "request_wait_answer";
+        waits && is_being_broken(&home.disk.join("slow"))
+    });
+    child
 }
 
 fn hold(path: &Path) -> Running {

@@ -229,6 +229,26 @@ impl Lab {
         );
     }
 
+    /// Gives a client behind a NAT another address in its LAN.
+    pub(crate) fn readdress(&self) {
+        self.ip(
+            "client",
+            "addr del 10.2.0.2/24 dev eth0\naddr add 10.2.0.77/24 dev eth0\nroute replace default \
+             via 10.2.0.1",
+        );
+    }
+
+    /// Takes a client behind a NAT from one network interface to another.
+    pub(crate) fn plug_over(&self) {
+        self.link("client", "eth1", "client-nat", "lan-other");
+        self.ip("client-nat", "link set lan-other master lan");
+        self.ip(
+            "client",
+            "link set eth0 down\naddr flush dev eth0\naddr add 10.2.0.78/24 dev eth1\nroute replace \
+             default via 10.2.0.1",
+        );
+    }
+
     fn side(&mut self, node: &'static str, kind: Kind, number: u8, delay: Duration) {
         self.space(node, kind.has_v6());
         match kind {
