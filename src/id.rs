@@ -77,7 +77,7 @@ impl Seq {
 
     /// The entry after this one.
     pub fn next(self) -> Self {
-        Self(self.0 + 1)
+        Self(self.0.saturating_add(1))
     }
 
     /// The entry before this one; nothing is before [`Self::ZERO`].

@@ -7,7 +7,10 @@ use std::time::{Duration, Instant};
 use rustix::process::{Signal, kill_process};
 
 use crate::world::looker::Looker;
-use crate::world::{Daemon, Paired, Side, World, eventually, is_mounted, need_mount, programs};
+use crate::world::marker::{self, BACK, Ways};
+use crate::world::{
+    Daemon, Paired, Side, World, eventually, is_mounted, need_mount, need_root, programs,
+};
 
 const MARKER: &str = "the marker that nobody may find when the key is away, 64 bytes..";
 
@@ -37,7 +40,8 @@ impl Homes {
     /// Returns when something is mounted.
     fn watch(&self) -> Daemon {
         let [places, under] = [&self.places, &self.under].map(|path| path.to_str().unwrap());
-        self.world.start(Side::Client, &["auto", places, "--under", under])
+        let args = ["auto", places, "--under", under, "-o", "drain=1,grace=60"];
+        self.world.start(Side::Client, &args)
     }
 
     fn plug_in(&self, key: &Paired) -> Instant {
@@ -48,6 +52,13 @@ impl Homes {
     fn pull(&self, key: &Paired) -> Instant {
         fs::rename(self.places.join("stick"), &key.dir).unwrap();
         Instant::now()
+    }
+
+    fn start_host(&mut self) {
+        self.host = self.world.start(Side::Host, &["serve"]);
+        eventually("the host at the server", Duration::from_secs(20), || {
+            self.world.status(Side::Server)["hosts"] == 1
+        });
     }
 
     fn folder(&self, share: &str) -> PathBuf {
@@ -61,13 +72,15 @@ impl Homes {
     }
 }
 
+/// Also what the host could not be given any more is neither lost nor left in clear text.
 #[test]
 fn a_key_that_appears_is_mounted_and_a_pulled_one_is_not() {
     need_mount!();
-    if let Some(missing) = programs::missing(&["python3"]) {
+    need_root!();
+    if let Some(missing) = programs::missing(&["python3", "unshare"]) {
         return crate::world::skip(&missing);
     }
-    let homes = homes();
+    let mut homes = homes();
     let key = homes.world.pair("K", &["--authorise"]);
     homes.plug_in(&key);
     let watcher = homes.watch();
@@ -75,28 +88,34 @@ fn a_key_that_appears_is_mounted_and_a_pulled_one_is_not() {
         homes.reads("docs") && homes.reads("pictures")
     });
     let folders = ["docs", "pictures"].map(|share| homes.folder(share));
-    let mut holder = Looker::holder(&folders[0].join("file"), MARKER);
-    assert_eq!(holder.look(), Looker::EVERY_WAY);
+    let mut ways = Ways::to(&folders[0].join("file"), MARKER, &folders);
+    let late = folders[1].join("late");
+    let mut writer = Looker::writer(&late, MARKER);
+    homes.host.kill_now();
+    assert_eq!(writer.look(), "accepted");
 
     let pulled = homes.pull(&key);
-    eventually("nothing to be left to read", Duration::from_secs(5), || {
-        holder.look().is_empty() && folders.iter().all(|folder| !is_mounted(folder))
-    });
-    println!("nothing left to read after {} ms", pulled.elapsed().as_millis());
-    assert!(pulled.elapsed() < Duration::from_secs(1), "{:?}", pulled.elapsed());
+    let mut times = ways.closed(pulled);
     eventually("both to wait for the key", Duration::from_secs(5), || {
         let status = homes.world.status(Side::Client);
         let mounts = status["mounts"].as_array().unwrap().clone();
         mounts.len() == 2 && mounts.iter().all(|mount| mount["state"] == "locked")
     });
+    times.add("drain=1: both locked", pulled.elapsed());
+    marker::is_nowhere(&homes.world, MARKER);
+    assert_eq!(homes.world.sealed_files().len(), 1);
 
+    homes.start_host();
     let back = homes.plug_in(&key);
     eventually("both to be back", Duration::from_secs(10), || {
         homes.reads("docs") && homes.reads("pictures")
     });
-    println!("mounted again after {} ms", back.elapsed().as_millis());
-    assert!(back.elapsed() < Duration::from_secs(2), "{:?}", back.elapsed());
-    drop(holder);
+    times.add_within(BACK, "plugged in: both mounted again", back.elapsed());
+    assert!(ways.old_are_closed(), "old descriptors stay dead");
+    assert_eq!(fs::read_to_string(&late).unwrap(), MARKER);
+    assert_eq!(homes.world.sealed_files(), Vec::<PathBuf>::new());
+    times.print("auto: key pulled, host away, a write accepted");
+    drop((ways, writer));
     watcher.stop();
     for folder in folders {
         homes.world.assert_nothing_left(&folder);
@@ -117,7 +136,7 @@ fn what_is_pending_when_it_ends_is_sealed() {
     homes.plug_in(&key);
     let watcher = homes.watch();
     let folder = homes.folder("docs");
-    let mut writer = Looker::writer(&folder.join("late"), "late");
+    let mut writer = Looker::writer(&folder.join("late"), MARKER);
     homes.host.kill_now();
     assert_eq!(writer.look(), "accepted");
     kill_process(watcher.pid(), Signal::TERM).unwrap();
@@ -127,6 +146,7 @@ fn what_is_pending_when_it_ends_is_sealed() {
     kill_process(watcher.pid(), Signal::TERM).unwrap();
     homes.world.assert_nothing_left(&folder);
     assert_eq!(homes.world.sealed_files().len(), 1);
+    assert_eq!(marker::in_files(&homes.world, MARKER), Vec::<PathBuf>::new());
 }
 
 #[test]

@@ -10,9 +10,20 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::world::looker::Looker;
-use crate::world::{Home, eventually, is_mounted, need_mount, need_root, programs};
+use crate::world::marker::{self, BACK, GONE, Times, Ways};
+use crate::world::{Home, Side, eventually, need_mount, need_root, programs};
 
 const MARKER: &str = "the marker that nobody may find when mountd is dead, 64 bytes...";
+/// A program that fills the file with another text each time that it is told to.
+const REWRITER: &str = r#"
+import os, sys
+file = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY)
+for text in sys.argv[2:]:
+    sys.stdin.readline()
+    os.pwrite(file, text.encode(), 0)
+    print("accepted", flush=True)
+sys.stdin.readline()
+"#;
 
 fn home() -> Home {
     let home = Home::on_loopback_with(&["--authorise"], |disk| {
@@ -27,11 +38,16 @@ impl Home {
         fs::read_to_string(self.mountpoint.join("file")).is_ok_and(|text| text == MARKER)
     }
 
+    fn ways(&self) -> Ways {
+        let mountpoint = std::slice::from_ref(&self.mountpoint);
+        Ways::to(&self.mountpoint.join("file"), MARKER, mountpoint)
+    }
+
     fn mountd(&self) -> Pid {
         self.world.processes_of(b"p2pfs-mountd")[0]
     }
 
-    fn kill_mountd(&self) -> Instant {
+    pub(crate) fn kill_mountd(&self) -> Instant {
         let mountd = self.mountd();
         kill_process(mountd, Signal::KILL).unwrap();
         let killed = Instant::now();
@@ -51,25 +67,87 @@ fn a_killed_mountd_leaves_nothing_to_read_when_the_key_is_pulled() {
         return crate::world::skip(&missing);
     }
     let home = home();
-    let file = home.mountpoint.join("file");
-    let mut holder = Looker::holder(&file, MARKER);
-    let mut elsewhere = Looker::elsewhere(&file);
-    assert_eq!(holder.look(), Looker::EVERY_WAY);
-    assert_eq!(elsewhere.look(), MARKER);
-
+    let mut ways = home.ways();
     home.kill_mountd();
     let pulled = home.key.pull();
-    eventually("nothing to be left to read", Duration::from_secs(5), || {
-        holder.look().is_empty() && elsewhere.look().is_empty() && !is_mounted(&home.mountpoint)
-    });
-    println!("nothing left to read after {} ms", pulled.elapsed().as_millis());
-    assert!(pulled.elapsed() < Duration::from_secs(1), "{:?}", pulled.elapsed());
+    let mut times = ways.closed(pulled);
+    eventually("the mount to be locked", Duration::from_secs(10), || home.world.is_locked());
+    times.add("locked", pulled.elapsed());
+    marker::is_nowhere(&home.world, MARKER);
 
     let back = home.key.plug_in();
     eventually("the mount to be back", Duration::from_secs(10), || home.reads());
-    println!("mounted again after {} ms", back.elapsed().as_millis());
-    assert!(back.elapsed() < Duration::from_secs(2), "{:?}", back.elapsed());
-    assert_eq!(holder.look(), "", "old descriptors stay dead");
+    times.add_within(BACK, "plugged in: mounted again", back.elapsed());
+    assert!(ways.old_are_closed(), "old descriptors stay dead");
+    times.print("mountd killed, then the key pulled");
+    home.world.unmount(&home.mountpoint);
+}
+
+/// How the host is away.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Away {
+    Killed,
+    /// What was sent to it arrives when mountd is dead.
+    Stopped,
+}
+
+/// D3, N1: mountd is killed while an accepted write waits for the host, and then the key is pulled:
+/// nothing can be read, and when the key is back what was accepted arrives.
+#[test]
+fn a_killed_mountd_with_a_write_pending_leaves_nothing_to_read_and_loses_nothing() {
+    need_mount!();
+    need_root!();
+    if let Some(missing) = programs::missing(&["python3", "unshare"]) {
+        return crate::world::skip(&missing);
+    }
+    for away in [Away::Killed, Away::Stopped] {
+        is_killed_with_a_write_pending(away);
+    }
+}
+
+fn is_killed_with_a_write_pending(away: Away) {
+    let mut home = home();
+    let new = MARKER.repeat(1000);
+    let old = "x".repeat(new.len());
+    let (late, on_disk) = (home.mountpoint.join("late"), home.disk.join("late"));
+    let mut writer = Command::new("python3");
+    writer.args(["-c", REWRITER]).arg(&late).args([&old, &new]);
+    let (mut ways, mut writer) = (home.ways(), Looker::start(writer));
+    assert_eq!(writer.look(), "accepted");
+    home.sync();
+    assert_eq!(fs::read_to_string(&on_disk).unwrap(), old);
+    match away {
+        Away::Killed => home.host.kill_now(),
+        Away::Stopped => kill_process(home.host.pid(), Signal::STOP).unwrap(),
+    }
+    assert_eq!(writer.look(), "accepted");
+    let pending = home.world.mount_status()["pending"]["unapplied"].clone();
+    assert!(pending.as_u64() > Some(0), "{pending}");
+
+    home.kill_mountd();
+    let pulled = home.key.pull();
+    let mut times = ways.closed(pulled);
+    eventually("the mount to be locked", Duration::from_secs(10), || home.world.is_locked());
+    times.add("locked", pulled.elapsed());
+    marker::is_nowhere(&home.world, MARKER);
+
+    match away {
+        Away::Killed => home.host = home.world.start(Side::Host, &["serve"]),
+        Away::Stopped => kill_process(home.host.pid(), Signal::CONT).unwrap(),
+    }
+    eventually("the host at the server", Duration::from_secs(20), || {
+        home.world.status(Side::Server)["hosts"] == 1
+    });
+    let back = home.key.plug_in();
+    eventually("the mount to be back", Duration::from_secs(10), || home.reads());
+    times.add_within(BACK, "plugged in: mounted again", back.elapsed());
+    assert!(ways.old_are_closed(), "old descriptors stay dead");
+    assert!(fs::read_to_string(&late).unwrap() == new, "what was accepted is lost");
+    assert!(fs::read_to_string(&on_disk).unwrap() == new, "what was accepted did not arrive");
+    fs::write(home.mountpoint.join("next"), "it works").unwrap();
+    home.sync();
+    assert_eq!(fs::read_to_string(home.disk.join("next")).unwrap(), "it works");
+    times.print(&format!("host {away:?}, write accepted, mountd killed"));
     home.world.unmount(&home.mountpoint);
 }
 
@@ -79,6 +157,7 @@ fn a_killed_mountd_leaves_nothing_to_read_when_the_key_is_pulled() {
 fn a_killed_mountd_is_back_by_itself() {
     need_mount!();
     let home = home();
+    let mut times = Times::default();
     for round in 0..3 {
         let name = format!("round {round}");
         let file = File::create(home.mountpoint.join(&name)).unwrap();
@@ -89,10 +168,11 @@ fn a_killed_mountd_is_back_by_itself() {
         eventually("the mount to be back", Duration::from_secs(10), || {
             fs::read_to_string(home.mountpoint.join(&name)).is_ok_and(|text| text == name)
         });
-        println!("back after {} ms", killed.elapsed().as_millis());
+        times.add(&format!("{name}: mounted again"), killed.elapsed());
         assert_ne!(home.mountd(), before);
         assert!(file.read_at(&mut [0; 8], 0).is_err(), "descriptors from before are dead");
     }
+    times.print("mountd killed, the key there");
     home.world.unmount(&home.mountpoint);
 }
 
@@ -176,10 +256,11 @@ fn who_waits_for_a_killed_mountd_is_let_go() {
     });
     let killed = home.kill_mountd();
     let ended = waits.wait().unwrap();
-    println!("let go after {} ms", killed.elapsed().as_millis());
+    let mut times = Times::default();
+    times.add_within(GONE, "who waits is let go", killed.elapsed());
     assert!(!ended.success());
-    assert!(killed.elapsed() < Duration::from_secs(1), "{:?}", killed.elapsed());
     kill_process(home.host.pid(), Signal::CONT).unwrap();
     eventually("the mount to be back", Duration::from_secs(10), || home.reads());
+    times.print("mountd killed, the host stopped");
     home.world.unmount(&home.mountpoint);
 }

@@ -34,6 +34,8 @@ mod guard;
 mod habits;
 /// Hosts, clients, servers and strangers that do not keep to the protocol.
 mod hostile;
+/// What was accepted, and mountd is killed.
+mod journal;
 /// What is open when the host is killed or its machine restarted.
 mod kept;
 /// kill -9 of everything, at random moments.

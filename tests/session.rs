@@ -232,6 +232,7 @@ async fn home(state: &Path) -> Home {
         wanted: Wanted::default(),
         loans: None,
         resume: None,
+        journal: None,
     };
     let config = HostParts { secret: host_secret, recorded, server: server.address().clone() };
     let host = config.start(&owner);

@@ -5,6 +5,7 @@ pub(crate) mod daemon;
 pub(crate) mod home;
 pub(crate) mod lab;
 pub(crate) mod looker;
+pub(crate) mod marker;
 pub(crate) mod outcome;
 pub(crate) mod programs;
 

@@ -22,6 +22,7 @@ mod helper;
 mod identity;
 mod import;
 mod install;
+pub mod journal;
 mod key;
 pub mod known_hosts;
 mod lock;

@@ -27,6 +27,8 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use crate::journal;
+
 const MAGIC: &[u8] = b"p2pfs sealed 1\n";
 const SALT_BYTES: usize = 32;
 /// The largest file, bytes: a full log, set aside twice over, and its entries.
@@ -91,11 +93,42 @@ pub(crate) async fn deliver(
     key: &KeyContents,
     config: &ClientConfig,
 ) -> Result<(), Failure> {
+    adopt(state, key, config.timeout).await?;
     for path in of_key(state, key.id.as_str()) {
         // none: another mount of the key has delivered it
         if let Some(file) = take(&path, config.timeout).await? {
             deliver_one(state, &path, &file, key, config).await?;
         }
+    }
+    Ok(())
+}
+
+/// Seals what processes have left that were killed. One after the other: who finds nothing left
+/// must find it sealed.
+async fn adopt(state: &Path, key: &KeyContents, limit: Duration) -> Result<(), Failure> {
+    let (owned, key) = (state.to_owned(), key.clone());
+    let adopted = tokio::task::spawn_blocking(move || adopt_all(&owned, &key));
+    let adopted = tokio::time::timeout(limit, adopted).await;
+    let adopted = adopted.map_err(|_| io::Error::other("another mount of this key is at it"));
+    let adopted = adopted.and_then(|adopted| adopted.map_err(io::Error::other).flatten());
+    adopted.map_err(|error| undelivered(&journal::folder(state), &error.to_string()))
+}
+
+fn adopt_all(state: &Path, key: &KeyContents) -> io::Result<()> {
+    let _lock = match journal::lock(state) {
+        // there never was one
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        lock => lock?,
+    };
+    for left in journal::left(state, &key.id, &key.secret) {
+        let sealed = folder(state).join(format!("{}-{}", key.id, left.away.session));
+        // else it was killed after it had sealed all
+        if let Some(share) = left.share.as_deref().filter(|_| !left.is_empty())
+            && !sealed.exists()
+        {
+            seal(state, &key.id, &key.secret, left.host, share, &left.away)?;
+        }
+        left.remove()?;
     }
     Ok(())
 }

@@ -41,6 +41,12 @@ pub trait Remote: Send + Sync {
     /// as [`Self::given_up`] says.
     fn room(&self, bytes: usize) -> BoxFuture<Result<(), Errno>>;
 
+    /// Whether a change that is accepted outlives this process before the host has it, where that
+    /// was asked for.
+    fn is_kept(&self) -> bool {
+        true
+    }
+
     /// Resolves when nothing is to be expected of the host now: `ETIMEDOUT` when it has been silent
     /// for the grace, `ENOTCONN` when the session has ended.
     fn given_up(&self) -> BoxFuture<Errno>;

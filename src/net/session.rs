@@ -5,6 +5,7 @@
 //! lock, which is never held across a wait.
 
 mod core;
+pub mod journal;
 mod lanes;
 mod link;
 mod loans;
@@ -35,6 +36,7 @@ use crate::wire::log::Change;
 use crate::wire::session::{Denial, DeviceId, Grant};
 
 use self::core::Core;
+use self::journal::Journals;
 use self::supervisor::Supervisor;
 
 /// What a session needs to know: mostly what the key says.
@@ -68,6 +70,8 @@ pub struct ClientConfig {
     pub loans: Option<PathBuf>,
     /// A session of an earlier run, to deliver what it has left.
     pub resume: Option<Box<PutAway>>,
+    /// Where what is accepted outlives this process; without it, it does not.
+    pub journal: Option<Arc<dyn Journals>>,
 }
 
 /// What is left of a session: changes that were accepted and are not on the host's disk.
@@ -213,6 +217,11 @@ impl ClientSession {
         self.core.put_away()
     }
 
+    /// What was accepted has arrived, or is kept elsewhere: the session's journal is not needed.
+    pub fn forget_journal(&self) {
+        self.core.forget_journal();
+    }
+
     /// Refuses with `errno` what is asked of the host from now on, and what is being asked; changes
     /// that were accepted are still delivered.
     pub fn shut(&self, errno: Errno) {
@@ -243,6 +252,9 @@ impl Drop for ClientSession {
     fn drop(&mut self) {
         self.core.close();
         self.supervisor.abort();
+        if self.is_delivered() {
+            self.core.forget_journal();
+        }
     }
 }
 
@@ -261,6 +273,10 @@ impl Remote for ClientSession {
 
     fn room(&self, bytes: usize) -> BoxFuture<Result<(), Errno>> {
         Box::pin(Core::room(Arc::clone(&self.core), bytes))
+    }
+
+    fn is_kept(&self) -> bool {
+        self.core.is_kept()
     }
 
     fn given_up(&self) -> BoxFuture<Errno> {

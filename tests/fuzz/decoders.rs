@@ -16,7 +16,7 @@ mod wire;
 pub(crate) struct Decoder(pub(crate) &'static str, pub(crate) fn(&[u8]));
 
 /// All of them.
-pub(crate) const DECODERS: [Decoder; 36] = [
+pub(crate) const DECODERS: [Decoder; 37] = [
     Decoder("wire_session", wire::session),
     Decoder("wire_call", wire::call),
     Decoder("wire_reply", wire::reply),
@@ -48,6 +48,7 @@ pub(crate) const DECODERS: [Decoder; 36] = [
     Decoder("host_record", files::record),
     Decoder("host_opens", files::opens),
     Decoder("client_sealed", files::sealed),
+    Decoder("client_journal", files::journal),
     Decoder("client_files", files::client),
     Decoder("machine_server", machines::server),
     Decoder("machine_host", machines::host),

@@ -412,7 +412,7 @@ impl World {
                 self.clients[client].remade(old, new);
                 self.model.remade(old, new);
             }
-            log::Output::Progress => {}
+            log::Output::Note { .. } | log::Output::Progress => {}
         }
     }
 

@@ -145,16 +145,22 @@ impl Home {
         self.boot_host(&[]);
     }
 
-    fn boot_host(&mut self, more: &[&str]) {
+    /// Starts a host that was killed, on a machine that has booted since.
+    pub(crate) fn boot_host(&mut self, more: &[&str]) {
         let (server, shares) = self.host_args();
         self.host = self.world.host_after_boot(&server, &shares, more);
     }
 
     /// Kills the host; what is done then is done before it starts again.
     pub(crate) fn restart_host_after(&mut self, meanwhile: impl FnOnce()) {
-        let (server, shares) = self.host_args();
         self.host.kill_now();
         meanwhile();
+        self.start_killed_host();
+    }
+
+    /// Starts a host that was killed.
+    pub(crate) fn start_killed_host(&mut self) {
+        let (server, shares) = self.host_args();
         self.host = self.world.host(&server, &shares);
     }
 

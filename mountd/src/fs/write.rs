@@ -78,7 +78,7 @@ impl Fs {
             self.append(&open, offset, data).await.inspect_err(|error| self.doubt(*error))?;
         } else {
             let (submitted, touched) = self.ship_write(&open, offset, data);
-            if doubtful || how.until != Until::Accepted {
+            if doubtful || how.until != Until::Accepted || !self.remote.is_kept() {
                 self.settle_write(&open.inode, submitted, touched, true).await?;
             } else {
                 let (fs, inode) = (Arc::clone(self), Arc::clone(&open.inode));

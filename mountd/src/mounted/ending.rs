@@ -161,6 +161,7 @@ impl Mount {
         if self.shared.session.is_delivered() {
             // best effort: a host that hears nothing forgets the session by itself
             let _ = tokio::time::timeout(GOODBYE, self.shared.session.close()).await;
+            self.shared.session.forget_journal();
         }
         if let Some(dropped) = self.wiping.take()
             && tokio::time::timeout(REST, dropped).await.is_err()
@@ -221,7 +222,9 @@ impl Mount {
         let (key, session) = (&self.key, &self.shared.session);
         let share = session.grant().share;
         let (owned, away) = (&key.owned, session.put_away());
-        sealed::seal(&key.state, &owned.id, &owned.secret, owned.host, &share, &away)
+        let sealed = sealed::seal(&key.state, &owned.id, &owned.secret, owned.host, &share, &away)?;
+        session.forget_journal();
+        Ok(sealed)
     }
 }
 

@@ -5,12 +5,14 @@ use std::sync::Arc;
 use p2pfs::failure::{Code, Failure};
 use p2pfs::identity::MacAddress;
 use p2pfs::identity::sealed::KeyContents;
+use p2pfs::net::session::journal::Journals;
 use p2pfs::net::session::{ClientConfig, ClientSession};
 use p2pfs::wire::errno::Errno;
 use p2pfs::wire::session::DeviceId;
 
 use super::MountRequest;
 use crate::fs::Fs;
+use crate::journal::JournalDir;
 use crate::spec::Spec;
 use crate::{key, known_hosts, sealed, store};
 
@@ -22,7 +24,8 @@ pub(super) async fn seek(
 ) -> Result<Arc<ClientSession>, Failure> {
     let config = config(request, shown, key);
     sealed::deliver(&request.state, key, &config).await?;
-    ClientSession::begin(config)
+    let journal: Arc<dyn Journals> = Arc::new(JournalDir::new(&request.state, key)?);
+    ClientSession::begin(ClientConfig { journal: Some(journal), ..config })
 }
 
 /// Returns when the host has approved, and serves the share.
@@ -78,6 +81,7 @@ fn config(request: &MountRequest, shown: &DeviceId, key: &KeyContents) -> Client
         wanted: options.wanted,
         loans: Some(request.state.join("loans")),
         resume: None,
+        journal: None,
     }
 }
 

@@ -15,6 +15,7 @@ use crate::net::direct::directly;
 use crate::net::endpoint::PathInfo;
 use crate::net::remote::Submitted;
 use crate::net::session::PutAway;
+use crate::net::session::journal::{Journal, Noted};
 use crate::net::session::link::Link;
 use crate::net::session::locks::{AnyLost, LockDesk};
 use crate::net::session::view::{Pending, View};
@@ -76,6 +77,9 @@ struct Inner {
     shut: Option<Errno>,
     /// What was left when the session ended.
     left: Option<PutAway>,
+    /// As long as the session lasts.
+    journal: Option<Noted>,
+    left_journal: Option<Noted>,
     view: View,
 }
 
@@ -85,7 +89,8 @@ impl Core {
         grace: Option<Duration>,
         host: String,
         session: SessionId,
-        log: Log<Bytes>,
+        mut log: Log<Bytes>,
+        journal: Option<Box<dyn Journal>>,
     ) -> Arc<Self> {
         // by earlier runs that could not bring all of it
         let view = View::new(host, log.aside().count() as u64);
@@ -93,6 +98,7 @@ impl Core {
             session,
             caller: Caller::new(grace, Instant::now()),
             resumed: log.last() != Seq::ZERO,
+            journal: journal.map(|journal| Noted::new(journal, &mut log)),
             log,
             answers: HashMap::new(),
             applied: HashMap::new(),
@@ -107,6 +113,7 @@ impl Core {
             closed: BTreeMap::new(),
             shut: None,
             left: None,
+            left_journal: None,
             view,
         };
         let refusal = watch::Sender::new(None);
@@ -302,6 +309,9 @@ impl Core {
         inner.locks.handle_link();
         inner.view.state = "connected";
         inner.view.connection = connection;
+        if let Inner { journal: Some(journal), log, .. } = &mut *inner {
+            journal.granted(&grant.share, log);
+        }
         inner.view.grant = grant;
         inner.caller.handle_connected(connection);
         inner.pump(self);
@@ -414,6 +424,20 @@ impl Core {
         left
     }
 
+    /// Whether what is accepted outlives this process.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.lock().journal.as_ref().is_none_or(Noted::is_kept)
+    }
+
+    /// What the session had accepted has arrived, or is kept elsewhere.
+    pub(crate) fn forget_journal(&self) {
+        let mut inner = self.lock();
+        let left = inner.left_journal.take();
+        for mut journal in inner.journal.take().into_iter().chain(left) {
+            journal.forget();
+        }
+    }
+
     /// Changes that the host refused after they were accepted.
     pub(crate) fn refused(&self) -> u64 {
         self.lock().view.refused_writes
@@ -517,6 +541,7 @@ impl Inner {
         }
         let (kept, entries) = self.log.keep();
         self.log.end();
+        self.left_journal = self.journal.take();
         let left = PutAway { session: self.session, kept, entries };
         self.left = Some(left.clone());
         left
@@ -543,7 +568,15 @@ impl Inner {
         }
         while let Some(output) = self.log.poll_output() {
             match output {
+                log::Output::Note { note, body } => {
+                    if let Some(journal) = &mut self.journal {
+                        journal.note(&note, &body);
+                    }
+                }
                 log::Output::Ship { mut entry, body, .. } => {
+                    if let Some(journal) = &mut self.journal {
+                        journal.flush();
+                    }
                     self.leave_closed(&mut entry);
                     if let Some(link) = &self.link {
                         link.ship(entry, body);
@@ -574,6 +607,10 @@ impl Inner {
                     self.tell_heard();
                 }
             }
+        }
+        if let Some(journal) = &mut self.journal {
+            journal.flush();
+            journal.tidy(&self.log);
         }
     }
 

@@ -134,7 +134,8 @@ impl Supervisor {
             }
             None => (SessionId(daemon::random()), Log::new()),
         };
-        let core = Core::new(config.grace, config.host.to_text(), session, log);
+        let journal = config.journal.as_ref().map(|journals| journals.open(session));
+        let core = Core::new(config.grace, config.host.to_text(), session, log, journal);
         let (phase, phase_out) = watch::channel(Phase::default());
         let (path_events, paths) = mpsc::unbounded_channel();
         let supervisor = Self {

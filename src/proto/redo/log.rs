@@ -18,6 +18,7 @@
 mod answer;
 mod held;
 mod kept;
+mod note;
 #[cfg(test)]
 mod tests;
 
@@ -25,6 +26,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use self::held::{Held, Life, Work};
 pub use self::kept::{Kept, KeptEntry, KeptWhat};
+pub use self::note::{Note, Notes};
 use crate::id::{ConnectionId, Epoch, NodeId, Seq};
 use crate::limits::{
     LOG_AFTER_MAX, LOG_BYTES_UNAPPLIED_MAX, LOG_BYTES_UNSTABLE_MAX, LOG_ENTRIES_UNAPPLIED_MAX,
@@ -65,6 +67,8 @@ pub struct Log<B> {
     order: Order,
     asides: BTreeMap<Seq, (Aside<B>, usize)>,
     aside_bytes: usize,
+    /// What happens is noted.
+    notes: bool,
     outputs: VecDeque<Output<B>>,
 }
 
@@ -123,6 +127,13 @@ pub enum Output<B> {
         /// What it is called now.
         new: NodeId,
     },
+    /// Keep this, in order, before what comes after it is done ([`Log::begin_notes`]).
+    Note {
+        /// What happened.
+        note: Note,
+        /// The data of an entry.
+        body: B,
+    },
     /// There is room again, or more is stable: look again.
     Progress,
 }
@@ -170,6 +181,7 @@ impl<B: Clone + Default> Log<B> {
             order: Order::default(),
             asides: BTreeMap::new(),
             aside_bytes: 0,
+            notes: false,
             outputs: VecDeque::new(),
         }
     }
@@ -272,6 +284,7 @@ impl<B: Clone + Default> Log<B> {
         if !remembers {
             self.forget_answers(cursor.known);
         }
+        self.note(Note::Epoch(cursor.epoch));
         self.epoch = Some(cursor.epoch);
         self.link = Link::Up(connection);
         self.there = (Seq::ZERO, BTreeSet::new());
@@ -344,6 +357,7 @@ impl<B: Clone + Default> Log<B> {
             LogAck::Lost { epoch, stable } => {
                 self.advance(stable);
                 self.forget_answers(true);
+                self.note(Note::Epoch(epoch));
                 self.epoch = Some(epoch);
                 self.there = (Seq::ZERO, BTreeSet::new());
                 self.ship_anew();
@@ -466,6 +480,7 @@ impl<B: Clone + Default> Log<B> {
         self.held_bytes += held.bytes();
         self.unanswered.insert(seq);
         self.entries.insert(seq, held);
+        self.note_pushed(seq);
         seq
     }
 
@@ -562,6 +577,7 @@ impl<B: Clone + Default> Log<B> {
             return;
         }
         self.stable = upto;
+        self.note(Note::Stable { upto });
         let later = self.entries.split_off(&upto.next());
         for (seq, held) in std::mem::replace(&mut self.entries, later) {
             if self.unanswered.contains(&seq) {
@@ -580,6 +596,7 @@ impl<B: Clone + Default> Log<B> {
         if !known {
             self.give_up_answers();
         }
+        self.note(Note::Forgotten { known });
         for (seq, held) in self.entries.range_mut(self.stable.next()..) {
             held.again |= *seq < self.unseen;
             held.flying = 0;
@@ -593,7 +610,9 @@ impl<B: Clone + Default> Log<B> {
     fn empty(&mut self, seq: Seq, life: Life<B>) -> Option<Box<Work<B>>> {
         let held = self.entries.get_mut(&seq)?;
         let bytes = held.bytes();
+        let struck = matches!(life, Life::Struck { .. });
         let Life::Live(work) = std::mem::replace(&mut held.life, life) else { return None };
+        self.note(Note::Emptied { seq, struck });
         self.held_bytes -= bytes;
         if self.unanswered.contains(&seq) {
             self.unanswered_bytes -= bytes;

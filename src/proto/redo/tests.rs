@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::applier::{self, Applier};
 use super::execute::How;
-use super::log::{self, Kept, Log};
+use super::log::{self, Kept, Log, Notes};
 use super::record::{Header, Recovered};
 use crate::id::{ConnectionId, Epoch, NodeId, Seq, SessionId};
 use crate::wire::call::{Attr, Entry, Time};
@@ -171,6 +171,8 @@ struct World {
     failures: bool,
     /// Whether the client is, too.
     restarts: bool,
+    /// What the log notes, if a restart is a kill.
+    notes: Option<Notes<u64>>,
     healing: bool,
 }
 
@@ -206,6 +208,7 @@ impl World {
             struck_applied: BTreeSet::new(),
             failures: !seed.is_multiple_of(3),
             restarts: false,
+            notes: None,
             healing: false,
         }
     }
@@ -465,12 +468,26 @@ impl World {
     fn restart_client(&mut self) {
         self.lose();
         self.late.clear();
-        let (kept, entries) = self.log.keep();
+        let noted = self.notes.take().map(Notes::end);
+        let kept = self.log.keep();
         self.drain();
+        let killed = noted.is_some();
+        let (kept, entries) = noted.unwrap_or(kept);
         let bytes = |body: &u64| if *body == 0 { 0 } else { BYTES };
         self.log = Log::restore(&kept, entries, bytes);
+        if killed {
+            self.begin_notes();
+            return;
+        }
         let all_seen = Kept { unseen: kept.last.next(), ..kept };
         assert_eq!(self.log.keep().0, all_seen, "seed {}", self.seed);
+    }
+
+    fn begin_notes(&mut self) {
+        self.log.begin_notes();
+        let mut notes = Notes::default();
+        self.log.notes_anew().into_iter().for_each(|(note, body)| notes.handle(note, body));
+        self.notes = Some(notes);
     }
 
     fn settle(&mut self) {
@@ -504,6 +521,11 @@ impl World {
                 log::Output::Remade { seq, new, .. } => {
                     if let Some(file) = self.files.get_mut(&seq.0) {
                         file.node = new.into();
+                    }
+                }
+                log::Output::Note { note, body } => {
+                    if let Some(notes) = &mut self.notes {
+                        notes.handle(note, body);
                     }
                 }
                 log::Output::Progress => {}
@@ -638,6 +660,20 @@ fn a_log_that_was_put_away_goes_on_where_it_was() {
     for seed in 0..150 {
         let mut world = World::new(seed);
         world.restarts = true;
+        for _ in 0..6_000 {
+            world.step();
+        }
+        world.heal();
+        world.check();
+    }
+}
+
+#[test]
+fn a_log_whose_client_was_killed_goes_on_from_what_it_noted() {
+    for seed in 0..150 {
+        let mut world = World::new(seed);
+        world.restarts = true;
+        world.begin_notes();
         for _ in 0..6_000 {
             world.step();
         }

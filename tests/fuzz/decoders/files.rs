@@ -94,6 +94,22 @@ pub(super) fn sealed(bytes: &[u8]) {
     }
 }
 
+/// The file, and chunks that are sealed with the right key: a head, and those that the bytes hold.
+pub(super) fn journal(bytes: &[u8]) {
+    let secret = SecretKey::from_seed([1; 32]);
+    let _ = p2pfs_mountd::journal::read(bytes, &secret);
+    let (mut chunks, mut rest) = (vec![&[0; 49][..]], bytes);
+    while let Some((length, behind)) = rest.split_first() {
+        let (chunk, behind) = behind.split_at(behind.len().min(usize::from(*length)));
+        chunks.push(chunk);
+        rest = behind;
+    }
+    let file = p2pfs_mountd::journal::of_chunks(&secret, chunks);
+    if let Ok((_, away)) = p2pfs_mountd::journal::read(&*file, &secret) {
+        assert!(away.entries.len() <= bytes.len());
+    }
+}
+
 /// The client's files and its command line.
 pub(super) fn client(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);

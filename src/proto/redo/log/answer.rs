@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::held::{Held, Life, Work};
+use super::held::{Held, Life, Work, expect};
+use super::note::Note;
 use super::{ASIDE_BYTES, Aside, Log, Output};
 use crate::id::Seq;
 use crate::wire::errno::Errno;
@@ -19,6 +20,7 @@ impl<B: Clone + Default> Log<B> {
         if seq < self.next_to_ship {
             self.flying_bytes -= held.flying;
         }
+        self.note(Note::Answered { seq, told: result.ok() });
         match result {
             Ok(outcome) => self.carried_out(seq, outcome),
             Err(refused) => self.refused(seq, refused),
@@ -57,7 +59,7 @@ impl<B: Clone + Default> Log<B> {
                 let known_as = work.known_as(held.promise);
                 let first = work.told.replace(outcome).is_none();
                 // a crash may give them another identity: then they go by who made them
-                work.expect(&outcome);
+                expect(&mut work.change.mutation, &outcome);
                 self.order.translate(&mut work.change.mutation);
                 held.promise = Promise::Accepted;
                 self.order.handle_applied(seq, &outcome);

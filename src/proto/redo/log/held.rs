@@ -92,30 +92,27 @@ impl<B: Clone + Default> Held<B> {
     }
 }
 
-impl<B> Work<B> {
-    /// Whoever was to be met at a name is known now.
-    pub(super) fn expect(&mut self, outcome: &Outcome) {
-        let known = |occupant: &mut Occupant, node: Option<NodeId>| {
-            if *occupant == Occupant::Any {
-                *occupant = node.map_or(Occupant::Nobody, |node| Occupant::Node(node.into()));
-            }
-        };
-        match (&mut self.change.mutation, outcome) {
-            (
-                Mutation::Unlink { occupant, .. } | Mutation::Rmdir { occupant, .. },
-                Outcome::Removed { node, .. },
-            ) => known(occupant, Some(*node)),
-            (
-                Mutation::Rename { occupant, new_occupant, .. },
-                Outcome::Renamed { node, replaced },
-            ) => {
-                known(occupant, Some(*node));
-                known(new_occupant, *replaced);
-            }
-            _ => {}
+/// Whoever was to be met at a name is known now.
+pub(super) fn expect(mutation: &mut Mutation, outcome: &Outcome) {
+    let known = |occupant: &mut Occupant, node: Option<NodeId>| {
+        if *occupant == Occupant::Any {
+            *occupant = node.map_or(Occupant::Nobody, |node| Occupant::Node(node.into()));
         }
+    };
+    match (mutation, outcome) {
+        (
+            Mutation::Unlink { occupant, .. } | Mutation::Rmdir { occupant, .. },
+            Outcome::Removed { node, .. },
+        ) => known(occupant, Some(*node)),
+        (Mutation::Rename { occupant, new_occupant, .. }, Outcome::Renamed { node, replaced }) => {
+            known(occupant, Some(*node));
+            known(new_occupant, *replaced);
+        }
+        _ => {}
     }
+}
 
+impl<B> Work<B> {
     /// Under which identity an application knows what the entry made.
     pub(super) fn known_as(&self, promise: Promise) -> Option<NodeId> {
         match (self.told, &self.change.mutation) {

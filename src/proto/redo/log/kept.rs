@@ -138,7 +138,7 @@ impl<B: Clone + Default> Log<B> {
         }
     }
 
-    fn keep_one(&self, seq: Seq, held: &Held<B>) -> (KeptEntry, B) {
+    pub(super) fn keep_one(&self, seq: Seq, held: &Held<B>) -> (KeptEntry, B) {
         let (what, body) = match &held.life {
             Life::Live(work) => {
                 let mut change = work.change.clone();
@@ -165,7 +165,9 @@ impl<B: Clone + Default> Log<B> {
     fn restore_one(&mut self, entry: KeptEntry, body: B, bytes: usize) {
         let KeptEntry { seq, after, promise, again, answered, what } = entry;
         let life = match what {
-            KeptWhat::Live { change, told } => {
+            KeptWhat::Live { mut change, told } => {
+                // notes were taken before it was known who had made what
+                self.order.translate(&mut change.mutation);
                 let touches = self.order.touches(&change.mutation);
                 self.order.place(seq, touches);
                 if let Some(told) = &told {

@@ -151,7 +151,7 @@ impl Client {
             match output {
                 Output::Ship { entry, .. } => self.shipped.push(entry),
                 Output::Applied { seq, result } => self.told.push((seq.0, result)),
-                Output::Progress => {}
+                Output::Note { .. } | Output::Progress => {}
                 rest => self.rest.push(rest),
             }
         }
@@ -565,6 +565,41 @@ fn a_log_that_was_put_away_goes_on_from_where_a_killed_run_has_brought_it() {
     client.done(1..=4);
     client.stable(4);
     assert!(client.log.is_delivered());
+}
+
+/// A host that has forgotten everything gets the same of a log that was put away and of one whose
+/// notes were kept.
+#[test]
+fn a_log_of_notes_goes_on_as_one_that_was_put_away() {
+    let mut client = Client::up();
+    client.log.begin_notes();
+    let mut notes = Notes::default();
+    let mut mutations = vec![create("tmp"), write(node(5)), write(node(5)), rename("tmp", "file")];
+    mutations.extend([create("tmp"), write(node(6)), unlink("tmp"), write(node(9))]);
+    let removed = |ino| Ok(Outcome::Removed { node: node(ino), linked: false });
+    let renamed = Outcome::Renamed { node: node(5), replaced: Some(node(3)) };
+    let (done, attr) = (Ok(Outcome::Done), Ok(Outcome::Attr(attr())));
+    let results = [made(5), attr, attr, Ok(renamed), made(6), attr, removed(6), done];
+    for (mutation, result) in mutations.into_iter().zip(results) {
+        let seq = client.log.append(Change::new(mutation), 0, 10, Promise::Awaited);
+        client.log.handle_ack(LogAck::Applied { seq, result }).unwrap();
+        while let Some(output) = client.log.poll_output() {
+            if let Output::Note { note, body } = output {
+                notes.handle(note, body);
+            }
+        }
+    }
+    let goes_on = |(kept, entries): (Kept, Vec<(KeptEntry, u64)>)| {
+        let mut client = Client { log: Log::restore(&kept, entries, |_| 10), ..Client::new() };
+        client.connect(OTHER, false, 0);
+        client.takes()
+    };
+    let noted = goes_on(notes.end());
+    assert_eq!(noted, goes_on(client.log.keep()));
+    assert!(matches!(
+        &noted[3].change.mutation,
+        Mutation::Rename { occupant: Occupant::Node(NodeRef::MadeBy(Seq(1))), .. }
+    ));
 }
 
 #[test]
