@@ -92,9 +92,7 @@ fn a_pulled_key_leaves_nothing_to_read() {
     let pulled = home.key.pull();
     let mut times = ways.closed(pulled);
     assert_eq!(fs::read_to_string(home.disk.join("last")).unwrap(), MARKER);
-    eventually("the mount to be locked", Duration::from_secs(5), || home.world.is_locked());
-    times.add("locked", pulled.elapsed());
-    marker::is_nowhere(&home.world, MARKER);
+    marker::is_locked_up(&home.world, MARKER, pulled, &mut times);
     let back = home.key.plug_in();
     eventually("the mount to be back", Duration::from_secs(10), || home.reads());
     times.add_within(BACK, "plugged in: mounted again", back.elapsed());
@@ -180,10 +178,11 @@ fn what_cannot_be_delivered_is_sealed_until_the_key_is_back() {
     assert!(sealed >= DRAIN, "the host has had {sealed:?} only");
     // and as long again for the machine's disk
     times.add_within(GONE + DRAIN + Duration::from_secs(1), "drain=1: the rest sealed", sealed);
-    eventually("the mount to be locked", Duration::from_secs(10), || home.world.is_locked());
-    times.add("locked", pulled.elapsed());
+    marker::is_locked_up(&home.world, MARKER, pulled, &mut times);
     assert_ne!(late.answer(), "on the disk");
-    marker::is_nowhere(&home.world, MARKER);
+    let pending = home.world.mount_status()["pending"].clone();
+    assert!(pending["entries"].as_u64() > Some(0), "{pending}");
+    home.world.mountd(&["sync", home.mountpoint.to_str().unwrap()]).refused(1, "key-missing");
     let sealed = home.world.sealed_files();
     assert_eq!(sealed.len(), 1);
     let bytes = fs::read(&sealed[0]).unwrap();

@@ -71,9 +71,7 @@ fn a_killed_mountd_leaves_nothing_to_read_when_the_key_is_pulled() {
     home.kill_mountd();
     let pulled = home.key.pull();
     let mut times = ways.closed(pulled);
-    eventually("the mount to be locked", Duration::from_secs(10), || home.world.is_locked());
-    times.add("locked", pulled.elapsed());
-    marker::is_nowhere(&home.world, MARKER);
+    marker::is_locked_up(&home.world, MARKER, pulled, &mut times);
 
     let back = home.key.plug_in();
     eventually("the mount to be back", Duration::from_secs(10), || home.reads());
@@ -127,9 +125,7 @@ fn is_killed_with_a_write_pending(away: Away) {
     home.kill_mountd();
     let pulled = home.key.pull();
     let mut times = ways.closed(pulled);
-    eventually("the mount to be locked", Duration::from_secs(10), || home.world.is_locked());
-    times.add("locked", pulled.elapsed());
-    marker::is_nowhere(&home.world, MARKER);
+    marker::is_locked_up(&home.world, MARKER, pulled, &mut times);
 
     match away {
         Away::Killed => home.host = home.world.start(Side::Host, &["serve"]),

@@ -109,6 +109,14 @@ impl Ways {
     }
 }
 
+/// Waits until the mount is locked after `pulled`; then `marker` is nowhere.
+#[track_caller]
+pub(crate) fn is_locked_up(world: &World, marker: &str, pulled: Instant, times: &mut Times) {
+    eventually("the mount to be locked", Duration::from_secs(10), || world.is_locked());
+    times.add("locked", pulled.elapsed());
+    is_nowhere(world, marker);
+}
+
 /// `marker` is neither in a file of the client's nor in the memory of what runs there.
 #[track_caller]
 pub(crate) fn is_nowhere(world: &World, marker: &str) {
