@@ -21,8 +21,8 @@ use crate::world::{Home, Outcome, Side, eventually, need_mount, programs, skip};
 const SOON: Duration = Duration::from_secs(10);
 /// How long a copy may pause whose path dies.
 const PAUSE: Duration = Duration::from_secs(2);
-/// How long a reader may wait while the machine goes from one network to another: half of the grace.
-/// Mostly it is a fraction of a second.
+/// How long a reader may wait while the machine goes from one network to another: half of the
+/// grace. Mostly it is a fraction of a second.
 const MOVE: Duration = Duration::from_secs(15);
 
 /// A home whose host is at the server, with a file of `megabytes`, and what is in it.
