@@ -40,11 +40,17 @@ const NUMBERS_MAX: u64 = LOG_ENTRIES_UNSTABLE_MAX as u64;
 const UNNAMED: &str = "unnamed";
 /// Notes that nobody waits for are written when there are so many, bytes.
 const BUFFER_BYTES: usize = 64 << 10;
-/// Data is sealed in pieces that fit the processor's nearer caches.
-const PIECE_BYTES: usize = 32 << 10;
+/// Data is sealed in pieces that fit the processor's nearer caches. They are long, as a new file's
+/// pages come in larger units then.
+const PIECE_BYTES: usize = 128 << 10;
 /// It begins anew when it is so long, bytes, and nothing in it is needed; and in any case.
 const EMPTY_BYTES_MAX: u64 = 1 << 20;
 const BYTES_MAX: u64 = 64 << 20;
+/// Between those, when only one of so many parts is needed: little is written again then, and into
+/// pages that are still in the processor's caches.
+const NEEDED_PARTS: u64 = 4;
+/// What an entry takes beside its data, about.
+const ENTRY_BYTES: usize = 512;
 
 /// The first chunk: whose the notes are.
 #[derive(Debug, Deserialize, PartialEq, Serialize)]
@@ -186,12 +192,13 @@ impl Journal for FileJournal {
         }
     }
 
-    fn is_long(&self, is_empty: bool) -> bool {
-        let is_long = |now: &Writing| match is_empty {
-            true => now.length > EMPTY_BYTES_MAX,
-            false => now.length > BYTES_MAX.max(2 * now.began_with),
-        };
-        self.now.as_ref().is_some_and(is_long)
+    fn is_long(&self, (entries, bytes): (usize, usize)) -> bool {
+        let needed = (bytes + entries * ENTRY_BYTES) as u64;
+        self.now.as_ref().is_some_and(|now| {
+            // it is not written again and again where the entries are longer than that
+            let least = if entries == 0 { 0 } else { 2 * now.began_with };
+            now.length > (EMPTY_BYTES_MAX + NEEDED_PARTS * needed).min(BYTES_MAX).max(least)
+        })
     }
 
     fn begin(&mut self, notes: Vec<(Note, Bytes)>) -> io::Result<()> {

@@ -111,3 +111,18 @@ fn only_a_journal_whose_process_is_gone_is_taken() {
     again.journal.forget();
     assert_eq!(fs::read_dir(folder(state.path())).unwrap().count(), 0);
 }
+
+#[test]
+fn a_journal_begins_anew_the_earlier_the_less_of_it_is_needed() {
+    let state = tempfile::tempdir().unwrap();
+    let mut noting = Noting::begin(state.path());
+    assert!(!noting.journal.is_long((0, 0)));
+    for byte in 0..=(EMPTY_BYTES_MAX as usize / BYTES) as u8 {
+        noting.write(byte);
+    }
+    assert!(noting.journal.is_long((0, 0)) && noting.journal.is_long((1, 0)));
+    assert!(!noting.journal.is_long((1, BYTES)));
+    noting.journal.begin(noting.log.notes_anew()).unwrap();
+    assert!(!noting.journal.is_long((1, 0)), "all of it is needed, whatever it counts as");
+    assert!(noting.journal.is_long((0, 0)));
+}

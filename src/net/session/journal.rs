@@ -38,8 +38,8 @@ pub trait Journal: Send + fmt::Debug {
     /// As for [`Self::note`].
     fn flush(&mut self) -> io::Result<()>;
 
-    /// Whether it should begin anew; `is_empty`: nothing before is needed any more.
-    fn is_long(&self, is_empty: bool) -> bool;
+    /// Whether it should begin anew, with so many entries and bytes of data.
+    fn is_long(&self, needed: (usize, usize)) -> bool;
 
     /// Forgets what was noted, and begins with these.
     ///
@@ -98,7 +98,7 @@ impl Noted {
 
     /// Begins anew where that is due.
     pub(super) fn tidy(&mut self, log: &Log<Bytes>) {
-        let is_due = self.broken || self.journal.is_long(log.unstable().0 == 0);
+        let is_due = self.broken || self.journal.is_long(log.unstable());
         if is_due && self.not_before.is_none_or(|at| at <= Instant::now()) {
             self.begin(log);
         }
@@ -176,7 +176,7 @@ mod tests {
             self.take()
         }
 
-        fn is_long(&self, _: bool) -> bool {
+        fn is_long(&self, _: (usize, usize)) -> bool {
             self.0.lock().unwrap().is_long
         }
 
