@@ -96,6 +96,19 @@ impl fmt::Debug for SessionId {
     }
 }
 
+impl SessionId {
+    /// All of it, as 32 hexadecimal digits: for the names of files.
+    pub fn digits(self) -> String {
+        format!("{:032x}", u128::from_be_bytes(self.0))
+    }
+
+    /// Reads [`Self::digits`]' form.
+    pub fn from_digits(digits: &str) -> Option<Self> {
+        let number = u128::from_str_radix(digits, 16).ok().filter(|_| digits.len() == 32)?;
+        Some(Self(number.to_be_bytes()))
+    }
+}
+
 impl fmt::Display for SessionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for byte in &self.0[..4] {

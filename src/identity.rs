@@ -9,6 +9,7 @@ pub mod recovery;
 pub mod sealed;
 pub mod sealing;
 pub mod ticket;
+pub mod wrapping;
 
 use std::fmt;
 

@@ -102,6 +102,10 @@ pub const CANDIDATES_MAX: usize = 16;
 pub const SHOWN_BYTES_MAX: usize = 512;
 /// Sealed routing information, bytes, and with it [`FIRST_FLIGHT_BYTES_MAX`].
 pub const SEALED_BYTES_MAX: usize = 4096;
+/// The key of a file, wrapped for a host, bytes: with the longest name of a share.
+pub const WRAPPED_BYTES_MAX: usize = 256;
+/// Clients that a host names at once whose changes may not all have arrived.
+pub const ABSENT_MAX: usize = 32;
 /// QUIC's first datagram, bytes: RFC 9000 wants 1200 at least, and Ethernet takes 1472.
 pub const FIRST_FLIGHT_BYTES_MAX: usize = 1472;
 /// Hosts and clients that a server holds.

@@ -8,6 +8,8 @@
     reason = "a test whose set-up fails has nothing better to do than to panic"
 )]
 
+/// Another key than the one that wrote.
+mod any_key;
 /// Owners, ACLs, extended attributes, special files, errors.
 mod attributes;
 /// `auto`: keys that appear.

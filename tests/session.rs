@@ -17,10 +17,11 @@ use p2pfs::net::host::{Host, HostConfig};
 use p2pfs::net::remote::Remote;
 use p2pfs::net::rendezvous::RecordedKey;
 use p2pfs::net::serve::{Authorised, Export, Notices, Policy, Review, Rights};
-use p2pfs::net::session::{ClientConfig, ClientSession};
+use p2pfs::net::session::{ClientConfig, ClientSession, PutAway};
 use p2pfs::proto::PeerMisbehaved;
 use p2pfs::proto::path::{Side, Wanted};
 use p2pfs::proto::redo::execute::How;
+use p2pfs::proto::redo::log::Log;
 use p2pfs::proto::redo::record::{Begun, Header, Recovered, Slot};
 use p2pfs::wire::call::{Call, Reply};
 use p2pfs::wire::errno::Errno;
@@ -164,10 +165,16 @@ impl Export for Memory {
 
 struct Owner {
     memory: Arc<Memory>,
+    /// May only read.
+    guest: PeerId,
     decision: Mutex<Option<Denial>>,
 }
 
 impl Policy for Owner {
+    fn may_change(&self, peer: PeerId, _: &str, _: bool) -> bool {
+        peer != self.guest
+    }
+
     fn authorise(
         &self,
         _: PeerId,
@@ -200,6 +207,8 @@ struct Home {
     host: Host,
     owner: Arc<Owner>,
     client: ClientConfig,
+    /// Other keys: one that may do the same, and a guest.
+    others: [ClientConfig; 2],
 }
 
 async fn home(state: &Path) -> Home {
@@ -208,11 +217,16 @@ async fn home(state: &Path) -> Home {
     let options =
         RunOptions { listen: any, stun: any, stun_alt: None, public: None, no_relay: true };
     let server = Server::start(&options, state).await.unwrap();
-    let [secret, host_secret] = [1, 2].map(|seed| SecretKey::from_seed([seed; 32]));
-    let pair_key = PairKey::from_bytes([3; 32]);
-    let recorded = RecordedKey { peer: secret.peer_id(), pair_key: pair_key.clone() };
+    let [secret, host_secret, other, guest] =
+        [1, 2, 4, 5].map(|seed| SecretKey::from_seed([seed; 32]));
+    let pair_keys = [3, 6, 7].map(|byte| PairKey::from_bytes([byte; 32]));
+    let peers = [&secret, &other, &guest].map(SecretKey::peer_id);
+    let recorded = std::iter::zip(peers, pair_keys.clone());
+    let recorded = recorded.map(|(peer, pair_key)| RecordedKey { peer, pair_key }).collect();
+    let [pair_key, other_pair_key, guest_pair_key] = pair_keys;
     let memory = Arc::new(Memory::default());
-    let owner = Arc::new(Owner { memory, decision: Mutex::new(None) });
+    let owner = Owner { memory, guest: guest.peer_id(), decision: Mutex::new(None) };
+    let owner = Arc::new(owner);
     let client = ClientConfig {
         secret,
         device: DeviceId {
@@ -234,15 +248,18 @@ async fn home(state: &Path) -> Home {
         resume: None,
         journal: None,
     };
+    let others = [(other, other_pair_key), (guest, guest_pair_key)];
+    let others =
+        others.map(|(secret, pair_key)| ClientConfig { secret, pair_key, ..client.clone() });
     let config = HostParts { secret: host_secret, recorded, server: server.address().clone() };
     let host = config.start(&owner);
-    Home { _server: server, config, host, owner, client }
+    Home { _server: server, config, host, owner, client, others }
 }
 
 /// What a host that is started again has kept.
 struct HostParts {
     secret: SecretKey,
-    recorded: RecordedKey,
+    recorded: Vec<RecordedKey>,
     server: ServerAddress,
 }
 
@@ -256,7 +273,7 @@ impl HostParts {
             role: Side::Both,
             auth_wait: Duration::from_secs(2),
             servers: vec![self.server.clone()],
-            keys: watch::channel(vec![self.recorded.clone()]).1,
+            keys: watch::channel(self.recorded.clone()).1,
             policy: Arc::clone(owner) as Arc<dyn Policy>,
             reserve: false,
         })
@@ -444,6 +461,55 @@ async fn a_key_gets_so_many_sessions_and_one_more_when_one_is_over() {
     let patient = ClientConfig { wait: true, ..home.client.clone() };
     let one_more = ClientSession::establish(patient);
     tokio::time::timeout(Duration::from_secs(20), one_more).await.unwrap().unwrap();
+}
+
+/// What one key could not deliver another one does, and gives the session back; nothing of it is
+/// done twice, and nobody takes it from a client that may still be there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_goes_from_key_to_key_with_what_it_has_left() {
+    let state = tempfile::tempdir().unwrap();
+    let home = home(state.path()).await;
+    let [other, guest] = home.others.clone();
+    let go_on = |config: &ClientConfig, away: &PutAway| {
+        let resume = Some(Box::new(away.clone()));
+        ClientSession::begin(ClientConfig { resume, ..config.clone() }).unwrap()
+    };
+    let (kept, entries) = Log::new().keep();
+    let empty = PutAway { session: SessionId([9; 16]), kept, entries };
+    let first = go_on(&home.client, &empty);
+    first.established().await.unwrap();
+    // nobody takes it from a process that runs
+    let thief = go_on(&other, &empty);
+    let waits = tokio::time::timeout(Duration::from_secs(2), thief.established()).await;
+    assert!(waits.is_err(), "{waits:?}");
+    assert_eq!(home.host.status()["sessions"].as_array().unwrap().len(), 1);
+    thief.part().await;
+
+    let seq = first.submit(write_at(0), Bytes::from_static(b"one")).seq;
+    first.call(Call::SyncAll { upto: seq }).await.unwrap();
+    first.submit(write_at(3), Bytes::from_static(b"two")).applied.await.unwrap().unwrap();
+    let away = first.put_away();
+    assert_eq!(away.entries.len(), 1);
+    first.part().await;
+    let second = go_on(&other, &away);
+    second.established().await.unwrap();
+    second.submit(write_at(6), Bytes::from_static(b"three")).applied.await.unwrap().unwrap();
+    let away = second.put_away();
+    assert_eq!(away.entries.len(), 2);
+    second.part().await;
+
+    let refused = go_on(&guest, &away).established().await.unwrap_err();
+    assert_eq!(refused.code, Code::HostOffline);
+    let third = go_on(&home.client, &away);
+    third.established().await.unwrap();
+    third.delivered().await.unwrap();
+    assert_eq!(read_all(&third).await, b"onetwothree");
+    let once = [(0, 1), (3, 1), (6, 1)];
+    assert_eq!(*home.owner.memory.writes.lock().unwrap(), BTreeMap::from(once));
+    third.close().await;
+    while !home.host.status()["sessions"].as_array().unwrap().is_empty() {
+        tokio::task::yield_now().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

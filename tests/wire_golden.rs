@@ -15,11 +15,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use p2pfs::id::{Epoch, HandleId, HostRun, NodeId, RequestId, Seq, SessionId};
+use p2pfs::identity::wrapping::ForHost;
 use p2pfs::identity::{BlindedMac, MacAddress, PairKey, PeerId};
 use p2pfs::wire::branch::Branch;
 use p2pfs::wire::call::{
-    Access, Answer, Ask, Asked, Attr, Call, DirEntry, DirPage, Entry, ReadVersion, Reply, Seek,
-    StatFs, Time, XattrName,
+    Absent, Access, Answer, Ask, Asked, Attr, Backlog, Call, DirEntry, DirPage, Entry, ReadVersion,
+    Reply, Seek, StatFs, Time, XattrName,
 };
 use p2pfs::wire::codec::{DecodeError, decode, encode};
 use p2pfs::wire::errno::Errno;
@@ -78,6 +79,27 @@ fn calls_about_nodes_have_their_bytes() {
     for (text, asked) in parts {
         golden(&format!("call_as_{text}"), &Call::As { caller: caller.clone(), asked });
     }
+}
+
+#[test]
+fn what_sessions_say_for_others_has_its_bytes() {
+    let keeps = Backlog { entries: 3, bytes: 1 << 20 };
+    golden(
+        "call_unwrap",
+        &Call::Unwrap(ForHost { writer: PeerId([7; 32]), sealed: vec![1, 2, 3] }),
+    );
+    golden("call_absent", &Call::Absent);
+    golden("call_leave", &Call::Leave(keeps));
+    golden("call_over", &Call::Over(vec![SessionId([5; 16])]));
+    let (client, share) = ("laptop".to_owned(), "disk".to_owned());
+    let keeps = [Some(keeps), None];
+    let absent = keeps.map(|keeps| Absent {
+        client: client.clone(),
+        share: share.clone(),
+        away_s: 300,
+        keeps,
+    });
+    golden("reply_absent", &Reply::Absent(absent.to_vec()));
 }
 
 #[test]

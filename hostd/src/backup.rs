@@ -13,7 +13,6 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use p2pfs::failure::{Code, Failure};
-use p2pfs::identity::SecretKey;
 use p2pfs::identity::passphrase::{Passphrase, Stretch};
 use p2pfs::identity::sealing::Sealing;
 use p2pfs::net::{ask, daemon};
@@ -224,7 +223,7 @@ impl<'a> Sealed<'a> {
 
 fn sealing(stretch: &Stretch, passphrase: &Passphrase, salt: &[u8; 32]) -> Sealing {
     let key = stretch.derive(passphrase);
-    Sealing::new(&SecretKey::from_seed(key.0), salt)
+    Sealing::new(&key.0, salt)
 }
 
 fn read(path: &Path) -> io::Result<Vec<u8>> {

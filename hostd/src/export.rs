@@ -35,7 +35,7 @@ use bytes::Bytes;
 use p2pfs::id::{Epoch, HandleId, NodeId, Seq, SessionId};
 use p2pfs::limits::{FORGET_NODES_MAX, HANDLES_MAX};
 use p2pfs::net::daemon;
-use p2pfs::net::serve::{Export, Notices, Rest};
+use p2pfs::net::serve::{AbsentClient, Export, Notices, Rest};
 use p2pfs::proto::PeerMisbehaved;
 use p2pfs::proto::redo::execute::How;
 use p2pfs::proto::redo::record::{Begun, Recovered, Slot};
@@ -228,7 +228,10 @@ impl Export for View {
             _ => None,
         };
         let reply = match call {
-            Call::As { .. } => return Err(Errno::EINVAL),
+            // The session answers those
+            Call::As { .. } | Call::Unwrap(_) | Call::Absent | Call::Leave(_) | Call::Over(_) => {
+                return Err(Errno::EINVAL);
+            }
             Call::Lookup { parent, name } => Reply::Entry(self.lookup(parent, &name)?),
             Call::GetAttr { node, handle } => Reply::Attr(self.attr(node, handle)?),
             Call::ReadLink { node } => Reply::Target(self.read_link(node)?),
@@ -348,13 +351,24 @@ impl Export for View {
         Self::ask_lock(self, request)
     }
 
+    fn note_client(&self, client: &AbsentClient) {
+        let noted = self.record.as_ref().map_or(Ok(()), |record| record.note_client(client));
+        if let Err(error) = noted {
+            tracing::warn!(%error, "others cannot be told of a client that has made changes");
+        }
+    }
+
     fn leave(&self) {
         self.forget_locks();
     }
 
-    fn end(&self) {
+    fn cut_off(&self) {
         self.forget_locks();
         self.end_opens();
+    }
+
+    fn end(&self) {
+        self.cut_off();
         if let Some(record) = &self.record {
             record.end();
         }

@@ -9,9 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use p2pfs::failure::{Code, Failure};
+use p2pfs::id::SessionId;
 use p2pfs::identity::PeerId;
 use p2pfs::identity::kind::{self, Kind};
-use p2pfs::net::serve::{Authorised, Policy, Review, Rights};
+use p2pfs::identity::wrapping::Subject;
+use p2pfs::net::serve::{AbsentClient, Authorised, Policy, Review, Rights};
 use p2pfs::wire::session::{CloseReason, Denial, DeviceId, Identify};
 use serde_json::{Value, json};
 
@@ -105,6 +107,11 @@ impl Shares {
         shown.collect()
     }
 
+    /// Whether nobody may change it; also where there is none.
+    fn is_read_only(&self, name: &str) -> bool {
+        self.lock().get(name).is_none_or(|served| served.config.read_only)
+    }
+
     fn names(&self, key: &Record) -> Vec<String> {
         let shares = self.lock();
         shares.keys().filter(|name| key.may_use(name)).cloned().collect()
@@ -167,6 +174,21 @@ impl House {
         }
     }
 
+    /// Nobody goes on with a session of another key's that it could not have had.
+    fn is_session_of(
+        &self,
+        session: SessionId,
+        peer: PeerId,
+        rights: &Rights,
+    ) -> Result<(), Denial> {
+        let noted = self.records.client(session).filter(|noted| noted.peer != peer);
+        let Some(noted) = noted else { return Ok(()) };
+        let Rights { share, identity, .. } = rights;
+        let is_same = noted.share == *share && noted.identity == *identity;
+        let may = is_same && self.may_change(peer, share, *identity);
+        may.then_some(()).ok_or(Denial::Busy)
+    }
+
     fn choose(&self, key: &Record, wanted: Option<&str>) -> Result<String, Denial> {
         let mut names = self.shares.names(key);
         match wanted {
@@ -181,6 +203,40 @@ impl House {
 }
 
 impl Policy for House {
+    fn may_change(&self, peer: PeerId, share: &str, identity: bool) -> bool {
+        let may = self.owner.keys().of(peer).is_some_and(|key| {
+            let comes_in = key.state == State::Authorised && !key.is_expired(expires::now());
+            let is_same = identity == (key.map == Map::Identity);
+            comes_in && is_same && key.access == Access::ReadWrite && key.may_use(share)
+        });
+        may && !self.shares.is_read_only(share)
+    }
+
+    fn could_change(&self, writer: PeerId, subject: &Subject) -> bool {
+        let Subject { session, share, identity } = subject;
+        let noted = self.records.client(*session).is_some_and(|noted| {
+            (noted.peer, &noted.share, noted.identity) == (writer, share, *identity)
+        });
+        noted || self.may_change(writer, share, *identity)
+    }
+
+    fn absent(&self) -> Vec<AbsentClient> {
+        let mut all = self.records.clients();
+        let keys = self.owner.keys();
+        // what a key may have kept that was taken off the list is no news
+        let is_listed = |peer| keys.of(peer).is_some_and(|key| key.state == State::Authorised);
+        all.retain(|one| one.keeps.is_some() || is_listed(one.peer));
+        all
+    }
+
+    fn client(&self, session: SessionId) -> Option<AbsentClient> {
+        self.records.client(session)
+    }
+
+    fn forget(&self, session: SessionId) {
+        self.records.forget(session);
+    }
+
     fn sweep(&self) {
         if let Err(error) = self.records.sweep() {
             tracing::warn!(%error, "old records of sessions cannot be removed");
@@ -233,6 +289,7 @@ impl Policy for House {
             identity: key.map == Map::Identity,
             known_by,
         };
+        self.is_session_of(request.session, peer, &rights)?;
         let export = opened.view_for(request.session, &self.records, key.map);
         Ok(Authorised { rights, export })
     }
@@ -294,7 +351,6 @@ fn open(name: &str, config: &ShareConfig) -> Result<Arc<Share>, Failure> {
 mod tests {
     use std::fs;
 
-    use p2pfs::id::SessionId;
     use p2pfs::identity::recovery;
     use tempfile::TempDir;
 
@@ -341,6 +397,59 @@ mod tests {
         let list = Denial::ShareUnknown(vec!["music".into(), "photos".into()]);
         assert_eq!(ask(Some("films")).unwrap_err(), list);
         assert_eq!(ask(None).unwrap_err(), list);
+    }
+
+    #[test]
+    fn who_could_make_a_keys_changes_may_go_on_with_its_session() {
+        let (_dir, house) = house(&["music", "photos"]);
+        let [owner, other, guest, mapped] = [1, 2, 3, 4].map(|number| {
+            let mut key = record(number);
+            key.state = State::Authorised;
+            key
+        });
+        let guest = Record { shares: vec!["photos".into()], ..guest };
+        let mapped = Record { map: Map::Identity, ..mapped };
+        for key in [&owner, &other, &guest, &mapped] {
+            house.owner.keys().put(key.clone()).unwrap();
+        }
+        let session = identify(&owner, None).session;
+        let subject = Subject { session, share: "music".into(), identity: false };
+        let may = |key: &Record| house.may_change(key.peer, "music", false);
+        assert_eq!([&owner, &other, &guest, &mapped].map(may), [true, true, false, false]);
+        assert!(house.may_change(mapped.peer, "music", true));
+        let could = |key: &Record| house.could_change(key.peer, &subject);
+        assert_eq!([&owner, &guest].map(could), [true, false]);
+
+        // the session is noted, and its key taken off the list
+        let noted = AbsentClient {
+            session,
+            peer: owner.peer,
+            client: "laptop".into(),
+            share: "music".into(),
+            identity: false,
+            has_changed: true,
+            since: expires::now(),
+            keeps: None,
+        };
+        let ask = |key: &Record| {
+            house.authorise(key.peer, from(), &identify(key, Some("music"))).map(drop)
+        };
+        ask(&owner).unwrap();
+        let granted = house.authorise(owner.peer, from(), &identify(&owner, Some("music")));
+        granted.unwrap().export.note_client(&noted);
+        let revoked = Record { state: State::Revoked, ..owner.clone() };
+        house.owner.keys().put(revoked).unwrap();
+        assert!(could(&owner) && !may(&owner));
+        assert_eq!(house.absent(), [], "it is no news what a revoked key may have");
+        house.owner.keys().remove(owner.id().as_str()).unwrap();
+        assert!(could(&owner) && !could(&guest));
+        let unknown = Subject { session: SessionId([9; 16]), ..subject.clone() };
+        assert!(!house.could_change(owner.peer, &unknown));
+        ask(&other).unwrap();
+        assert_eq!(ask(&mapped).unwrap_err(), Denial::Busy);
+        let reader = Record { access: Access::ReadOnly, ..other.clone() };
+        house.owner.keys().put(reader).unwrap();
+        assert_eq!(ask(&other).unwrap_err(), Denial::Busy);
     }
 
     #[test]

@@ -5,10 +5,10 @@
 //! which only asks what was stable. That is synced where another session's data depends on it. What
 //! is open is another matter (`opens`).
 
+pub mod clients;
 mod opens;
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
@@ -130,7 +130,8 @@ impl Records {
         let mut files = self.files()?;
         files.retain(|(used, path)| {
             let unused = SystemTime::now().duration_since(*used).unwrap_or_default();
-            let is_record = ends(path, EXTENSION) || ends(path, opens::EXTENSION);
+            let all = [EXTENSION, opens::EXTENSION, clients::EXTENSION];
+            let is_record = all.iter().any(|extension| ends(path, extension));
             is_record && unused > SESSION_RECORD && !self.is_used(path)
         });
         files.into_iter().try_for_each(|(_, path)| fs::remove_file(path))
@@ -152,8 +153,7 @@ impl Records {
 
     fn is_used(&self, path: &Path) -> bool {
         let live = lock(&self.live);
-        live.holders()
-            .any(|session| path.file_stem().is_some_and(|is| is == &*session_name(*session)))
+        live.holders().any(|session| path.file_stem().is_some_and(|is| is == &*session.digits()))
     }
 
     /// Makes room for one more: of those that nobody uses now the one goes that was not used for
@@ -317,6 +317,7 @@ impl Record {
         *lock(&self.kept) = None;
         // Read-only sessions have none
         let _ = fs::remove_file(self.path());
+        let _ = fs::remove_file(self.path().with_extension(clients::EXTENSION));
     }
 
     /// All entries up to `upto` are on the disk.
@@ -337,7 +338,7 @@ impl Record {
     }
 
     fn path(&self) -> PathBuf {
-        self.records.dir.join(session_name(self.session)).with_extension(EXTENSION)
+        self.records.dir.join(self.session.digits()).with_extension(EXTENSION)
     }
 }
 
@@ -370,15 +371,6 @@ fn ends(path: &Path, extension: &str) -> bool {
     path.extension().is_some_and(|is| is == extension)
 }
 
-fn session_name(session: SessionId) -> String {
-    let mut name = String::new();
-    for byte in session.0 {
-        // Writing to a string cannot fail
-        let _ = write!(name, "{byte:02x}");
-    }
-    name
-}
-
 /// This boot of the machine.
 fn boot() -> io::Result<u128> {
     let text = fs::read_to_string(BOOT_ID)?;
@@ -398,8 +390,8 @@ mod tests {
 
     use super::*;
 
-    const SESSION: SessionId = SessionId([0xab; 16]);
-    const DISK: Disk = Disk { fsid: 1, inode: 2, sequence: 3 };
+    pub(super) const SESSION: SessionId = SessionId([0xab; 16]);
+    pub(super) const DISK: Disk = Disk { fsid: 1, inode: 2, sequence: 3 };
 
     #[test]
     fn a_restarted_host_knows_what_was_begun_and_done() {

@@ -145,7 +145,8 @@ async fn answer(daemon: Arc<Daemon>, request: Value) -> Result<Value, Failure> {
     if is_status {
         answer["running"] = true.into();
         answer["shares"] = daemon.shares.status();
-        let network = daemon.host.get().map(|host| with_key_ids(host.status()));
+        let network = move || Ok(daemon.host.get().map(|host| with_key_ids(host.status())));
+        let network = blocking(network).await?;
         if let (Some(Value::Object(network)), Some(all)) = (network, answer.as_object_mut()) {
             all.extend(network);
         }
@@ -165,10 +166,12 @@ async fn review(daemon: &Arc<Daemon>) -> Result<(), Failure> {
 
 /// Sessions name their keys as `keys list` does.
 fn with_key_ids(mut status: Value) -> Value {
-    for session in status["sessions"].as_array_mut().into_iter().flatten() {
-        let peer = session["key"].as_str().and_then(PeerId::from_text);
-        if let Some(peer) = peer {
-            session["key"] = KeyId::of(peer).as_str().into();
+    for list in ["sessions", "absent"] {
+        for session in status[list].as_array_mut().into_iter().flatten() {
+            let peer = session["key"].as_str().and_then(PeerId::from_text);
+            if let Some(peer) = peer {
+                session["key"] = KeyId::of(peer).as_str().into();
+            }
         }
     }
     status

@@ -59,6 +59,18 @@ fn text(status: &Value) -> String {
             session["path"]["rung"].as_str().unwrap_or("no path"),
         ));
     }
+    for client in list("absent") {
+        let left = match (client["entries"].as_u64(), client["bytes"].as_u64()) {
+            (Some(entries), Some(bytes)) => format!("keeps {entries} changes ({bytes} bytes)"),
+            _ => "changes may be missing".into(),
+        };
+        lines.push(format!(
+            "away: {} with key {}, share {}: {left}",
+            word(&client["client"]),
+            word(&client["key"]),
+            word(&client["share"]),
+        ));
+    }
     lines.push(String::new());
     lines.join("\n")
 }
@@ -79,12 +91,18 @@ mod tests {
                 "key": "0123", "client": "laptop", "share": "a", "state": "connected",
                 "path": { "rung": "udp-private" },
             }],
+            "absent": [
+                { "client": "desktop", "key": "4567", "share": "a", "entries": 2, "bytes": 9 },
+                { "client": "phone", "key": "89ab", "share": "a", "entries": null, "bytes": null },
+            ],
         });
         assert_eq!(
             text(&status),
             "host home (ID), MAC 02:00:00:00:00:01, running, 2 keys\n\
              share a: /a, read only, OFFLINE\nserver p2pfs://s: connected, registered 1 s ago\n\
-             session of key 0123 on laptop: share a, connected, udp-private\n"
+             session of key 0123 on laptop: share a, connected, udp-private\n\
+             away: desktop with key 4567, share a: keeps 2 changes (9 bytes)\n\
+             away: phone with key 89ab, share a: changes may be missing\n"
         );
     }
 }

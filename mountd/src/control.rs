@@ -13,6 +13,7 @@ use p2pfs::net::admin;
 use serde_json::{Value, json};
 
 use crate::fuse::mount;
+use crate::mounted::absent;
 
 /// How long a process may take to end when its mount is gone.
 const END: Duration = Duration::from_secs(10);
@@ -96,6 +97,9 @@ fn print_mount(mount: &Value) {
     let cache = [text("/cache/bytes"), text("/cache/budget")];
     println!("  cache      {} of {} bytes", cache[0], cache[1]);
     println!("  pending    {} changes, {} bytes", text("/pending/entries"), text("/pending/bytes"));
+    for note in absent::lines(&mount["absent"]) {
+        println!("  note       {note}");
+    }
 }
 
 /// Waits until everything that was written below a mount point is on the host's disk.

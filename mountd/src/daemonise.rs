@@ -2,7 +2,7 @@
 //! usable.
 //!
 //! The child tells its parent over a pipe, which is its standard output until then: one line of
-//! JSON, `{"ready": true}` or the failure.
+//! JSON, `{"ready": true}` with notes for people, or the failure.
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
@@ -49,6 +49,9 @@ pub(crate) fn mount_in_background(request: &MountRequest) -> Result<(), Failure>
     })?;
     let report: Value = serde_json::from_str(&report).unwrap_or_default();
     if report["ready"] == true {
+        let notes = report["notes"].as_array().into_iter().flatten();
+        let notes: Vec<String> = notes.filter_map(Value::as_str).map(str::to_owned).collect();
+        daemon::note(&notes);
         daemon::ready(&request.ready_line());
         return Ok(());
     }
@@ -116,10 +119,10 @@ impl Parent {
         Ok(told)
     }
 
-    /// Tells what came of the mount, and lets go of standard output.
-    pub(crate) fn tell(self, result: &Result<(), Failure>) -> io::Result<()> {
+    /// Tells what came of the mount, with notes for people, and lets go of standard output.
+    pub(crate) fn tell(self, result: &Result<Vec<String>, Failure>) -> io::Result<()> {
         let report = match result {
-            Ok(()) => json!({ "ready": true }),
+            Ok(notes) => json!({ "ready": true, "notes": notes }),
             Err(failure) => json!({ "error": {
                 "code": failure.code.as_str(),
                 "what": failure.what,

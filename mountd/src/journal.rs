@@ -1,11 +1,11 @@
 //! What a running mount has accepted, so that the next mount with the key delivers it if this
 //! process is killed.
 //!
-//! `STATE/journals/KEY-SESSION`: a magic line, a salt, and chunks that only the key's own
-//! secret opens: first whose it is, then each note of the session's log with its
-//! data. It is as long as what is not on the host's disk, and some more; it is never synced, as it
-//! is there for the end of a process. Its end may be missing: what was not written whole had not
-//! been accepted. Who runs it holds a lock on it.
+//! `STATE/journals/KEY-SESSION`: an [`Envelope`], a salt, and chunks that only the key in the
+//! envelope opens: first whose it is, then each note of the session's log with its data. It is as
+//! long as what is not on the host's disk, and some more; it is never synced, as it is there for
+//! the end of a process. Its end may be missing: what was not written whole had not been accepted.
+//! Who runs it holds a lock on it.
 
 mod cipher;
 #[cfg(test)]
@@ -20,6 +20,7 @@ use bytes::Bytes;
 use p2pfs::failure::Failure;
 use p2pfs::id::SessionId;
 use p2pfs::identity::sealed::{KeyContents, KeyId};
+use p2pfs::identity::wrapping::{FileKey, NotWrapped, Subject, Wraps};
 use p2pfs::identity::{PeerId, SecretKey};
 use p2pfs::limits::{BODY_BYTES_MAX, LOG_ENTRIES_UNSTABLE_MAX};
 use p2pfs::net::daemon;
@@ -32,8 +33,10 @@ use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
 use serde::{Deserialize, Serialize};
 
 use self::cipher::Chunks;
+use crate::envelope::{self, Envelope, damaged};
+use crate::sealed;
 
-const MAGIC: &[u8] = b"p2pfs journal 1\n";
+const MAGIC: &[u8] = b"p2pfs journal 2\n";
 const SALT_BYTES: usize = 32;
 /// Numbers of which nothing is known, at most: all are noted.
 const NUMBERS_MAX: u64 = LOG_ENTRIES_UNSTABLE_MAX as u64;
@@ -57,7 +60,7 @@ const ENTRY_BYTES: usize = 512;
 pub struct Head {
     session: SessionId,
     host: PeerId,
-    share: Option<String>,
+    share: String,
 }
 
 /// Journals of sessions with one key.
@@ -80,9 +83,10 @@ impl JournalDir {
 
 impl Journals for JournalDir {
     fn open(&self, session: SessionId) -> Box<dyn Journal> {
-        let path = self.dir.join(format!("{}-{session}", self.key));
-        let head = Head { session, host: self.host, share: None };
-        Box::new(FileJournal { path, secret: self.secret.clone(), head, now: None, spare: None })
+        let path = self.dir.join(format!("{}-{}", self.key, session.digits()));
+        let (secret, host) = (self.secret.clone(), self.host);
+        let (of, now, spare) = (None, None, None);
+        Box::new(FileJournal { path, secret, host, session, of, now, spare })
     }
 }
 
@@ -90,11 +94,21 @@ impl Journals for JournalDir {
 struct FileJournal {
     path: PathBuf,
     secret: SecretKey,
-    head: Head,
+    host: PeerId,
+    session: SessionId,
+    /// Since the host has granted something.
+    of: Option<Of>,
     /// Since it has begun.
     now: Option<Writing>,
     /// The file before, to be written over.
     spare: Option<File>,
+}
+
+/// What a journal is of, and who can open it.
+struct Of {
+    share: String,
+    identity: bool,
+    envelope: Envelope,
 }
 
 /// A file that is being written.
@@ -118,13 +132,13 @@ impl std::fmt::Debug for FileJournal {
 }
 
 impl Writing {
-    fn begin(mut file: File, secret: &SecretKey, head: &Head) -> io::Result<Self> {
-        // what was in it cannot be read any more, as its key is another
+    fn begin(mut file: File, envelope: &Envelope, head: &Head) -> io::Result<Self> {
+        // what was in it cannot be read any more, as its salt is another
         file.rewind()?;
         let salt: [u8; SALT_BYTES] = daemon::random();
-        let mut chunks = Chunks::new(secret, &salt);
+        let mut chunks = Chunks::new(envelope.key(), &salt);
         let mut buffer = Vec::with_capacity(2 * BUFFER_BYTES);
-        buffer.extend_from_slice(MAGIC);
+        buffer.extend(envelope.start(MAGIC));
         buffer.extend_from_slice(&salt);
         chunks.seal(&mut buffer, &[&codec::encode(head).map_err(too_long)?]);
         Ok(Self { file, chunks, buffer, length: 0, began_with: 0, urgent: false })
@@ -155,8 +169,10 @@ impl Writing {
 impl FileJournal {
     fn write_anew(&mut self, notes: Vec<(Note, Bytes)>) -> io::Result<Writing> {
         let unnamed = self.path.with_extension(UNNAMED);
+        let of = self.of.as_ref().ok_or_else(|| io::Error::other("nobody could open it"))?;
         let file = self.spare.take().map_or_else(|| create(&unnamed), Ok)?;
-        let mut anew = Writing::begin(file, &self.secret, &self.head)?;
+        let (session, host, share) = (self.session, self.host, of.share.clone());
+        let mut anew = Writing::begin(file, &of.envelope, &Head { session, host, share })?;
         notes.into_iter().try_for_each(|(note, body)| anew.put(&note, &body))?;
         anew.write()?;
         anew.began_with = anew.length;
@@ -174,10 +190,15 @@ impl FileJournal {
 }
 
 impl Journal for FileJournal {
-    fn granted(&mut self, share: &str) -> bool {
-        let is_new = self.head.share.as_deref() != Some(share);
-        self.head.share = Some(share.to_owned());
-        is_new
+    fn granted(&mut self, share: &str, identity: bool) -> bool {
+        if self.of.as_ref().is_some_and(|of| of.share == share && of.identity == identity) {
+            return false;
+        }
+        let (session, share) = (self.session, share.to_owned());
+        let subject = Subject { session, share: share.clone(), identity };
+        let envelope = Envelope::new(&self.secret, self.host, &subject);
+        self.of = envelope.ok().map(|envelope| Of { share, identity, envelope });
+        true
     }
 
     fn note(&mut self, note: &Note, body: &[u8]) -> io::Result<()> {
@@ -210,13 +231,7 @@ impl Journal for FileJournal {
     }
 
     fn forget(&mut self) {
-        let _ = fs::remove_file(self.path.with_extension(UNNAMED));
-        if let Err(error) = fs::remove_file(&self.path)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            let path = self.path.display();
-            tracing::error!(%path, %error, "what has arrived stays in the journal");
-        }
+        forget(&self.path);
         // locked until it has no name any more
         (self.now, self.spare) = (None, None);
     }
@@ -239,10 +254,9 @@ pub(crate) fn folder(state: &Path) -> PathBuf {
 
 /// What a process that is gone has left.
 pub(crate) struct Left {
-    pub(crate) path: PathBuf,
+    pub(crate) envelope: Envelope,
     pub(crate) host: PeerId,
-    /// None was ever granted: then nothing was accepted either.
-    pub(crate) share: Option<String>,
+    pub(crate) share: String,
     pub(crate) away: PutAway,
     /// Held as long as it is looked at.
     _file: File,
@@ -256,67 +270,91 @@ impl Left {
         };
         !self.away.entries.iter().any(|(entry, _)| counts(&entry.what, entry.promise))
     }
-
-    /// Nothing of it is needed any more.
-    pub(crate) fn remove(&self) -> io::Result<()> {
-        // the one before, if it had one
-        let _ = fs::remove_file(self.path.with_extension(UNNAMED));
-        fs::remove_file(&self.path)
-    }
 }
 
 /// Waits until nobody else looks for journals, and keeps others waiting as long as it is there.
-pub(crate) fn lock(state: &Path) -> io::Result<File> {
-    let dir = File::open(folder(state))?;
+/// `None`: there never was one.
+pub(crate) fn lock(state: &Path) -> io::Result<Option<File>> {
+    let dir = match File::open(folder(state)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        dir => dir?,
+    };
     flock(&dir, FlockOperation::LockExclusive)?;
-    Ok(dir)
+    Ok(Some(dir))
 }
 
-/// The journals of a key whose processes are gone, one after the other.
-pub(crate) fn left<'a>(
-    state: &Path,
-    key: &'a KeyId,
-    secret: &'a SecretKey,
-) -> impl Iterator<Item = Left> + use<'a> {
-    let start = format!("{key}-");
-    let entries = fs::read_dir(folder(state)).into_iter().flatten().flatten();
-    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
-    paths.retain(|path| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        name.starts_with(&start) && path.extension().is_none()
-    });
-    paths.sort();
-    paths.into_iter().filter_map(|path| match take(&path, secret) {
-        Ok(left) => left,
-        Err(error) => {
-            tracing::error!(path = %path.display(), %error, "a journal cannot be read");
-            None
-        }
-    })
+/// The journal of a key and a session.
+pub(crate) fn path(state: &Path, name: &str) -> PathBuf {
+    folder(state).join(name)
 }
 
-/// `None`: its process runs.
-fn take(path: &Path, secret: &SecretKey) -> io::Result<Option<Left>> {
-    let file = File::open(path)?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
-        locked => locked?,
+/// Nothing of a journal is needed any more.
+pub(crate) fn forget(path: &Path) {
+    // the one before, if it had one
+    let _ = fs::remove_file(path.with_extension(UNNAMED));
+    if let Err(error) = fs::remove_file(path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        let path = path.display();
+        tracing::error!(%path, %error, "what has arrived stays in the journal");
+    }
+}
+
+/// The journals of all keys, also of processes that run.
+pub(crate) fn all(state: &Path) -> Vec<PathBuf> {
+    sealed::all_in(&folder(state))
+}
+
+/// Locks a journal; false if the process runs that writes it. Whoever calls has the lock on all
+/// journals: others take one that is locked for one in use.
+fn is_ours(file: &File) -> io::Result<bool> {
+    match flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
+        locked => Ok(locked.map(|()| true)?),
+    }
+}
+
+/// How the key of a journal is wrapped; `None`: its process runs, or it is gone. Whoever calls has
+/// the lock on all journals.
+pub(crate) fn wraps(path: &Path) -> io::Result<Option<Wraps>> {
+    let file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file?,
+    };
+    if !is_ours(&file)? {
+        return Ok(None);
+    }
+    envelope::read(&mut BufReader::new(file), MAGIC).map(Some)
+}
+
+/// What is in a journal whose key `unwrap` finds; `None`: its process runs, or it is gone. Whoever
+/// calls has the lock on all journals.
+pub(crate) fn take(
+    path: &Path,
+    unwrap: impl FnOnce(&Wraps) -> Result<FileKey, NotWrapped>,
+) -> io::Result<Option<Left>> {
+    let file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file?,
+    };
+    if !is_ours(&file)? {
+        return Ok(None);
     }
     // another may have begun anew meanwhile, or have delivered it
     let now = fs::metadata(path).ok().map(|found| found.ino());
     if now != Some(file.metadata()?.ino()) {
         return Ok(None);
     }
-    let (head, away) = read(BufReader::new(&file), secret)?;
+    let (envelope, head, away) = read(BufReader::new(&file), unwrap)?;
     let Head { host, share, .. } = head;
-    Ok(Some(Left { path: path.to_owned(), host, share, away, _file: file }))
+    Ok(Some(Left { envelope, host, share, away, _file: file }))
 }
 
 /// A journal of these chunks, whatever they hold: for tests of [`read`].
-pub fn of_chunks<'a>(secret: &SecretKey, chunks: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
+pub fn of_chunks<'a>(envelope: &Envelope, chunks: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
     let salt = [2; SALT_BYTES];
-    let mut file = [MAGIC, &salt].concat();
-    let mut sealed = Chunks::new(secret, &salt);
+    let mut file = [envelope.start(MAGIC), salt.to_vec()].concat();
+    let mut sealed = Chunks::new(envelope.key(), &salt);
     chunks.into_iter().for_each(|chunk| sealed.seal(&mut file, &[chunk]));
     file
 }
@@ -337,22 +375,33 @@ fn read_note(chunk: &[u8], mut more: impl FnMut() -> Option<Vec<u8>>) -> Option<
     (body.len() == bytes).then(|| (note, body.into()))
 }
 
-/// Reads a journal that was written with `secret`, as far as it is whole.
+/// Reads a journal whose key `unwrap` finds, as far as it is whole.
 ///
 /// # Errors
 ///
 /// Not even its head can be read: it is damaged, of another version, or of another key.
-pub fn read(mut file: impl Read, secret: &SecretKey) -> io::Result<(Head, PutAway)> {
-    let damaged = || io::Error::other("damaged, or written by another version");
-    let mut start = [0; MAGIC.len() + SALT_BYTES];
-    file.read_exact(&mut start)?;
-    let salt = start.strip_prefix(MAGIC).ok_or_else(damaged)?;
-    let mut chunks = Chunks::new(secret, salt);
-    let head = chunks.open(&mut file).ok_or_else(damaged)?;
-    let head: Head = codec::decode(&head).map_err(io::Error::other)?;
+pub fn read(
+    mut file: impl Read,
+    unwrap: impl FnOnce(&Wraps) -> Result<FileKey, NotWrapped>,
+) -> io::Result<(Envelope, Head, PutAway)> {
+    let envelope = Envelope::open(envelope::read(&mut file, MAGIC)?, unwrap)?;
+    let mut salt = [0; SALT_BYTES];
+    file.read_exact(&mut salt)?;
+    let mut chunks = Chunks::new(envelope.key(), &salt);
+    let head = chunks.open(&mut file)?.ok_or_else(damaged)?;
+    let head: Head = codec::decode(&head).map_err(|_| damaged())?;
     let mut notes = Notes::default();
-    while let Some(chunk) = chunks.open(&mut file) {
-        let Some((note, body)) = read_note(&chunk, || chunks.open(&mut file)) else { break };
+    while let Some(chunk) = chunks.open(&mut file)? {
+        let mut failed = Ok(());
+        let more = || {
+            chunks.open(&mut file).unwrap_or_else(|error| {
+                failed = Err(error);
+                None
+            })
+        };
+        let note = read_note(&chunk, more);
+        failed?;
+        let Some((note, body)) = note else { break };
         notes.handle(note, body);
     }
     let (kept, entries) = notes.end();
@@ -361,5 +410,5 @@ pub fn read(mut file: impl Read, secret: &SecretKey) -> io::Result<(Head, PutAwa
         return Err(damaged());
     }
     let session = head.session;
-    Ok((head, PutAway { session, kept, entries }))
+    Ok((envelope, head, PutAway { session, kept, entries }))
 }

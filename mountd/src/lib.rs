@@ -14,6 +14,7 @@ mod cli;
 mod control;
 mod daemonise;
 mod doctor;
+pub mod envelope;
 pub mod fs;
 pub mod fuse;
 mod gate;

@@ -72,6 +72,7 @@ async fn live(request: &MountRequest, dead: &Dead) -> Result<End, Failure> {
         let failure = match started {
             Ok(mut mount) => {
                 tracing::info!("the key is there: mounted again");
+                mount.notes().iter().for_each(|note| tracing::warn!("{note}"));
                 daemon::ready(&request.ready_line());
                 drop(place);
                 return mount.serve().await;

@@ -1,5 +1,6 @@
 //! The life of one mount: meet the host, mount, serve, deliver, unmount.
 
+pub(crate) mod absent;
 mod ending;
 pub(crate) mod meet;
 
@@ -14,14 +15,16 @@ use p2pfs::failure::{Code, Failure};
 use p2pfs::id::Seq;
 use p2pfs::net::admin::Control;
 use p2pfs::net::daemon;
-use p2pfs::net::remote::{BoxFuture, Remote};
+use p2pfs::net::remote::BoxFuture;
 use p2pfs::net::session::ClientSession;
 use p2pfs::wire::errno::Errno;
 use serde_json::{Value, json};
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::{mpsc, oneshot};
 
+use self::absent::Absentees;
 use self::ending::{Asked, Key};
+use self::meet::Met;
 
 use crate::daemonise::Parent;
 use crate::fs::Fs;
@@ -190,11 +193,12 @@ async fn live(request: MountRequest, parent: Option<Parent>) -> Result<End, Fail
     };
     let mut mount = match (started, parent) {
         (Ok(mount), None) => {
+            daemon::note(&mount.notes());
             daemon::ready(&request.ready_line());
             mount
         }
         (Ok(mount), Some(parent)) => {
-            if let Err(error) = parent.tell(&Ok(())) {
+            if let Err(error) = parent.tell(&Ok(mount.notes())) {
                 return Err(interrupted(&error.to_string()));
             }
             mount
@@ -270,6 +274,7 @@ struct Shared {
     fs: Arc<Fs>,
     draining: AtomicBool,
     after_crash: bool,
+    absentees: Absentees,
 }
 
 /// The directory of the control socket; removed with the mount.
@@ -294,11 +299,8 @@ impl Mount {
         let dir = store::locate(&request.state, &request.spec);
         let watch = Arc::new(KeyWatch::new(&dir));
         let opened = key::open(request, &dir)?;
-        let session = meet::seek(request, &opened.shown, &opened.contents).await?;
         let link = KernelLink::new().map_err(no_threads)?;
-        let remote: Arc<dyn Remote> = session.clone();
-        let fs = Fs::new(remote, link.clone(), options.cache);
-        meet::met(request, &session, &fs, &opened.contents).await?;
+        let Met { session, fs, absentees } = meet::meet(request, &opened, &link, &watch).await?;
         opened.follow(request, &dir);
         let (device, owned) = (opened.device, opened.contents);
         let (grant, identity) = (session.grant(), session.is_identity());
@@ -308,6 +310,7 @@ impl Mount {
             fs: fs.clone(),
             draining: AtomicBool::new(false),
             after_crash: request.after_crash.is_some(),
+            absentees,
         });
         let dir = MountDir(control::mount_dir(&request.state, &request.mountpoint));
         daemon::state_dir(Some(dir.0.clone()), "mountd")?;
@@ -362,6 +365,11 @@ impl Mount {
         })
     }
 
+    /// What people should know.
+    pub(crate) fn notes(&self) -> Vec<String> {
+        self.shared.absentees.lines()
+    }
+
     /// Serves until the mount is gone.
     pub(crate) async fn serve(&mut self) -> Result<End, Failure> {
         let pulled = self.key.pulled();
@@ -390,7 +398,10 @@ impl Shared {
         unmount: mpsc::Sender<Asked>,
     ) -> Result<Value, Failure> {
         match command["command"].as_str() {
-            Some("status") => Ok(self.status()),
+            Some("status") => {
+                self.absentees.ask(&self.session).await;
+                Ok(self.status())
+            }
             Some("sync") => self.sync(command["upto"].as_u64()).await,
             Some("unmount") => {
                 let (asked, answer) = oneshot::channel();
@@ -415,6 +426,7 @@ impl Shared {
         status["mountpoint"] = json!(self.mountpoint.to_string_lossy());
         status["share"] = json!(self.session.grant().share);
         status["cache"] = json!(self.fs.cache().stats());
+        status["absent"] = self.absentees.to_json();
         if self.after_crash {
             status[control::AFTER_CRASH] = json!(true);
         }

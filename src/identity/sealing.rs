@@ -5,7 +5,7 @@
 //! salt (32)   then chunks: length (4, little endian), XChaCha20-Poly1305 of the chunk
 //! ```
 //!
-//! The cipher's key is HKDF-SHA256 of the holder's seed under the file's random salt, so it serves
+//! The cipher's key is HKDF-SHA256 of the holder's key under the file's random salt, so it serves
 //! one file; a nonce is the chunk's number and whether it is the last (the STREAM construction).
 
 use chacha20poly1305::aead::{Aead, KeyInit};
@@ -13,8 +13,6 @@ use chacha20poly1305::{Key, XChaCha20Poly1305, XNonce};
 use hkdf::Hkdf;
 use sha2::Sha256;
 use zeroize::Zeroizing;
-
-use crate::identity::SecretKey;
 
 /// Bytes that sealing adds to a chunk, with its length.
 pub const CHUNK_OVERHEAD: usize = 4 + 16;
@@ -34,10 +32,9 @@ pub struct Damaged;
 
 impl Sealing {
     /// For the file with this `salt`; fresh random bytes for each file.
-    pub fn new(secret: &SecretKey, salt: &[u8; 32]) -> Self {
+    pub fn new(key: &[u8; 32], salt: &[u8; 32]) -> Self {
         let mut derived = Zeroizing::new([0; 32]);
-        let expanded =
-            Hkdf::<Sha256>::new(Some(salt), secret.seed()).expand(PURPOSE, derived.as_mut_slice());
+        let expanded = Hkdf::<Sha256>::new(Some(salt), key).expand(PURPOSE, derived.as_mut_slice());
         debug_assert!(expanded.is_ok(), "32 bytes are within HKDF's bound");
         let mut key = Key::default();
         key.copy_from_slice(&derived[..]);
@@ -90,7 +87,7 @@ mod tests {
     use super::*;
 
     fn sealing() -> Sealing {
-        Sealing::new(&SecretKey::from_seed([1; 32]), &[2; 32])
+        Sealing::new(&[1; 32], &[2; 32])
     }
 
     fn file() -> Vec<u8> {
@@ -130,7 +127,7 @@ mod tests {
         let second = first + 6 + CHUNK_OVERHEAD;
         let swapped = [&file[first..second], &file[..first], &file[second..]].concat();
         assert_eq!(read(&swapped), Err(Damaged));
-        let other = Sealing::new(&SecretKey::from_seed([3; 32]), &[2; 32]).open(&mut &file[..]);
+        let other = Sealing::new(&[3; 32], &[2; 32]).open(&mut &file[..]);
         assert_eq!(other.unwrap_err(), Damaged);
     }
 }

@@ -76,6 +76,13 @@ pub fn ready(line: &str) {
     }
 }
 
+/// Says on stderr what people should know, though nothing is wrong.
+pub fn note(lines: &[String]) {
+    let mut stderr = io::stderr().lock();
+    // as for [`ready`]
+    let _ = lines.iter().try_for_each(|line| writeln!(stderr, "note: {line}"));
+}
+
 fn notify(socket: &OsStr, message: &[u8]) -> io::Result<()> {
     let address = match socket.as_bytes() {
         [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,

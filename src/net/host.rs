@@ -3,6 +3,7 @@
 mod connection;
 mod lane;
 mod matches;
+mod others;
 mod redoing;
 mod session;
 mod syncing;
@@ -83,6 +84,7 @@ pub struct Host {
 
 /// What connections and the host share.
 struct Shared {
+    secret: SecretKey,
     name: String,
     mac: MacAddress,
     run: HostRun,
@@ -123,6 +125,7 @@ impl Host {
         };
         let registrations = config.servers.iter().cloned().map(register).collect();
         let shared = Arc::new(Shared {
+            secret: config.secret,
             name: config.name,
             mac: config.mac,
             run: HostRun(u64::from_be_bytes(daemon::random())),
@@ -148,7 +151,8 @@ impl Host {
         Ok(Self { shared, tasks })
     }
 
-    /// What `status --json` shows of the network: routing, servers, peers, sessions.
+    /// What `status --json` shows of the network: routing, servers, peers, sessions. May wait for a
+    /// disk.
     pub fn status(&self) -> Value {
         self.shared.status()
     }
@@ -249,14 +253,15 @@ impl Shared {
     fn review(&self) {
         let sessions: Vec<_> = self.lock().sessions.values().cloned().collect();
         for session in sessions {
-            match self.policy.review(session.peer, session.rights()) {
+            let (peer, rights) = session.rights();
+            match self.policy.review(peer, &rights) {
                 Review::Stands => {}
                 Review::ReadOnly => session.restrict(),
                 Review::Over(why) => {
-                    tracing::info!(peer = ?session.peer, ?why, "the rules end a session");
+                    tracing::info!(?peer, ?why, "the rules end a session");
                     let mut state = self.lock();
                     state.sessions.retain(|_, one| !Arc::ptr_eq(one, &session));
-                    state.matches.disapprove(session.peer, Instant::now());
+                    state.matches.disapprove(peer, Instant::now());
                     drop(state);
                     session.end_for(why);
                 }
@@ -318,6 +323,9 @@ impl Shared {
     }
 
     fn status(&self) -> Value {
+        let now = others::now();
+        let absent = self.absent().into_iter().map(|one| one.to_json(now));
+        let absent: Vec<Value> = absent.collect();
         let mut own = self.endpoint.routing().borrow().clone();
         let statuses: Vec<_> = self.registrations().iter().map(Registration::status).collect();
         own.tcp_public = statuses.iter().find_map(|status| status.tcp_public);
@@ -349,6 +357,7 @@ impl Shared {
             "servers": servers,
             "rendezvous": { "age_s": age.map(|age| age.as_secs_f64()) },
             "sessions": sessions,
+            "absent": absent,
         })
     }
 

@@ -5,13 +5,16 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::id::{Epoch, HandleId, NodeId, Seq};
+use serde_json::{Value, json};
+
+use crate::id::{Epoch, HandleId, NodeId, Seq, SessionId};
 use crate::identity::PeerId;
+use crate::identity::wrapping::Subject;
 use crate::net::outbox::Outbox;
 use crate::proto::PeerMisbehaved;
 use crate::proto::redo::execute::How;
 use crate::proto::redo::record::{Begun, Recovered, Slot};
-use crate::wire::call::{Call, Reply};
+use crate::wire::call::{Backlog, Call, Reply};
 use crate::wire::errno::Errno;
 use crate::wire::lease::{LeaseRequest, Notice};
 use crate::wire::log::{Change, Mutation, Outcome, Refused};
@@ -32,9 +35,74 @@ pub trait Policy: Send + Sync {
     /// after each change of the rules.
     fn review(&self, peer: PeerId, rights: &Rights) -> Review;
 
+    /// Whether a key may change a share; `identity`: with changes that name who makes them.
+    fn may_change(&self, peer: PeerId, share: &str, identity: bool) -> bool {
+        let _ = (peer, share, identity);
+        false
+    }
+
+    /// Whether a key could make these changes when it did, also one that was removed since. May
+    /// wait for a disk.
+    fn could_change(&self, writer: PeerId, subject: &Subject) -> bool {
+        let _ = (writer, subject);
+        false
+    }
+
+    /// What was noted by [`Export::note_client`], of sessions that are not over. May wait for a
+    /// disk.
+    fn absent(&self) -> Vec<AbsentClient> {
+        Vec::new()
+    }
+
+    /// The one of a session. May wait for a disk.
+    fn client(&self, session: SessionId) -> Option<AbsentClient> {
+        let _ = session;
+        None
+    }
+
+    /// A session that nobody serves is over, with nothing left. May wait for a disk.
+    fn forget(&self, session: SessionId) {
+        let _ = session;
+    }
+
     /// Called once an hour, where a disk may be waited for: what is kept for clients that have
     /// stayed away for long may go.
     fn sweep(&self) {}
+}
+
+/// The client of a session that may make changes, as it is told to others when it is away.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct AbsentClient {
+    /// The session.
+    pub session: SessionId,
+    /// The key that has begun it.
+    pub peer: PeerId,
+    /// The client machine's name.
+    pub client: String,
+    /// The share's name.
+    pub share: String,
+    /// Whether its changes name who made them.
+    pub identity: bool,
+    /// Whether it has made changes.
+    pub has_changed: bool,
+    /// When it was heard last, in seconds since 1970; at least then.
+    pub since: u64,
+    /// What it said that it keeps.
+    pub keeps: Option<Backlog>,
+}
+
+impl AbsentClient {
+    /// As `status --json` shows it.
+    pub(crate) fn to_json(&self, now: u64) -> Value {
+        json!({
+            "key": self.peer.to_text(),
+            "client": self.client,
+            "share": self.share,
+            "away_s": now.saturating_sub(self.since),
+            "entries": self.keeps.map(|keeps| keeps.entries),
+            "bytes": self.keeps.map(|keeps| keeps.bytes),
+        })
+    }
 }
 
 /// What an approved session may do.
@@ -181,6 +249,11 @@ pub trait Export: Send + Sync {
         Ok(())
     }
 
+    /// Notes whose session it is, until it is over.
+    fn note_client(&self, client: &AbsentClient) {
+        let _ = client;
+    }
+
     /// From now on what this host says of the session's locks goes to `notices`.
     fn attend_locks(&self, notices: Notices);
 
@@ -197,6 +270,12 @@ pub trait Export: Send + Sync {
 
     /// The session is over for good: nobody comes back to what it had open.
     fn end(&self);
+
+    /// The rules end it: nobody comes back to what it had open, but what its client has left may
+    /// still be brought.
+    fn cut_off(&self) {
+        self.leave();
+    }
 }
 
 /// The way to a session's client for what it is told unasked.

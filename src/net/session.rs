@@ -10,6 +10,7 @@ mod lanes;
 mod link;
 mod loans;
 mod locks;
+mod others;
 mod supervisor;
 mod view;
 
@@ -184,6 +185,11 @@ impl ClientSession {
         self.core.last_entry()
     }
 
+    /// Whether the host is there now.
+    pub fn is_connected(&self) -> bool {
+        self.core.is_connected()
+    }
+
     /// Whether every entry is on the host's disk, as far as the host has said.
     pub fn is_delivered(&self) -> bool {
         self.core.is_delivered()
@@ -252,9 +258,6 @@ impl Drop for ClientSession {
     fn drop(&mut self) {
         self.core.close();
         self.supervisor.abort();
-        if self.is_delivered() {
-            self.core.forget_journal();
-        }
     }
 }
 

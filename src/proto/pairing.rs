@@ -24,8 +24,8 @@ use sha2::{Digest, Sha256};
 use spake2::{Ed25519Group, Identity, Password, Spake2};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
+use crate::identity::base32;
 use crate::identity::sealing::Sealing;
-use crate::identity::{SecretKey, base32};
 use crate::limits::PAIRING_BYTES_MAX;
 use crate::wire::codec;
 
@@ -143,7 +143,7 @@ impl Handshake {
             let expanded =
                 Hkdf::<Sha256>::new(Some(&transcript), &key).expand(purpose, seed.as_mut_slice());
             debug_assert!(expanded.is_ok(), "32 bytes are within HKDF's bound");
-            Sealing::new(&SecretKey::from_seed(*seed), &transcript)
+            Sealing::new(&seed, &transcript)
         };
         let to_host = direction(b"p2pfs pairing to host 1");
         let to_client = direction(b"p2pfs pairing to client 1");

@@ -5,7 +5,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{HandleId, NodeId, RequestId, Seq};
+use crate::id::{HandleId, NodeId, RequestId, Seq, SessionId};
+use crate::identity::wrapping::ForHost;
+use crate::limits::LABEL_BYTES_MAX;
 use crate::wire::errno::Errno;
 use crate::wire::log::Caller;
 use crate::wire::name::{Name, Target};
@@ -146,6 +148,20 @@ pub enum Call {
         /// At most this many entries.
         entries_max: u32,
     },
+    /// Unwraps the key of a file with what another key's session has accepted and its client could
+    /// not deliver; this key may go on with that session. -> [`Reply::Data`], as body the key and
+    /// whose changes they are ([`crate::identity::wrapping::parse`]). EACCES: one of the keys could
+    /// not make the changes; EBUSY: the session's client is connected; EINVAL: that key has not
+    /// wrapped this for this host.
+    Unwrap(ForHost),
+    /// Which other clients are away, and may have changes that have not arrived.
+    /// -> [`Reply::Absent`]
+    Absent,
+    /// The client ends; it keeps what it could not deliver. -> [`Reply::Done`]
+    Leave(Backlog),
+    /// Sessions of clients that are gone have nothing left; at most [`crate::limits::ABSENT_MAX`].
+    /// Those that this key could not go on with are passed over. -> [`Reply::Done`]
+    Over(Vec<SessionId>),
 }
 
 /// A call that the host answers by the rights of who asks: each is the [`Call`] of its name.
@@ -250,6 +266,39 @@ pub enum Reply {
     Version(ReadVersion),
     /// A directory that was opened, and its first page.
     OpenDir(Attr, DirPage),
+    /// At most [`crate::limits::ABSENT_MAX`] clients, those that went last.
+    Absent(Vec<Absent>),
+}
+
+/// What a client keeps that it could not deliver. **Append only.**
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Backlog {
+    /// Changes.
+    pub entries: u64,
+    /// Their data, bytes.
+    pub bytes: u64,
+}
+
+/// A client that is away and may have changes that have not arrived. **Append only.**
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Absent {
+    /// The client machine's name; at most [`LABEL_BYTES_MAX`] bytes.
+    pub client: String,
+    /// The share; at most [`LABEL_BYTES_MAX`] bytes.
+    pub share: String,
+    /// For how long, seconds.
+    pub away_s: u64,
+    /// What it said that it keeps; `None`: it went without a word.
+    pub keeps: Option<Backlog>,
+}
+
+impl Absent {
+    /// Whether every text keeps its bound, and moves no terminal's cursor.
+    pub fn is_bounded(&self) -> bool {
+        let is_label =
+            |text: &str| text.len() <= LABEL_BYTES_MAX && !text.contains(char::is_control);
+        is_label(&self.client) && is_label(&self.share)
+    }
 }
 
 /// What is looked for in a file. **Append only: the order is the format.**

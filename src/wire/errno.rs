@@ -22,6 +22,8 @@ impl Errno {
     pub const EAGAIN: Self = Self(11);
     /// Permission denied.
     pub const EACCES: Self = Self(13);
+    /// In use.
+    pub const EBUSY: Self = Self(16);
     /// File exists.
     pub const EEXIST: Self = Self(17);
     /// Links across file systems.

@@ -16,7 +16,7 @@ mod wire;
 pub(crate) struct Decoder(pub(crate) &'static str, pub(crate) fn(&[u8]));
 
 /// All of them.
-pub(crate) const DECODERS: [Decoder; 37] = [
+pub(crate) const DECODERS: [Decoder; 39] = [
     Decoder("wire_session", wire::session),
     Decoder("wire_call", wire::call),
     Decoder("wire_reply", wire::reply),
@@ -41,12 +41,14 @@ pub(crate) const DECODERS: [Decoder; 37] = [
     Decoder("identity_device", identity::device),
     Decoder("identity_texts", identity::texts),
     Decoder("identity_handshake", identity::handshake),
+    Decoder("identity_wrapped", identity::wrapped),
     Decoder("host_backup", files::backup),
     Decoder("host_config", files::config),
     Decoder("host_keys", files::keys),
     Decoder("host_request", files::request),
     Decoder("host_record", files::record),
     Decoder("host_opens", files::opens),
+    Decoder("host_clients", files::clients),
     Decoder("client_sealed", files::sealed),
     Decoder("client_journal", files::journal),
     Decoder("client_files", files::client),

@@ -4,6 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde_json::Value;
+
 use super::lab::Lab;
 use super::{Daemon, Outcome, Paired, Side, World};
 
@@ -171,13 +173,19 @@ impl Home {
     /// Mounts the disk on another machine, with another key.
     #[track_caller]
     pub(crate) fn second_mount(&self, options: &str) -> Second {
+        self.second_mount_told(options).0
+    }
+
+    /// The same, and what it said on stderr.
+    #[track_caller]
+    pub(crate) fn second_mount_told(&self, options: &str) -> (Second, String) {
         let key = self.world.pair("second", &["--authorise"]);
         let mountpoint = self.world.directory("elsewhere");
         let state = self.world.path("state").join("second");
         let args = ["mount", &key.source("disk"), mountpoint.to_str().unwrap(), "-o", options];
         let mount = self.world.program_in(Side::Client, &state, &args);
-        Outcome::of(mount, Duration::from_secs(40)).ok();
-        Second { mountpoint, state }
+        let told = Outcome::of(mount, Duration::from_secs(40)).ok().stderr;
+        (Second { mountpoint, state }, told)
     }
 
     /// `-o state=DIR`, for mount(8).
@@ -193,6 +201,14 @@ pub(crate) struct Second {
 }
 
 impl Second {
+    /// Its one mount of `status --json`.
+    #[track_caller]
+    pub(crate) fn status(&self, home: &Home) -> Value {
+        let status = home.world.program_in(Side::Client, &self.state, &["status", "--json"]);
+        let status = Outcome::of(status, Duration::from_secs(40)).ok().json();
+        status["mounts"][0].clone()
+    }
+
     /// Unmounts.
     #[track_caller]
     pub(crate) fn unmount(&self, home: &Home) {

@@ -13,7 +13,7 @@ use p2pfs::id::{HandleId, NodeId, SessionId};
 use p2pfs::proto::redo::opens::record::{self, HEADER_BYTES, Header, LINE_BYTES, Line, Recovered};
 use p2pfs::wire::call::Access;
 
-use super::{Records, UNNAMED, session_name};
+use super::{Records, UNNAMED};
 use crate::export::Disk;
 
 pub(super) const EXTENSION: &str = "opens";
@@ -90,7 +90,7 @@ impl Records {
     }
 
     fn opens_path(&self, session: SessionId) -> PathBuf {
-        self.dir.join(session_name(session)).with_extension(EXTENSION)
+        self.dir.join(session.digits()).with_extension(EXTENSION)
     }
 }
 

@@ -4,13 +4,13 @@
 //! length (4, little endian)   AES-256-GCM of the chunk
 //! ```
 //!
-//! The key is HKDF-SHA256 of the key's own secret under the file's random salt, so it serves one
+//! The key is HKDF-SHA256 of the key in the file's envelope under its random salt, so it serves one
 //! file; a nonce is the chunk's number. Everything that is written through the mount goes through
 //! here, which is why it is the cipher that machines have instructions for.
 
-use std::io::Read;
+use std::io::{self, Read};
 
-use p2pfs::identity::SecretKey;
+use p2pfs::identity::wrapping::FileKey;
 use p2pfs::limits::{BODY_BYTES_MAX, HEADER_BYTES_MAX};
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::hkdf::{HKDF_SHA256, Salt};
@@ -27,8 +27,8 @@ pub(super) struct Chunks {
 
 impl Chunks {
     /// Of the file with this `salt`; fresh random bytes for each file.
-    pub(super) fn new(secret: &SecretKey, salt: &[u8]) -> Self {
-        let secret = Salt::new(HKDF_SHA256, salt).extract(secret.seed());
+    pub(super) fn new(key: &FileKey, salt: &[u8]) -> Self {
+        let secret = Salt::new(HKDF_SHA256, salt).extract(key.bytes());
         let key = secret.expand(&[PURPOSE], &AES_256_GCM).expect("32 bytes are within its bound");
         Self { key: LessSafeKey::new(UnboundKey::from(key)), number: 0 }
     }
@@ -46,19 +46,30 @@ impl Chunks {
     }
 
     /// The next chunk, if it is whole.
-    pub(super) fn open(&mut self, file: &mut impl Read) -> Option<Vec<u8>> {
+    ///
+    /// # Errors
+    ///
+    /// What the system says; it may be whole then.
+    pub(super) fn open(&mut self, file: &mut impl Read) -> io::Result<Option<Vec<u8>>> {
         let mut length = [0; 4];
-        file.read_exact(&mut length).ok()?;
+        if !read_whole(file, &mut length)? {
+            return Ok(None);
+        }
         let bytes = u32::from_le_bytes(length) as usize;
         if bytes > CHUNK_BYTES_MAX + TAG_BYTES {
-            return None;
+            return Ok(None);
         }
         let mut chunk = vec![0; bytes];
-        file.read_exact(&mut chunk).ok()?;
+        if !read_whole(file, &mut chunk)? {
+            return Ok(None);
+        }
         let nonce = self.nonce();
-        let bytes = self.key.open_in_place(nonce, Aad::empty(), &mut chunk).ok()?.len();
+        let Ok(opened) = self.key.open_in_place(nonce, Aad::empty(), &mut chunk) else {
+            return Ok(None);
+        };
+        let bytes = opened.len();
         chunk.truncate(bytes);
-        Some(chunk)
+        Ok(Some(chunk))
     }
 
     fn nonce(&mut self) -> Nonce {
@@ -66,5 +77,13 @@ impl Chunks {
         nonce[..8].copy_from_slice(&self.number.to_le_bytes());
         self.number += 1;
         Nonce::assume_unique_for_key(nonce)
+    }
+}
+
+/// False: the file ends before.
+fn read_whole(file: &mut impl Read, bytes: &mut [u8]) -> io::Result<bool> {
+    match file.read_exact(bytes) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+        read => read.map(|()| true),
     }
 }

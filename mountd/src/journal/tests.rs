@@ -3,14 +3,18 @@ use p2pfs::proto::redo::log::{Log, Output};
 use p2pfs::wire::log::{Change, Mutation};
 
 use super::*;
+use crate::envelope::is_damage;
 
-const HOST: PeerId = PeerId([9; 32]);
 const SESSION: SessionId = SessionId([5; 16]);
 /// More than a piece, and not a multiple of it.
 const BYTES: usize = 3 * PIECE_BYTES + 7;
 
 fn secret() -> SecretKey {
     SecretKey::from_seed([1; 32])
+}
+
+fn host() -> PeerId {
+    SecretKey::from_seed([9; 32]).peer_id()
 }
 
 fn key() -> KeyId {
@@ -26,10 +30,10 @@ struct Noting {
 impl Noting {
     fn begin(state: &Path) -> Self {
         fs::create_dir_all(folder(state)).unwrap();
-        let dir = JournalDir { dir: folder(state), key: key(), secret: secret(), host: HOST };
+        let dir = JournalDir { dir: folder(state), key: key(), secret: secret(), host: host() };
         let (mut journal, mut log) = (dir.open(SESSION), Log::new());
         log.begin_notes();
-        assert!(journal.granted("disk"));
+        assert!(journal.granted("disk", false));
         journal.begin(log.notes_anew()).unwrap();
         Self { journal, log }
     }
@@ -47,6 +51,10 @@ impl Noting {
     }
 }
 
+fn unwrap(wraps: &Wraps) -> Result<FileKey, NotWrapped> {
+    wraps.open(&secret())
+}
+
 fn first_bytes(away: &PutAway) -> Vec<u8> {
     assert!(away.entries.iter().all(|(_, body)| body.len() == BYTES));
     away.entries.iter().map(|(_, body)| body[0]).collect()
@@ -56,24 +64,25 @@ fn first_bytes(away: &PutAway) -> Vec<u8> {
 fn what_was_noted_is_read_as_far_as_it_is_whole() {
     let state = tempfile::tempdir().unwrap();
     let mut noting = Noting::begin(state.path());
-    let path = folder(state.path()).join(format!("{}-{SESSION}", key()));
+    let path = folder(state.path()).join(format!("{}-{}", key(), SESSION.digits()));
     let ends = [1, 2, 3].map(|byte| {
         noting.write(byte);
         fs::metadata(&path).unwrap().len() as usize
     });
     let file = fs::read(&path).unwrap();
-    let (head, away) = read(&*file, &secret()).unwrap();
-    assert_eq!(head, Head { session: SESSION, host: HOST, share: Some("disk".to_owned()) });
+    let (_, head, away) = read(&*file, unwrap).unwrap();
+    assert_eq!(head, Head { session: SESSION, host: host(), share: "disk".to_owned() });
     assert_eq!((first_bytes(&away), away.kept.last), (vec![1, 2, 3], Seq(3)));
     assert!(!file.windows(64).any(|window| window == [1; 64]), "in clear text");
     for (cut, whole) in [(ends[1], 2), (ends[2] - 1, 2), (ends[1] + 1, 2), (ends[0], 1)] {
-        let (_, away) = read(&file[..cut], &secret()).unwrap();
+        let (.., away) = read(&file[..cut], unwrap).unwrap();
         assert_eq!(away.entries.len(), whole, "cut at {cut}");
     }
     let mut flipped = file.clone();
     flipped[ends[0] + 100] ^= 1;
-    assert_eq!(read(&*flipped, &secret()).unwrap().1.entries.len(), 1);
-    read(&*file, &SecretKey::from_seed([2; 32])).unwrap_err();
+    assert_eq!(read(&*flipped, unwrap).unwrap().2.entries.len(), 1);
+    let other = SecretKey::from_seed([2; 32]);
+    assert!(is_damage(&read(&*file, |wraps| wraps.open(&other)).unwrap_err()));
 }
 
 #[test]
@@ -87,11 +96,11 @@ fn a_journal_that_begins_anew_holds_what_is_needed_and_nothing_else() {
         }
     }
     noting.write(10);
-    let path = folder(state.path()).join(format!("{}-{SESSION}", key()));
-    let (_, away) = read(&*fs::read(&path).unwrap(), &secret()).unwrap();
+    let path = folder(state.path()).join(format!("{}-{}", key(), SESSION.digits()));
+    let (.., away) = read(&*fs::read(&path).unwrap(), unwrap).unwrap();
     assert_eq!(first_bytes(&away), (1..=10).collect::<Vec<_>>());
     noting.journal.begin(Log::new().notes_anew()).unwrap();
-    let (_, away) = read(&*fs::read(&path).unwrap(), &secret()).unwrap();
+    let (.., away) = read(&*fs::read(&path).unwrap(), unwrap).unwrap();
     assert_eq!(away.entries.len(), 0);
 }
 
@@ -101,15 +110,41 @@ fn only_a_journal_whose_process_is_gone_is_taken() {
     let mut noting = Noting::begin(state.path());
     noting.write(1);
     noting.journal.begin(noting.log.notes_anew()).unwrap();
-    assert_eq!(left(state.path(), &key(), &secret()).count(), 0, "it is in use");
+    let paths = all(state.path());
+    assert_eq!(paths.len(), 1);
+    assert!(take(&paths[0], unwrap).unwrap().is_none(), "it is in use");
     drop(noting);
     let other = SecretKey::from_seed([2; 32]);
-    assert_eq!(left(state.path(), &KeyId::of(other.peer_id()), &other).count(), 0);
-    let left: Vec<Left> = left(state.path(), &key(), &secret()).collect();
-    assert_eq!((left.len(), left[0].is_empty()), (1, false));
+    assert!(is_damage(&take(&paths[0], |wraps| wraps.open(&other)).err().unwrap()));
+    let left = take(&paths[0], unwrap).unwrap().unwrap();
+    assert!(!left.is_empty());
+    drop(left);
     let mut again = Noting::begin(state.path());
     again.journal.forget();
     assert_eq!(fs::read_dir(folder(state.path())).unwrap().count(), 0);
+    assert!(take(&paths[0], unwrap).unwrap().is_none(), "somebody was faster");
+}
+
+/// What the disk does not tell now it may tell later.
+#[test]
+fn a_journal_that_the_disk_does_not_tell_is_not_taken_for_damaged() {
+    struct Failing<'a>(&'a [u8]);
+    impl Read for Failing<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            match self.0.read(buffer)? {
+                0 => Err(rustix::io::Errno::IO.into()),
+                some => Ok(some),
+            }
+        }
+    }
+    let state = tempfile::tempdir().unwrap();
+    let mut noting = Noting::begin(state.path());
+    noting.write(1);
+    let file = fs::read(&all(state.path())[0]).unwrap();
+    for cut in [10, 200, file.len() - BYTES / 2, file.len()] {
+        let error = read(Failing(&file[..cut]), unwrap).unwrap_err();
+        assert!(!is_damage(&error), "cut at {cut}: {error}");
+    }
 }
 
 #[test]

@@ -11,12 +11,14 @@ use std::time::Duration;
 
 use p2pfs::failure::{Code, Failure};
 use p2pfs::identity::sealed::KeyContents;
+use p2pfs::identity::wrapping::Subject;
 use p2pfs::net::daemon;
 use p2pfs::wire::errno::Errno;
 use p2pfs::wire::session::DeviceId;
 use tokio::sync::oneshot;
 
 use super::{End, Mount, stuck, undelivered};
+use crate::envelope::Envelope;
 use crate::fuse::notify::KernelLink;
 use crate::gate::{self, valve::Valve, watch::KeyWatch};
 use crate::sealed;
@@ -158,10 +160,17 @@ impl Mount {
     /// Says goodbye to the host, and waits until the kernel has dropped everything: it goes on only
     /// as long as this process does.
     async fn part(&mut self) {
-        if self.shared.session.is_delivered() {
-            // best effort: a host that hears nothing forgets the session by itself
-            let _ = tokio::time::timeout(GOODBYE, self.shared.session.close()).await;
-            self.shared.session.forget_journal();
+        let session = &self.shared.session;
+        if session.is_delivered() {
+            let heard = session.leave().await;
+            let _ = tokio::time::timeout(GOODBYE, session.close()).await;
+            // else the next mount tells that it is over
+            if heard {
+                session.forget_journal();
+            }
+        } else {
+            // what is left comes from another process
+            let _ = tokio::time::timeout(GOODBYE, session.part()).await;
         }
         if let Some(dropped) = self.wiping.take()
             && tokio::time::timeout(REST, dropped).await.is_err()
@@ -197,6 +206,7 @@ impl Mount {
     async fn put_away(&self) -> Result<PathBuf, Failure> {
         let terminated = daemon::terminated();
         tokio::pin!(terminated);
+        self.shared.session.leave().await;
         let mut is_told = false;
         loop {
             let error = match self.seal() {
@@ -222,9 +232,13 @@ impl Mount {
         let (key, session) = (&self.key, &self.shared.session);
         let share = session.grant().share;
         let (owned, away) = (&key.owned, session.put_away());
-        let sealed = sealed::seal(&key.state, &owned.id, &owned.secret, owned.host, &share, &away)?;
+        let identity = session.is_identity();
+        let subject = Subject { session: away.session, share: share.clone(), identity };
+        let envelope = Envelope::new(&owned.secret, owned.host, &subject)?;
+        let path = sealed::path(&key.state, &format!("{}-{}", owned.id, away.session.digits()));
+        sealed::seal(&path, &envelope, owned.host, &share, &away)?;
         session.forget_journal();
-        Ok(sealed)
+        Ok(path)
     }
 }
 

@@ -73,9 +73,13 @@ pub(super) async fn serve(
             }
         });
     }
+    let (reason, uses) = (connection.close_reason(), session.uses(&connection));
+    tracing::debug!(?reason, uses, "a connection is over");
     session.handle_closed(&connection);
     if is_over(&connection) && session.uses(&connection) {
-        shared.lock().sessions.remove(&session.id());
+        let mut state = shared.lock();
+        state.sessions.retain(|_, one| !Arc::ptr_eq(one, &session));
+        drop(state);
         session.end();
     }
 }
@@ -137,12 +141,15 @@ async fn admit(
             Verdict::Denied(denial.clone())
         }
     };
-    stream::send(&mut send, &[], &verdict, Bytes::new()).await.ok()?;
-    let _ = send.finish();
+    // a client that is gone again has its session all the same
+    if stream::send(&mut send, &[], &verdict, Bytes::new()).await.is_ok() {
+        let _ = send.finish();
+    }
     decided.ok().map(|(session, _)| session)
 }
 
-/// `None`: the session is just being ended, and the client is to come again.
+/// `None`: the session is just being ended, or its client may still be there, and this one is to
+/// come again.
 fn decide(
     shared: &Arc<Shared>,
     connection: &Connection,
@@ -161,11 +168,25 @@ fn decide(
         Ok(authorised) => authorised,
         Err(denial) => return Some(Err(denial)),
     };
+    let Rights { share, identity, .. } = &authorised.rights;
+    // both may wait for what others do with the lists
+    let may_change = shared.policy.may_change(peer, share, *identity);
+    let noted = shared.policy.client(request.session);
     let mut state = shared.lock();
-    let known = state.sessions.get(&request.session).filter(|known| known.peer == peer).cloned();
-    if let Some(known) = known {
-        let rights = Rights { read_only: known.rights().read_only, ..authorised.rights.clone() };
-        if rights != *known.rights() {
+    if let Some(known) = state.sessions.get(&request.session).cloned() {
+        if known.holder().peer != peer {
+            let is_same = share == known.share() && *identity == known.is_identity();
+            if !is_same || !(may_change || known.writer == peer) {
+                return Some(Err(Denial::Busy));
+            }
+            if !known.is_left() {
+                return None;
+            }
+            known.hand_over(peer, &authorised.rights);
+        }
+        let read_only = known.authorised.rights.read_only;
+        let rights = Rights { read_only, ..authorised.rights.clone() };
+        if rights != known.rights().1 {
             drop(state);
             shared.review();
             return None;
@@ -176,19 +197,14 @@ fn decide(
         let cursor = known.resume(connection.clone(), auth, request.unanswered);
         return Some(Ok((known, cursor)));
     }
-    let of_key = state.sessions.values().filter(|session| session.peer == peer).count();
+    let of_key = state.sessions.values().filter(|session| session.holder().peer == peer).count();
     let is_full = state.sessions.len() >= SESSIONS_MAX || of_key >= SESSIONS_PER_KEY_MAX;
-    if is_full || state.sessions.contains_key(&request.session) {
+    if is_full {
         return Some(Err(Denial::Busy));
     }
     tracing::info!(?peer, share = authorised.rights.share, "session approved");
-    let (session, cursor) = HostSession::new(
-        peer,
-        request,
-        authorised,
-        (connection.clone(), auth),
-        (shared.work.clone(), shared.redoing.clone(), shared.neighbours.clone()),
-    );
+    let (session, cursor) =
+        HostSession::new(peer, request, authorised, (connection.clone(), auth), (shared, noted));
     state.sessions.insert(request.session, Arc::clone(&session));
     Some(Ok((session, cursor)))
 }

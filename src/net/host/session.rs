@@ -14,16 +14,18 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::id::{Epoch, HostRun, Seq, SessionId};
 use crate::identity::PeerId;
-use crate::limits::{ACKS_UNSENT_MAX, LEASE_TERM, NOTICES_UNSENT_MAX};
+use crate::limits::{ACKS_UNSENT_MAX, LABEL_BYTES_MAX, LEASE_TERM, NOTICES_UNSENT_MAX};
 use crate::net::direct::directly;
 use crate::net::endpoint::Auth;
+use crate::net::host::Shared;
 use crate::net::host::connection::close;
+use crate::net::host::others::{Farewell, Holder, is_for_others};
 use crate::net::host::redoing::Redoing;
 use crate::net::host::syncing::Neighbours;
 use crate::net::host::work::Work;
 use crate::net::nat::routing_json;
 use crate::net::outbox::Outbox;
-use crate::net::serve::{Authorised, Export, Notices, Rights};
+use crate::net::serve::{AbsentClient, Authorised, Export, Notices, Rights};
 use crate::net::stream::{self, ReceiveError};
 use crate::proto::redo::applier::{Applier, Output};
 use crate::proto::redo::execute::How;
@@ -46,8 +48,9 @@ pub(super) type SessionApplier = Applier<Bytes, oneshot::Sender<()>>;
 /// A session.
 pub(super) struct HostSession {
     id: SessionId,
-    pub(super) peer: PeerId,
-    client_name: String,
+    /// The key that has begun it.
+    pub(super) writer: PeerId,
+    pub(super) client_name: String,
     pub(super) authorised: Authorised,
     /// Changes are refused; once that is so it stays so.
     read_only: AtomicBool,
@@ -56,6 +59,11 @@ pub(super) struct HostSession {
     /// Of all sessions.
     redoing: Redoing,
     pub(super) neighbours: Neighbours,
+    pub(super) shared: Weak<Shared>,
+    /// Held while it asks about others, so it does one after the other.
+    pub(super) asking: tokio::sync::Mutex<()>,
+    /// Held while others are told about it.
+    pub(super) noting: Mutex<()>,
     /// Up to here the record that outlives a crash says that entries are stable.
     pub(super) kept: AtomicU64,
     /// Held while another epoch begins.
@@ -85,6 +93,8 @@ pub(super) struct State {
     timer: bool,
     /// Whether others know that it redoes.
     redoes: bool,
+    pub(super) farewell: Farewell,
+    pub(super) holder: Holder,
 }
 
 impl HostSession {
@@ -93,9 +103,10 @@ impl HostSession {
         request: &Identify,
         authorised: Authorised,
         (connection, auth): (Connection, Option<Auth>),
-        (work, redoing, neighbours): (Work, Redoing, Neighbours),
+        (shared, noted): (&Arc<Shared>, Option<AbsentClient>),
     ) -> (Arc<Self>, Cursor) {
         let applier = applier(request, &authorised);
+        let holder = Holder { peer, known_by: authorised.rights.known_by.clone() };
         let state = State {
             // another may have begun meanwhile: the first sync heeds that
             epoch: applier.epoch(),
@@ -109,17 +120,22 @@ impl HostSession {
             quiet_since: None,
             timer: false,
             redoes: false,
+            farewell: noted.as_ref().map(Farewell::from).unwrap_or_default(),
+            holder,
         };
         let session = Arc::new(Self {
             id: request.session,
-            peer,
-            client_name: request.client_name.chars().filter(|c| !c.is_control()).take(64).collect(),
+            writer: noted.as_ref().map_or(peer, |noted| noted.peer),
+            client_name: label(&request.client_name),
             read_only: authorised.rights.read_only.into(),
             authorised,
             began: Instant::now(),
-            work,
-            redoing,
-            neighbours,
+            work: shared.work.clone(),
+            redoing: shared.redoing.clone(),
+            neighbours: shared.neighbours.clone(),
+            shared: Arc::downgrade(shared),
+            asking: tokio::sync::Mutex::default(),
+            noting: Mutex::default(),
             kept: AtomicU64::new(0),
             failing: Mutex::new(()),
             progress: Notify::new(),
@@ -127,6 +143,7 @@ impl HostSession {
             state: Mutex::new(state),
         });
         session.neighbours.join(&session);
+        session.note();
         let cursor = session.change(|applier| applier.resume(request.unanswered));
         (session, cursor)
     }
@@ -145,6 +162,7 @@ impl HostSession {
         state.connections += 1;
         state.auth = auth.or(state.auth);
         state.quiet_since = None;
+        state.farewell.resume();
         let old = std::mem::replace(&mut state.connection, connection);
         close(&old, CloseReason::Replaced);
         drop(state);
@@ -161,21 +179,28 @@ impl HostSession {
         close(&self.lock().connection, reason);
     }
 
-    pub(super) fn handle_closed(&self, connection: &Connection) {
+    pub(super) fn handle_closed(self: &Arc<Self>, connection: &Connection) {
         let mut state = self.lock();
         if state.connection.stable_id() == connection.stable_id() {
             state.quiet_since = Some(Instant::now());
+            self.note();
             self.tell_redoing(&mut state);
         }
     }
 
-    /// As they were approved.
-    pub(super) fn rights(&self) -> &Rights {
-        &self.authorised.rights
+    /// Whose it is now, and as its rights were approved for that key.
+    pub(super) fn rights(&self) -> (PeerId, Rights) {
+        let Holder { peer, known_by } = self.holder();
+        (peer, Rights { known_by, ..self.authorised.rights.clone() })
+    }
+
+    /// Whose it is now.
+    pub(super) fn holder(&self) -> Holder {
+        self.lock().holder.clone()
     }
 
     pub(super) fn share(&self) -> &str {
-        &self.rights().share
+        &self.authorised.rights.share
     }
 
     pub(super) fn is_read_only(&self) -> bool {
@@ -186,12 +211,12 @@ impl HostSession {
     /// was told then.
     pub(super) fn restrict(&self) {
         if !self.read_only.swap(true, Relaxed) {
-            tracing::info!(peer = ?self.peer, "a session may only read from now on");
+            tracing::info!(peer = ?self.holder().peer, "a session may only read from now on");
         }
     }
 
     pub(super) fn is_identity(&self) -> bool {
-        self.rights().identity
+        self.authorised.rights.identity
     }
 
     pub(super) fn is_connected(&self) -> bool {
@@ -211,7 +236,7 @@ impl HostSession {
     pub(super) fn status(&self, path: Value, routing: Option<&Routing>) -> Value {
         let state = self.lock();
         json!({
-            "key": self.peer.to_text(),
+            "key": state.holder.peer.to_text(),
             "client": self.client_name,
             "share": self.share(),
             "read_only": self.is_read_only(),
@@ -262,9 +287,10 @@ impl HostSession {
     }
 
     /// Whether a call comes after entries: those that it names, or those that are carried out again
-    /// because this machine or its disk forgot them.
+    /// because this machine or its disk forgot them. So does one that no share answers.
     pub(super) fn must_wait(&self, call: &Call) -> bool {
         upto(call).is_some()
+            || is_for_others(call)
             || self.lock().applier.is_redoing()
             || self.redoing.holds_up(self.id, self.share(), Instant::now)
     }
@@ -289,6 +315,9 @@ impl HostSession {
         self: &Arc<Self>,
         call: &Call,
     ) -> Option<Result<(Reply, Bytes), Errno>> {
+        if let Some(answer) = self.answer_for_others(call).await {
+            return Some(answer);
+        }
         let upto = upto(call).unwrap_or_default();
         for _ in 0..SYNCS_MAX {
             let (reached, is_reached) = oneshot::channel();
@@ -390,11 +419,14 @@ impl HostSession {
     }
 
     /// The rules say that it is over. Who may ask for another session finds nothing left of this
-    /// one.
+    /// one; what else its client has left may still be brought, if it is let in again or by another
+    /// key.
     pub(super) fn end_for(self: &Arc<Self>, why: CloseReason) {
         if why != CloseReason::Denied {
             self.close(why);
-            return self.end();
+            let export = Arc::clone(&self.authorised.export);
+            tokio::task::spawn_blocking(move || export.cut_off());
+            return;
         }
         let session = Arc::clone(self);
         tokio::task::spawn_blocking(move || {
@@ -445,6 +477,7 @@ impl HostSession {
         while let Some(output) = state.applier.poll_output() {
             match output {
                 Output::Apply { seq, change, body, how, poisons } => {
+                    self.note_change(state);
                     self.apply(state.applier.epoch(), (seq, change, body), how, poisons);
                 }
                 Output::Ack(ack) => {
@@ -583,6 +616,13 @@ pub(super) fn begin_record(export: &Arc<dyn Export>, (begun, done): (Begun, Vec<
     if let Err(error) = export.begin(begun, &done) {
         tracing::warn!(%error, "no record of the session can be kept: a restart forgets it");
     }
+}
+
+/// A name, as long as one may be.
+fn label(name: &str) -> String {
+    let mut label: String = name.chars().filter(|c| !c.is_control()).collect();
+    label.truncate(label.floor_char_boundary(LABEL_BYTES_MAX));
+    label
 }
 
 async fn wake(session: Weak<HostSession>, at: Instant) {

@@ -40,7 +40,7 @@ impl Neighbours {
         };
         let is_one = |one: &Arc<HostSession>| {
             // nothing is ever carried out for one that only reads
-            let writes = !one.rights().read_only;
+            let writes = !one.authorised.rights.read_only;
             writes && one.id() != session.id() && one.authorised.export.root() == Some(root)
         };
         all.into_iter().filter(is_one).collect()

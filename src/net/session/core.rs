@@ -69,6 +69,8 @@ struct Inner {
     opened: Option<(ConnectionId, Link)>,
     locks: LockDesk,
     closing: bool,
+    /// Not for good.
+    parting: bool,
     /// See [`Core::take_struck`].
     struck: bool,
     /// Handles that are closed, and the last entry of their nodes, until that is stable.
@@ -109,6 +111,7 @@ impl Core {
             opened: None,
             locks: LockDesk::default(),
             closing: false,
+            parting: false,
             struck: false,
             closed: BTreeMap::new(),
             shut: None,
@@ -132,7 +135,7 @@ impl Core {
         let id = directly(|| {
             let mut inner = core.lock();
             if let Some(errno) = inner.shut
-                && !matches!(call, Call::SyncAll { .. })
+                && !matches!(call, Call::SyncAll { .. } | Call::Leave(_))
             {
                 return (Err(errno), false);
             }
@@ -303,14 +306,18 @@ impl Core {
         let Some((_, mut link)) = inner.opened.take_if(|(id, _)| *id == connection) else {
             return Ok(false);
         };
+        if inner.resumed && grant.read_only {
+            // nothing of it would be carried out, nor come again
+            let _ = inner.leave();
+        }
         inner.log.handle_connected(connection, &grant.cursor)?;
         link.listen(self, connection);
         inner.link = Some(link);
         inner.locks.handle_link();
         inner.view.state = "connected";
         inner.view.connection = connection;
-        if let Inner { journal: Some(journal), log, .. } = &mut *inner {
-            journal.granted(&grant.share, log);
+        if let Inner { journal: Some(journal), log, view, .. } = &mut *inner {
+            journal.granted(&grant.share, view.identity, log);
         }
         inner.view.grant = grant;
         inner.caller.handle_connected(connection);
@@ -443,6 +450,15 @@ impl Core {
         self.lock().view.refused_writes
     }
 
+    /// Another process goes on with the session, once it is closed here.
+    pub(crate) fn part(&self) {
+        self.lock().parting = true;
+    }
+
+    pub(crate) fn is_parting(&self) -> bool {
+        self.lock().parting
+    }
+
     /// Asks the supervisor to end the session.
     pub(crate) fn close(&self) {
         self.lock().closing = true;
@@ -481,6 +497,16 @@ impl Core {
 
     pub(crate) fn last_entry(&self) -> Seq {
         self.lock().log.last()
+    }
+
+    pub(crate) fn is_connected(&self) -> bool {
+        self.lock().link.is_some()
+    }
+
+    /// Entries that are not known to be on the host's disk, and their data, bytes.
+    pub(crate) fn unstable(&self) -> (u64, u64) {
+        let (entries, bytes) = self.lock().log.unstable();
+        (entries as u64, bytes as u64)
     }
 
     pub(crate) fn is_delivered(&self) -> bool {

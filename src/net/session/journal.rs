@@ -21,8 +21,9 @@ pub trait Journals: Send + Sync + fmt::Debug {
 
 /// The journal of one session. What was flushed outlives the process.
 pub trait Journal: Send + fmt::Debug {
-    /// The share that the session has; true if that is news, which takes [`Self::begin`].
-    fn granted(&mut self, share: &str) -> bool;
+    /// The share that the session has, and whether changes name who made them; true if that is
+    /// news, which takes [`Self::begin`].
+    fn granted(&mut self, share: &str, identity: bool) -> bool;
 
     /// Adds a note and its data.
     ///
@@ -74,8 +75,8 @@ impl Noted {
         !self.broken
     }
 
-    pub(super) fn granted(&mut self, share: &str, log: &Log<Bytes>) {
-        if self.journal.granted(share) {
+    pub(super) fn granted(&mut self, share: &str, identity: bool, log: &Log<Bytes>) {
+        if self.journal.granted(share, identity) {
             // until it has
             self.broken = true;
             self.begin(log);
@@ -164,7 +165,7 @@ mod tests {
     }
 
     impl Journal for OnDisk {
-        fn granted(&mut self, _: &str) -> bool {
+        fn granted(&mut self, _: &str, _: bool) -> bool {
             true
         }
 
@@ -196,7 +197,7 @@ mod tests {
         let disk = Arc::new(Mutex::new(Disk::default()));
         let mut log = Log::new();
         let mut noted = Noted::new(Box::new(OnDisk(Arc::clone(&disk))), &mut log);
-        noted.granted("disk", &log);
+        noted.granted("disk", false, &log);
         let tidy = |noted: &mut Noted, is_full, is_long| {
             let mut now = disk.lock().unwrap();
             (now.is_full, now.is_long) = (is_full, is_long);

@@ -72,6 +72,8 @@ pub(super) struct Supervisor {
     asked: Vec<Virtual>,
     /// How the identification under way goes.
     auth: Option<Auth>,
+    /// What the host's last verdict says: whether it acts as whoever asks.
+    identity: bool,
     pub(super) loans: Loans,
     /// How many packets of the host have come on it, and when that was last seen to grow.
     heard: (u64, Instant),
@@ -159,6 +161,7 @@ impl Supervisor {
             renewed: false,
             asked: Vec::new(),
             auth: None,
+            identity: false,
             loans: Loans::default(),
             heard: (0, Instant::now()),
             recall: None,
@@ -334,10 +337,8 @@ impl Supervisor {
                 let identity = matches!(verdict, Verdict::ApprovedIdentity(_));
                 let approved = !matches!(verdict, Verdict::Denied(_));
                 let auth = self.auth.filter(|_| approved);
-                self.core.update(|view| {
-                    view.identity = identity;
-                    view.auth = auth.or(view.auth);
-                });
+                self.core.update(|view| view.auth = auth.or(view.auth));
+                self.identity = identity;
                 if let Some(peer) = self.peer.filter(|_| approved) {
                     self.endpoint.authenticated(peer);
                 }
@@ -375,6 +376,8 @@ impl Supervisor {
                     }
                     self.renewed = false;
                     self.set_in_use(true);
+                    let identity = self.identity;
+                    self.core.update(|view| view.identity = identity);
                     match self.core.connected(id, grant) {
                         Ok(true) => self.phase.send_modify(|phase| phase.up = true),
                         // lost meanwhile, which is being reported
@@ -528,10 +531,18 @@ impl Supervisor {
         }
     }
 
-    fn end(&mut self, end: End) {
+    fn say_farewell(&mut self) {
         if let Some((_, connection)) = self.connection.take() {
-            link::close(&connection, CloseReason::Ended);
+            let reason = match self.core.is_parting() {
+                true => CloseReason::Done,
+                false => CloseReason::Ended,
+            };
+            link::close(&connection, reason);
         }
+    }
+
+    fn end(&mut self, end: End) {
+        self.say_farewell();
         self.core.end();
         self.phase.send_modify(|phase| phase.end = Some(end));
     }

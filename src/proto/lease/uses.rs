@@ -88,7 +88,11 @@ pub fn reads(call: &Call, open: Option<NodeId>, seen: Option<NodeId>) -> Vec<(No
         | Call::Sync { .. }
         | Call::SyncAll { .. }
         | Call::Release { .. }
-        | Call::Forget { .. } => {}
+        | Call::Forget { .. }
+        | Call::Unwrap(_)
+        | Call::Absent
+        | Call::Leave(_)
+        | Call::Over(_) => {}
     }
     used.0.into_iter().collect()
 }

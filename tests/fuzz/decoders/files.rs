@@ -1,14 +1,18 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::sync::OnceLock;
 
+use p2pfs::id::SessionId;
 use p2pfs::identity::SecretKey;
-use p2pfs::identity::sealing::Sealing;
-use p2pfs::limits::{KEYS_MAX, SHARES_MAX};
+use p2pfs::identity::wrapping::{FileKey, NotWrapped, Subject, Wraps};
+use p2pfs::limits::{KEYS_MAX, LABEL_BYTES_MAX, SHARES_MAX};
 use p2pfs::proto::redo::{opens, record};
 use p2pfs_hostd::backup::{Contents, Sealed};
 use p2pfs_hostd::config::Config;
 use p2pfs_hostd::keys::Keys;
+use p2pfs_hostd::record::clients;
 use p2pfs_hostd::{expires, owner};
+use p2pfs_mountd::envelope::Envelope;
 use p2pfs_mountd::known_hosts::KnownHosts;
 use p2pfs_mountd::options::MountOptions;
 use p2pfs_mountd::spec::Spec;
@@ -64,6 +68,12 @@ pub(super) fn record(bytes: &[u8]) {
     }
 }
 
+pub(super) fn clients(bytes: &[u8]) {
+    if let Some(client) = clients::parse(&String::from_utf8_lossy(bytes)) {
+        assert!(client.client.len() <= LABEL_BYTES_MAX && client.share.len() <= LABEL_BYTES_MAX);
+    }
+}
+
 /// The file, and one in which every sum is right.
 pub(super) fn opens(bytes: &[u8]) {
     let _ = opens::record::recover(bytes);
@@ -79,35 +89,49 @@ pub(super) fn opens(bytes: &[u8]) {
 
 /// The file, and chunks (a byte says how long each is) that are sealed with the right key.
 pub(super) fn sealed(bytes: &[u8]) {
-    let secret = SecretKey::from_seed([1; 32]);
-    let _ = p2pfs_mountd::sealed::parse(bytes, &secret);
-    let mut sealing = Sealing::new(&secret, &[2; 32]);
-    let mut file = [&b"p2pfs sealed 1\n"[..], &[2; 32]].concat();
-    let mut rest = bytes;
-    while let Some((length, behind)) = rest.split_first() {
-        let (chunk, behind) = behind.split_at(behind.len().min(usize::from(*length)));
-        file.extend(sealing.seal(chunk, behind.is_empty()));
-        rest = behind;
-    }
-    if let Ok((_, away)) = p2pfs_mountd::sealed::parse(&file, &secret) {
-        assert!(away.entries.len() < bytes.len());
+    let _ = p2pfs_mountd::sealed::parse(bytes, unwrap);
+    let file = p2pfs_mountd::sealed::of_chunks(envelope(), &chunks(bytes));
+    if let Ok(opened) = p2pfs_mountd::sealed::parse(&file, unwrap) {
+        assert!(opened.away.entries.len() < bytes.len());
     }
 }
 
 /// The file, and chunks that are sealed with the right key: a head, and those that the bytes hold.
 pub(super) fn journal(bytes: &[u8]) {
-    let secret = SecretKey::from_seed([1; 32]);
-    let _ = p2pfs_mountd::journal::read(bytes, &secret);
-    let (mut chunks, mut rest) = (vec![&[0; 49][..]], bytes);
+    let _ = p2pfs_mountd::journal::read(bytes, unwrap);
+    let chunks = [vec![&[0; 49][..]], chunks(bytes)].concat();
+    let file = p2pfs_mountd::journal::of_chunks(envelope(), chunks);
+    if let Ok((.., away)) = p2pfs_mountd::journal::read(&*file, unwrap) {
+        assert!(away.entries.len() <= bytes.len());
+    }
+}
+
+/// A byte says how long each is.
+fn chunks(bytes: &[u8]) -> Vec<&[u8]> {
+    let (mut chunks, mut rest) = (Vec::new(), bytes);
     while let Some((length, behind)) = rest.split_first() {
         let (chunk, behind) = behind.split_at(behind.len().min(usize::from(*length)));
         chunks.push(chunk);
         rest = behind;
     }
-    let file = p2pfs_mountd::journal::of_chunks(&secret, chunks);
-    if let Ok((_, away)) = p2pfs_mountd::journal::read(&*file, &secret) {
-        assert!(away.entries.len() <= bytes.len());
-    }
+    chunks
+}
+
+fn secret() -> SecretKey {
+    SecretKey::from_seed([1; 32])
+}
+
+fn envelope() -> &'static Envelope {
+    static ENVELOPE: OnceLock<Envelope> = OnceLock::new();
+    ENVELOPE.get_or_init(|| {
+        let (session, share) = (SessionId([3; 16]), "disk".to_owned());
+        let subject = Subject { session, share, identity: false };
+        Envelope::new(&secret(), secret().peer_id(), &subject).expect("a good key")
+    })
+}
+
+fn unwrap(wraps: &Wraps) -> Result<FileKey, NotWrapped> {
+    wraps.open(&secret())
 }
 
 /// The client's files and its command line.

@@ -6,7 +6,7 @@ use p2pfs::identity::passphrase::{Passphrase, Stretch};
 use p2pfs::identity::sealed::{
     self, DEVICE_TEXT_BYTES_MAX, KEY_SERVERS_MAX, KeyContents, PublicPart,
 };
-use p2pfs::identity::{MacAddress, PairKey, PeerId, base32, recovery, ticket};
+use p2pfs::identity::{MacAddress, PairKey, PeerId, SecretKey, base32, recovery, ticket, wrapping};
 use p2pfs::limits::{LABEL_BYTES_MAX, PASSPHRASE_BYTES_MAX};
 use p2pfs::proto::pairing::{Code, Handshake, Side};
 use p2pfs::usb;
@@ -44,6 +44,16 @@ pub(super) fn recovery(bytes: &[u8]) {
         if let Ok(contents) = recovery::read(text) {
             bounded(&contents);
         }
+    }
+}
+
+/// As a host gets it, and what it holds when it is unwrapped.
+pub(super) fn wrapped(bytes: &[u8]) {
+    let secret = SecretKey::from_seed([1; 32]);
+    let wrapped = wrapping::ForHost { writer: secret.peer_id(), sealed: bytes.to_vec() };
+    let _ = wrapped.open(&secret).expect_err("nobody has wrapped this");
+    if let Ok((_, subject)) = wrapping::parse(bytes) {
+        assert!(subject.share.len() <= LABEL_BYTES_MAX);
     }
 }
 
