@@ -364,6 +364,10 @@ impl Supervisor {
     }
 
     fn drive(&mut self) {
+        // before its streams end, which would look as if the host had ended them
+        if matches!(self.machine.state(), State::Ended(_)) {
+            self.say_farewell();
+        }
         while let Some(output) = self.machine.poll_output() {
             match output {
                 Output::Connect(id) => self.connect(id),
@@ -542,7 +546,6 @@ impl Supervisor {
     }
 
     fn end(&mut self, end: End) {
-        self.say_farewell();
         self.core.end();
         self.phase.send_modify(|phase| phase.end = Some(end));
     }
