@@ -1,19 +1,19 @@
 //! Whose sessions these are: a file for each that may make changes, beside its record, so that
 //! others can be told of a client that is away with more, and other keys go on with it.
 
-use std::fs;
-use std::io;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
 use p2pfs::id::SessionId;
 use p2pfs::identity::PeerId;
 use p2pfs::limits::LABEL_BYTES_MAX;
-use p2pfs::net::daemon;
 use p2pfs::net::serve::AbsentClient;
 use p2pfs::wire::call::Backlog;
 use serde::{Deserialize, Serialize};
 
-use super::{Record, Records, ends, lock, opens};
+use super::{Record, Records, UNNAMED, ends, lock, opens};
 
 pub(super) const EXTENSION: &str = "client";
 /// The longest file, bytes.
@@ -100,7 +100,12 @@ impl Record {
             bytes: client.keeps.map(|keeps| keeps.bytes),
         };
         let text = toml::to_string(&line).map_err(io::Error::other)?;
-        daemon::write_private(&path, text.as_bytes())
+        // as for records: it is there for a process that is killed
+        let unnamed = path.with_extension(format!("{EXTENSION}.{UNNAMED}"));
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        options.open(&unnamed)?.write_all(text.as_bytes())?;
+        fs::rename(&unnamed, &path)
     }
 }
 
