@@ -92,7 +92,8 @@ fn posix_holds_for_the_suite_in_c_too() {
         command.arg("-r").arg(suite.join("tests")).current_dir(&dir);
         let said = Outcome::of(command, Duration::from_secs(1800)).stdout;
         println!("{}: {}", dir.display(), said.lines().rev().take(2).collect::<Vec<_>>().join(" "));
-        assert!(said.lines().any(|line| line.starts_with("Result: ")), "{said}");
+        let any = |line: &str| line.starts_with("Result: ") && !line.ends_with("NOTESTS");
+        assert!(said.lines().any(any), "{said}");
         let is_failure = |line: &&str| line.contains("Failed test");
         said.lines().filter(is_failure).map(str::to_owned).collect::<Vec<_>>()
     };
