@@ -215,10 +215,9 @@ pub(super) async fn deliver_one(
         return Ok(Some(head.share));
     }
     let arrived = arrive(&session, config.timeout).await;
+    // while it is connected: a farewell may be lost on its way
+    session.leave().await;
     if arrived.is_err() || session.refused() > 0 {
-        if arrived.is_err() {
-            session.leave().await;
-        }
         let away = session.put_away();
         if let Err(error) = seal(path, &envelope, head.host, &head.share, &away) {
             tracing::warn!(%error, "what has arrived stays sealed with what has not");
@@ -228,8 +227,6 @@ pub(super) async fn deliver_one(
         session.part().await;
         return Err(undelivered(path, &errno.to_string()));
     }
-    // a farewell may be lost on its way
-    session.leave().await;
     // if it was killed after it had sealed all
     journal::forget(&journal::path(state, &name_of(path)));
     let settled = if session.refused() == 0 {

@@ -425,8 +425,11 @@ impl Core {
         let mut inner = self.lock();
         inner.link = None;
         inner.opened = None;
+        // it must not come back to the host, who may hand the session to another process by now
+        (inner.closing, inner.parting) = (true, true);
         let left = inner.leave();
         inner.pump(self);
+        self.wake.notify_one();
         self.any_undone.notify_one();
         left
     }
